@@ -1,0 +1,54 @@
+# Everything a person needs, by name. Each target makes the virtual environment it needs, once.
+#
+#   make up ARGS="--decode 2 --port 8080"      make test ARGS="-k scheduler"
+
+VENV ?= .venv
+PROTOS_VENV ?= .venv-protos
+ARGS ?=
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev up test lint types imports protos check-protos bench constraints clean
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+install: ## Installs what `make up` needs into .venv
+	@.ci/venv $(VENV) gateway,worker,cli
+
+install-dev: ## Installs tests and checks too
+	@.ci/venv $(VENV) dev
+
+up: install ## Starts Redis, one prefill, one decode and a gateway; Ctrl-C stops them
+	@$(BIN)/tandem up $(ARGS)
+
+test: install-dev ## Runs the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install-dev ## Checks style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install-dev ## Checks types
+	@$(BIN)/mypy
+
+imports: install-dev ## Checks who may import whom
+	@$(BIN)/lint-imports
+
+protos: ## Regenerates the protobuf stubs
+	@.ci/protos $(PROTOS_VENV)
+
+check-protos: ## Fails when the checked-in stubs are not what the .proto files give
+	@rm -rf build/protos && mkdir -p build/protos && cp protos/*_pb2* build/protos
+	@.ci/protos $(PROTOS_VENV)
+	@for stub in protos/*_pb2*; do cmp "$$stub" "build/$$stub" || { echo "stubs were out of date: commit the regenerated ones"; exit 1; }; done
+
+bench: install-dev ## Tandem against transformers on the same requests, one table
+	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+constraints: ## Resolves the dependencies anew and rewrites constraints.txt
+	@.ci/constraints
+
+clean: ## Removes what the targets made, the virtual environments too
+	@rm -rf $(VENV) $(PROTOS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	@find kernels protos services shared tests loadtest -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""Chooses the kernels: a name and a device in, one object with every op out."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+
+from kernels.cpu_torch.packed_linear import packed_linear
+from kernels.dense_linear import Linear, dense_linear
+
+BACKENDS = {"reference": "kernels.reference", "cpu": "kernels.cpu_torch", "triton": "kernels.triton"}
+
+
+class Ops(Protocol):
+    """What a backend's package exports; shapes and dtypes are documented in `kernels.reference`."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Root-mean-square normalisation."""
+        ...
+
+    def fused_add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Residual addition and normalisation."""
+        ...
+
+    def rotary(self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor) -> None:
+        """Rotary position embedding, in place."""
+        ...
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """Gated activation."""
+        ...
+
+    def write_kv(
+        self, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        """Stores keys and values in their cache slots."""
+        ...
+
+    def paged_attention(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        block_tables: torch.Tensor,
+        query_start: torch.Tensor,
+        seq_lens: torch.Tensor,
+        *,
+        scale: float,
+        max_query_len: int,
+        max_seq_len: int,
+    ) -> torch.Tensor:
+        """Causal attention over the paged cache."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The kernels of one process.
+
+    Attributes:
+        name: Key of `BACKENDS`, for logs and `/version`.
+        ops: The ops.
+        linear: Makes a matrix multiplication of `(weight [out, in], bias [out] or None)`; may repack the weight, so the
+            caller drops its own reference.
+    """
+
+    name: str
+    ops: Ops
+    linear: Callable[[torch.Tensor, torch.Tensor | None], Linear]
+
+
+def load_backend(name: str, device: torch.device) -> Backend:
+    """Imports a backend; only the chosen one, since triton is absent from CPU images.
+
+    Args:
+        name: Key of `BACKENDS`, or "auto": "cpu" on a CPU, else "triton".
+        device: Where the tensors will live.
+
+    Raises:
+        ValueError: No such backend, or it cannot run on `device`.
+        ImportError: The backend's own dependency is missing.
+    """
+    if name == "auto":
+        name = "cpu" if device.type == "cpu" else "triton"
+    if name not in BACKENDS:
+        raise ValueError(f"unknown kernel backend {name!r}; known: auto, {', '.join(BACKENDS)}")
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"kernel backend 'cpu' cannot run on device {device}")
+    ops = cast(Ops, importlib.import_module(BACKENDS[name]))
+    return Backend(name=name, ops=ops, linear=packed_linear if name == "cpu" else dense_linear)

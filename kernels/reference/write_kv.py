@@ -1,0 +1,21 @@
+"""Stores new keys and values in the paged cache."""
+
+from __future__ import annotations
+
+import torch
+
+
+def write_kv(key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """Writes token `t` to slot `slot_mapping[t]`, which is `block_id * block_size + offset`.
+
+    Args:
+        key: `[T, Hk, D]`; heads contiguous, any token stride.
+        value: `[T, Hk, D]`, likewise.
+        kv_cache: `[num_blocks, 2, block_size, Hk, D]`, one layer's view of the arena (any block stride); mutated.
+        slot_mapping: int64 `[T]`, distinct; a token of slot -1 is not stored.
+    """
+    block_size = kv_cache.shape[2]
+    for token, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            kv_cache[slot // block_size, 0, slot % block_size] = key[token]
+            kv_cache[slot // block_size, 1, slot % block_size] = value[token]

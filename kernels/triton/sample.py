@@ -1,0 +1,232 @@
+"""The batched sampler: penalties, temperature, top-k, top-p, min-p and the draw, with nothing on the host.
+
+One program per row. A draw is the Gumbel-max trick (Maddison et al. 2014) with counter-based noise (Philox, Salmon et
+al. 2011): the noise of a token is a function of (seed, position, token id) and nothing else, so whoever computes the same
+logits draws the same token. Top-k and top-p need no sort: an eight-way search over the order-preserving integer image of the
+logits finds the cut.
+"""
+# mypy: allow-untyped-calls, disable-error-code="no-untyped-def, untyped-decorator, misc"
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """What was said so far and how much it counts; all on the logits' device.
+
+    Attributes:
+        output_counts: int32 `[S, V]`, how often each token was generated.
+        prompt_mask: uint8 `[S, V]`, 1 where the prompt holds the token.
+        repetition: fp32 `[S]`, divides positive and multiplies negative logits of tokens seen anywhere; 1 is off.
+        presence: fp32 `[S]`, subtracted once from generated tokens; 0 is off.
+        frequency: fp32 `[S]`, subtracted per occurrence from generated tokens; 0 is off.
+    """
+
+    output_counts: torch.Tensor
+    prompt_mask: torch.Tensor
+    repetition: torch.Tensor
+    presence: torch.Tensor
+    frequency: torch.Tensor
+
+
+@triton.jit
+def _order_key(x):
+    """Map fp32 to int64 so that `a < b` iff `key(a) < key(b)`."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@triton.jit
+def _cut(row, V, row_max, floor, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the largest key `t >= floor` such that the tokens of key `>= t` weigh at least `target`.
+
+    A token weighs `exp(x - row_max)` with BY_MASS, else 1. Eight pivots per pass; it ends early once a single token is
+    left between the bounds.
+    """
+    lane = tl.arange(0, 8)
+    lo = floor
+    hi = _order_key(row_max) + 1
+    above_hi = 0
+    undecided = V
+    while (hi - lo > 1) & (undecided > 1):
+        step = tl.maximum((hi - lo) // 8, 1)
+        pivot = lo + step * lane
+        mass = tl.zeros([BLOCK, 8], tl.float32)
+        count = tl.zeros([BLOCK, 8], tl.int32)
+        for start in range(0, V, BLOCK):
+            c = start + tl.arange(0, BLOCK)
+            x = tl.load(row + c, mask=c < V, other=float("-inf"))
+            take = (_order_key(x)[:, None] >= pivot[None, :]) & (c < V)[:, None]
+            count += take.to(tl.int32)
+            if BY_MASS:
+                mass += tl.where(take, tl.exp(x - row_max)[:, None], 0.0)
+        counts = tl.sum(count, 0)
+        weights = tl.sum(mass, 0) if BY_MASS else counts.to(tl.float32)
+        best = tl.max(tl.where(weights >= target, lane, 0), 0)
+        at_best = tl.sum(tl.where(lane == best, counts, 0), 0)
+        at_next = tl.sum(tl.where(lane == best + 1, counts, 0), 0)
+        if best < 7:
+            above_hi = at_next
+            hi = tl.minimum(hi, lo + step * (best + 1))
+        lo = lo + step * best
+        undecided = at_best - above_hi
+    return lo
+
+
+@triton.jit
+def _mass_from(row, V, row_max, floor, BLOCK: tl.constexpr):
+    """Return the summed `exp(x - row_max)` of the tokens of key `>= floor`."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, V, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        x = tl.load(row + c, mask=c < V, other=float("-inf"))
+        total += tl.where(_order_key(x) >= floor, tl.exp(x - row_max), 0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def sample_kernel(
+    logits,  # [S, V]
+    scratch,  # fp32 [S, V], penalised logits / temperature
+    temperature,  # fp32 [S]
+    top_k,  # int32 [S]
+    top_p,  # fp32 [S]
+    min_p,  # fp32 [S]
+    seeds,  # int64 [S]
+    positions,  # int64 [S]
+    output_counts,  # int32 [S, V]
+    prompt_mask,  # uint8 [S, V]
+    repetition,  # fp32 [S]
+    presence,  # fp32 [S]
+    frequency,  # fp32 [S]
+    tokens,  # int64 [S], written
+    logprobs,  # fp32 [S], written
+    logits_stride,
+    V,
+    FILTER: tl.constexpr,
+    PENALISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (row)."""
+    s = tl.program_id(0).to(tl.int64)
+    heat = tl.load(temperature + s)
+    greedy = heat <= 0.0
+    divisor = tl.where(greedy, 1.0, heat)
+    row = scratch + s * V
+
+    raw_max = tl.full([BLOCK], float("-inf"), tl.float32)
+    raw_sum = tl.zeros([BLOCK], tl.float32)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(0, V, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        x = tl.load(logits + s * logits_stride + c, mask=c < V, other=float("-inf")).to(tl.float32)
+        new_max = tl.maximum(raw_max, x)
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
+        raw_sum = raw_sum * tl.exp(raw_max - base) + tl.exp(x - base)
+        raw_max = new_max
+        if PENALISE:
+            count = tl.load(output_counts + s * V + c, mask=c < V, other=0)
+            seen = (count > 0) | (tl.load(prompt_mask + s * V + c, mask=c < V, other=0) > 0)
+            factor = tl.load(repetition + s)
+            x = tl.where(seen, tl.where(x > 0, x / factor, x * factor), x)
+            x = x - tl.load(frequency + s) * count - tl.where(count > 0, tl.load(presence + s), 0.0)
+        x = x / divisor
+        tl.store(row + c, x, mask=c < V)
+        top = tl.maximum(top, x)
+    tl.debug_barrier()  # the row is read back by other threads than wrote it
+    row_max = tl.max(top, 0)
+    peak = tl.max(raw_max, 0)
+    normaliser = peak + tl.log(tl.sum(raw_sum * tl.exp(tl.where(raw_max == peak, 0.0, raw_max - peak)), 0))
+
+    floor = _order_key(tl.full([1], float("-inf"), tl.float32))
+    cut = tl.sum(floor, 0)
+    if FILTER:
+        if not greedy:  # noqa: SIM102 (one condition of the compiler's and one of the device's)
+            k = tl.load(top_k + s)
+            if (k > 0) & (k < V):
+                cut = _cut(row, V, row_max, cut, k.to(tl.float32), False, BLOCK)
+            p = tl.load(top_p + s)
+            if p < 1.0:
+                target = p * _mass_from(row, V, row_max, cut, BLOCK)
+                cut = _cut(row, V, row_max, cut, target, True, BLOCK)
+            smallest = tl.load(min_p + s)
+            if smallest > 0.0:
+                cut = tl.maximum(cut, _order_key(row_max + tl.log(smallest)))
+
+    seed = tl.load(seeds + s)
+    position = tl.load(positions + s)
+    low = (position & 0xFFFFFFFF).to(tl.uint32)
+    high = (position >> 32).to(tl.uint32)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    where = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, V, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        x = tl.load(row + c, mask=c < V, other=float("-inf"))
+        score = x
+        if not greedy:
+            bits, _, _, _ = tl.philox(seed, c.to(tl.uint32), low, high, 0)
+            uniform = ((bits >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
+            score = x - tl.log(-tl.log(uniform))
+            score = tl.where(_order_key(x) >= cut, score, float("-inf"))
+        where = tl.where(score > best, c, where)
+        best = tl.maximum(best, score)
+    winner = tl.max(best, 0)
+    token = tl.min(tl.where(best == winner, where, V), 0)
+    tl.store(tokens + s, token.to(tl.int64))
+    chosen = tl.load(logits + s * logits_stride + token).to(tl.float32)
+    tl.store(logprobs + s, chosen - normaliser)
+
+
+def sample(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+    penalties: Penalties | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token per row.
+
+    Penalties come first, then temperature, top-k, top-p over what top-k left, min-p relative to the largest
+    probability, and the draw. Tokens that tie with the last one kept are kept. The three filters are given together or
+    left out together; leaving them out saves the launch their registers.
+
+    Args:
+        logits: `[S, V]`, any float dtype, last dimension contiguous; -inf forbids a token. Not modified.
+        temperature: fp32 `[S]`; 0 takes the largest logit, lowest id first.
+        seeds: int64 `[S]`, one per sequence (and choice).
+        positions: int64 `[S]`, index of the token to be drawn in its sequence.
+        top_k: int32 `[S]`; 0 is off.
+        top_p: fp32 `[S]`; 1 is off.
+        min_p: fp32 `[S]`; 0 is off.
+        penalties: None is off.
+
+    Returns:
+        Token ids, int64 `[S]`, and the log-probability of each under the unmodified logits, fp32 `[S]`.
+    """
+    num_rows, vocabulary = logits.shape
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    logprobs = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    if num_rows == 0:
+        return tokens, logprobs
+    scratch = torch.empty((num_rows, vocabulary), dtype=torch.float32, device=logits.device)
+    filters = (top_k, top_p, min_p)
+    filtered = all(f is not None for f in filters)
+    if not filtered and any(f is not None for f in filters):
+        raise ValueError("top_k, top_p and min_p are given together or not at all")
+    said = penalties or Penalties(tokens, tokens, temperature, temperature, temperature)
+    sample_kernel[(num_rows,)](
+        logits, scratch, temperature, *(f if f is not None else temperature for f in filters), seeds, positions,
+        said.output_counts, said.prompt_mask, said.repetition, said.presence, said.frequency, tokens, logprobs,
+        logits.stride(0), vocabulary, FILTER=filtered, PENALISE=penalties is not None, BLOCK=_BLOCK, num_warps=16,
+    )  # fmt: skip
+    return tokens, logprobs

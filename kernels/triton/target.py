@@ -1,0 +1,66 @@
+"""What the kernels need to know about the device they are launched on, asked without touching the device."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.runtime.driver import driver
+
+_OFFLINE_PROCESSORS = 132
+"""Processor count assumed for tensors that live on no GPU (interpreter, ahead-of-time compile): that of an H200."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The compile target of the current device.
+
+    Attributes:
+        is_amd: True for a ROCm device.
+        arch: 80, 90, 100, ... on NVIDIA; 0 on AMD.
+        shared_bytes: shared memory (LDS) one program may use.
+        is_interpreted: True in Triton's interpreter, which has no device instructions.
+    """
+
+    is_amd: bool
+    arch: int
+    shared_bytes: int
+    is_interpreted: bool = False
+
+    @property
+    def has_wgmma(self) -> bool:
+        """True where matrix products of 64 and more rows read shared memory directly (Hopper and later)."""
+        return not self.is_amd and self.arch >= 90
+
+    @property
+    def overlaps_launches(self) -> bool:
+        """True where a kernel can be launched while the one it waits for still runs (Hopper and later)."""
+        return not self.is_amd and self.arch >= 90 and not self.is_interpreted
+
+
+_INTERPRETED = Target(is_amd=False, arch=90, shared_bytes=227 * 1024, is_interpreted=True)
+
+
+def current_target() -> Target:
+    """Return the target that a launch made now would be compiled for; the interpreter counts as sm_90."""
+    if triton.knobs.runtime.interpret:
+        return _INTERPRETED
+    found = driver.active.get_current_target()
+    return _describe(found.backend, found.arch)
+
+
+@functools.cache
+def _describe(backend: str, arch: int | str) -> Target:
+    if backend == "hip":
+        return Target(is_amd=True, arch=0, shared_bytes=(160 if arch == "gfx950" else 64) * 1024)
+    number = int(arch)
+    return Target(is_amd=False, arch=number, shared_bytes={80: 163, 90: 227, 100: 227}.get(number, 99) * 1024)
+
+
+def num_processors(device: torch.device) -> int:
+    """Return the multiprocessors (compute units) of `device`: 132 for a device that is no GPU."""
+    if device.type != "cuda":
+        return _OFFLINE_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

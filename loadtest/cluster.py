@@ -1,0 +1,54 @@
+"""Brings a suite up for a benchmark, through the command line as a user would, and takes it down again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCluster:
+    """A suite that is up.
+
+    Attributes:
+        url: Of the gateway.
+        startup_s: From the command to readiness.
+    """
+
+    url: str
+    run_dir: Path
+    startup_s: float
+
+    def status(self) -> dict[str, object]:
+        """What `tandem status --json` says."""
+        result = subprocess.run(
+            [*_tandem(), "status", "--json", "--run-dir", str(self.run_dir)], capture_output=True, text=True, check=True
+        )
+        status: dict[str, object] = json.loads(result.stdout)
+        return status
+
+
+def _tandem() -> list[str]:
+    return [sys.executable, "-m", "services.cli"]
+
+
+@contextlib.contextmanager
+def cluster(*, prefill: int, decode: int, options: tuple[str, ...] = ()) -> Iterator[RunningCluster]:
+    """`tandem up --detach` on a free port, in a run directory of its own; `tandem down` at the end."""
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        started_s = time.monotonic()
+        arguments = ["up", "--detach", "--port", "0", "--run-dir", folder]
+        arguments += ["--prefill", str(prefill), "--decode", str(decode), *options]
+        subprocess.run([*_tandem(), *arguments], check=True, stdout=subprocess.DEVNULL)
+        try:
+            state = json.loads((Path(folder) / "state.json").read_text())
+            yield RunningCluster(state["url"], Path(folder), time.monotonic() - started_s)
+        finally:
+            subprocess.run([*_tandem(), "down", "--run-dir", folder], check=True, stdout=subprocess.DEVNULL)

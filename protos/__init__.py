@@ -1,0 +1,1 @@
+"""Protocol buffers of the suite: `*.proto` and the stubs generated from them (`make protos`)."""

@@ -1,0 +1,183 @@
+"""`tandem`: the commands, their options, and how they end.
+
+Exit status: 0 done; 1 failed, or (`status`) nothing runs; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from services.cli.chat import Conversation, chat, first_model
+from services.cli.cluster import ClusterSpec, free_port
+from services.cli.doctor import examine, print_findings
+from services.cli.down import down
+from services.cli.preflight import check_port, check_shared_memory, default_threads, served_name
+from services.cli.quantities import parse_bytes
+from services.cli.quiet import quiet_libraries
+from services.cli.run_directory import default_run_dir, prepare_run_dir, supervisor_pid
+from services.cli.state_file import read_state
+from services.cli.status import cluster_status
+from services.cli.status_table import print_status
+from services.cli.up import report_failure, up_detached, up_in_foreground
+from shared.errors import ConfigurationError, TandemError, Unavailable
+from shared.models.config import ModelConfig
+from shared.models.resolve import resolve_model
+
+app = typer.Typer(
+    help="Tandem: LLM inference with prefill and decode apart. Start with `tandem up`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="Sockets, logs, state. One cluster each. Default ~/.tandem/run")
+]
+
+
+@app.command("up")
+def up_command(
+    model: Annotated[str, typer.Option(help="Hugging Face directory or hub id; pydoc-mini is bundled")] = "pydoc-mini",
+    prefill: Annotated[int, typer.Option(min=0, max=999, help="Prefill workers; 0 = decode prefills")] = 1,
+    decode: Annotated[int, typer.Option(min=1, max=999, help="Decode workers")] = 1,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 = any")] = 8000,
+    host: Annotated[str, typer.Option(help="HTTP address")] = "127.0.0.1",
+    detach: Annotated[bool, typer.Option("--detach", help="Return when ready; `tandem down` stops it")] = False,
+    redis_url: Annotated[str, typer.Option(help="Use this Redis instead of starting one")] = "",
+    served_model_name: Annotated[str, typer.Option(help="Default: the last part of --model")] = "",
+    kv_cache_bytes: Annotated[str, typer.Option(help="KV cache of each worker")] = "512MiB",
+    tier_bytes: Annotated[str, typer.Option(help="Host memory beside each worker for evicted KV")] = "1GiB",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, reference, cpu or triton")] = "auto",
+    max_model_len: Annotated[int, typer.Option(min=0, help="Context limit in tokens; 0 = the model's")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Per worker; 0 = the machine's cores shared equally")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for everything to come up")] = 900,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    run_dir: RunDir = None,
+) -> None:
+    """Starts Redis, workers with their sidecars, and a gateway.
+
+    Further settings of the services are environment variables (TANDEM_WORKER_*, TANDEM_TRANSFER_*, TANDEM_GATEWAY_*)
+    and reach them from yours.
+    """
+    directory = resolve_model(model)
+    ModelConfig.from_pretrained(directory, max_model_len=max_model_len)
+    spec = ClusterSpec(
+        model_dir=directory,
+        served_model_name=served_model_name or served_name(model),
+        run_dir=prepare_run_dir(run_dir or default_run_dir()),
+        prefill=prefill,
+        decode=decode,
+        host=host,
+        port=port or free_port(),
+        redis_url=redis_url,
+        kv_cache_bytes=parse_bytes(kv_cache_bytes),
+        tier_bytes=parse_bytes(tier_bytes),
+        dtype=dtype,
+        backend=backend,
+        threads=threads or default_threads(prefill + decode),
+        max_model_len=max_model_len,
+        log_level=log_level,
+        ready_timeout_s=timeout,
+    )
+    if pid := supervisor_pid(spec.run_dir):
+        raise ConfigurationError(
+            f"a cluster already runs in {spec.run_dir} (pid {pid}): `tandem down` stops it, or give another --run-dir"
+        )
+    check_port(spec.host, spec.port)
+    check_shared_memory(spec)
+    (up_detached if detach else up_in_foreground)(spec, Console())
+
+
+@app.command("down")
+def down_command(run_dir: RunDir = None) -> None:
+    """Drains and stops the cluster of a run directory."""
+    console = Console()
+    directory = run_dir or default_run_dir()
+    stopped = down(directory.expanduser().absolute(), console)
+    console.print("stopped: no process is left" if stopped else f"nothing runs in {directory}", highlight=False)
+
+
+@app.command("status")
+def status_command(
+    json: Annotated[bool, typer.Option("--json", help="For scripts")] = False, run_dir: RunDir = None
+) -> None:
+    """Shows processes, caches and queues."""
+    directory = (run_dir or default_run_dir()).expanduser().absolute()
+    status = asyncio.run(cluster_status(directory))
+    if status is None:
+        raise Unavailable(f"nothing runs in {directory}")
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(status), indent=2).decode() + "\n")
+    else:
+        # Into a pipe: as wide as it needs to be.
+        print_status(status, Console() if sys.stdout.isatty() else Console(width=160))
+
+
+@app.command("chat")
+def chat_command(
+    once: Annotated[str, typer.Option(help="Ask this and leave")] = "",
+    url: Annotated[str, typer.Option(help="Of a gateway; default: the cluster of the run directory")] = "",
+    model: Annotated[str, typer.Option(help="Default: the first one served")] = "",
+    system: Annotated[str, typer.Option(help="System prompt")] = "",
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Talks to the model, streaming."""
+    if not url:
+        directory = (run_dir or default_run_dir()).expanduser().absolute()
+        state = read_state(directory)
+        if state is None:
+            raise Unavailable(f"nothing runs in {directory}: start with `tandem up`, or give --url")
+        url = state.url
+    url = url.rstrip("/").removesuffix("/v1")
+    conversation = Conversation(
+        url, model or first_model(url), max_tokens=max_tokens, temperature=temperature, system=system
+    )
+    chat(conversation, Console(), once=once)
+
+
+@app.command("doctor")
+def doctor_command(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="That the gateway would use")] = 8000,
+) -> None:
+    """Looks for what is missing and says how to fix it."""
+    findings = examine(port)
+    print_findings(findings, Console())
+    if any(finding.verdict == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("version")
+def version_command() -> None:
+    """Prints versions."""
+    sys.stdout.write(f"tandem {importlib.metadata.version('tandem')} (Python {platform.python_version()})\n")
+
+
+def main() -> None:
+    """Entry point; a foreseen error is one message, not a traceback."""
+    quiet_libraries()
+    try:
+        app()
+    except ConfigurationError as exc:
+        report_failure(exc, Console(stderr=True))
+        sys.exit(1)
+    except TandemError as exc:
+        Console(stderr=True).print(f"error: {exc.message}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What can be known to go wrong before anything is started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import psutil
+
+from services.cli.cluster import ClusterSpec
+from services.cli.quantities import format_bytes
+from shared.errors import ConfigurationError
+
+
+def check_port(host: str, port: int) -> None:
+    """The gateway will be able to listen.
+
+    Raises:
+        ConfigurationError: It would not; names the process in the way if that can be seen.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as exc:
+        raise ConfigurationError(f"--host {host}: {exc.strerror}") from exc
+    with socket.socket(family) as probe:
+        # As the gateway does: connections of an earlier one that linger are not in the way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen()
+        except OSError as exc:
+            raise ConfigurationError(
+                f"cannot listen on {host}:{port}: {exc.strerror}{_listener(port)}; choose another with --port (0 = any)"
+            ) from exc
+
+
+def check_shared_memory(spec: ClusterSpec) -> None:
+    """The KV arenas fit into shared memory, which a container often limits to 64 MiB.
+
+    Raises:
+        ConfigurationError: They don't; with both numbers.
+    """
+    parent = spec.arena_dir.parent
+    if not parent.is_dir():
+        raise ConfigurationError(f"{parent} does not exist; the KV caches need a memory file system there")
+    needed, free = spec.kv_cache_bytes * (spec.prefill + spec.decode), shutil.disk_usage(parent).free
+    if needed > free:
+        raise ConfigurationError(
+            f"{spec.prefill + spec.decode} KV caches of {format_bytes(spec.kv_cache_bytes)} do not fit: "
+            f"{parent} has {format_bytes(free)} free, {format_bytes(needed)} are needed; "
+            f"lower --kv-cache-bytes or enlarge it (docker: --shm-size)"
+        )
+
+
+def default_threads(num_workers: int) -> int:
+    """An equal share of this process's cores for each engine worker, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
+
+
+def served_name(model: str) -> str:
+    """The last part of a directory or hub id."""
+    return Path(model).expanduser().name or Path(model).resolve().name
+
+
+def _listener(port: int) -> str:
+    """Names the process that listens there, if this user may see it."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
+                return f" (by pid {connection.pid}, {psutil.Process(connection.pid).name()})"
+    return ""

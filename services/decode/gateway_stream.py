@@ -1,0 +1,161 @@
+"""One `Generate` call: a gateway's commands in, one message per engine step out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from protos import worker_pb2 as pb
+from services.decode.session import DecodeSession
+from services.decode.wire import logprobs_to_wire
+from shared.engine.sequence import FinishReason, Sequence
+from shared.engine.step import TokenLogprobs
+from shared.errors import (
+    FingerprintMismatch,
+    InternalError,
+    InvalidRequest,
+    RequestTimeout,
+    StaleIncarnation,
+    TandemError,
+    Unavailable,
+    WorkerLost,
+)
+from shared.identity import SequenceId, SessionId
+from shared.worker.process import WorkerParts
+
+log = structlog.get_logger(__name__)
+
+Routes = dict[SequenceId, tuple["GatewayStream", DecodeSession]]
+
+
+class GatewayStream:
+    """The sessions that one gateway has on this worker. They all end when the stream does.
+
+    Args:
+        routes: Of the servicer, shared by its streams: which stream and session a sequence belongs to.
+    """
+
+    def __init__(self, parts: WorkerParts, routes: Routes) -> None:
+        self._parts = parts
+        self._routes = routes
+        self._sessions: dict[SessionId, DecodeSession] = {}
+        self._step = pb.StepOutput()  # what the current step has for this gateway
+        self._outgoing: asyncio.Queue[pb.StepOutput | None] = asyncio.Queue()
+        self.gateway_id = ""
+
+    def greet(self, command: pb.GenerateCommand) -> None:
+        """Checks that the gateway means this life of this worker.
+
+        Raises:
+            InvalidRequest: The first command is not a Hello.
+            StaleIncarnation: It means an earlier life.
+            FingerprintMismatch: It means another model or layout.
+        """
+        who = self._parts.status.identity
+        if command.WhichOneof("command") != "hello":
+            raise InvalidRequest("the first command of a Generate stream must be hello")
+        if command.hello.incarnation != who.incarnation:
+            raise StaleIncarnation(f"worker {who.worker_id}: the call meant {command.hello.incarnation}")
+        if command.hello.fingerprint != who.fingerprint:
+            raise FingerprintMismatch(f"worker {who.worker_id} serves {who.fingerprint}")
+        self.gateway_id = command.hello.gateway_id
+
+    async def read(self, commands: AsyncIterator[pb.GenerateCommand]) -> None:
+        """Carries out commands until the gateway ends its side."""
+        try:
+            async for command in commands:
+                match command.WhichOneof("command"):
+                    case "submit":
+                        self._submit(command.submit)
+                    case "abort":
+                        self._abort(SessionId(command.abort.session_id))
+                    case other:
+                        log.warning("command_ignored", command=other, gateway_id=self.gateway_id)
+        finally:
+            self._outgoing.put_nowait(None)
+
+    async def messages(self) -> AsyncIterator[pb.StepOutput]:
+        """Yields each step's message; ends with the stream."""
+        while (message := await self._outgoing.get()) is not None:
+            yield message
+
+    def close(self) -> None:
+        """Aborts whatever the gateway left behind."""
+        for session_id in list(self._sessions):
+            self._abort(session_id)
+
+    def add_token(
+        self, session: DecodeSession, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
+    ) -> None:
+        """Adds one token to the current step's message."""
+        step = self._step
+        if logprobs is not None:
+            step.logprobs.append(logprobs_to_wire(len(step.token_ids), logprobs))
+        step.sequences.append(session.first_sequence + sequence.choice)
+        step.token_ids.append(token_id)
+
+    def add_finish(self, session: DecodeSession, sequence: Sequence) -> None:
+        """Adds the end of one choice. A choice that the engine gave up on its own fails the session."""
+        if sequence.finish_reason is FinishReason.ABORTED:
+            worker_id = self._parts.status.identity.worker_id
+            self.fail(session, WorkerLost(f"worker {worker_id} stopped"))
+            return
+        self._step.finishes.append(session.finish_message(sequence))
+        session.finish(sequence)
+        self._routes.pop(sequence.sequence_id, None)
+        if session.is_over:
+            self._sessions.pop(session.session_id, None)
+
+    def flush(self) -> None:
+        """Sends the current step's message."""
+        self._outgoing.put_nowait(self._step)
+        self._step = pb.StepOutput()
+
+    def fail(self, session: DecodeSession, error: TandemError) -> None:
+        """Ends a session with an error, at once and only once."""
+        if self._sessions.pop(session.session_id, None) is None:
+            return
+        self._drop(session)
+        self._send_failure(session.session_id, error)
+
+    def _send_failure(self, session_id: SessionId, error: TandemError) -> None:
+        failure = pb.Failure(session_id=session_id, code=error.code, message=error.message)
+        self._outgoing.put_nowait(pb.StepOutput(failures=[failure]))
+
+    def _submit(self, submit: pb.Submit) -> None:
+        session_id = SessionId(submit.session_id)
+        try:
+            if self._parts.status.is_draining:
+                raise Unavailable(f"worker {self._parts.status.identity.worker_id} is draining")
+            if session_id in self._sessions:
+                raise InvalidRequest(f"session {session_id} is already running")
+            session = DecodeSession(self._parts, submit)
+            self._parts.engine.submit(session.sequences)
+        except TandemError as exc:
+            self._send_failure(session_id, exc)
+            return
+        self._sessions[session_id] = session
+        for sequence in session.sequences:
+            self._routes[sequence.sequence_id] = (self, session)
+        if submit.timeout_s > 0:
+            error = RequestTimeout(f"not finished within the request's {submit.timeout_s:g} s")
+            session.deadline = asyncio.get_running_loop().call_later(submit.timeout_s, self.fail, session, error)
+        session.acquisition = asyncio.create_task(self._acquire(session))
+
+    async def _acquire(self, session: DecodeSession) -> None:
+        try:
+            await session.acquire_kv()
+        except Exception as exc:
+            log.exception("acquisition_failed", session_id=session.session_id)
+            self.fail(session, InternalError(f"KV acquisition failed: {type(exc).__name__}"))
+
+    def _abort(self, session_id: SessionId) -> None:
+        if session := self._sessions.pop(session_id, None):
+            self._drop(session)
+
+    def _drop(self, session: DecodeSession) -> None:
+        for sequence in session.sequences:
+            self._routes.pop(sequence.sequence_id, None)
+        self._parts.engine.abort(session.end())

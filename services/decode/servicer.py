@@ -1,0 +1,74 @@
+"""Serves `Worker.Generate` to gateways.
+
+Before it: services/gateway placed the request here. After it: `session` gets the prompt's KV, the engine generates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+
+from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
+from services.decode.gateway_stream import GatewayStream, Routes
+from shared.engine.step import StepOutputs
+from shared.worker.process import WorkerParts
+
+log = structlog.get_logger(__name__)
+
+
+class DecodeServicer(rpc.WorkerServicer):
+    """Hands each step's outputs to the streams they belong to, in one pass."""
+
+    def __init__(self, parts: WorkerParts) -> None:
+        self._parts = parts
+        self._routes: Routes = {}
+        parts.dispatch.add_listener(self._on_step)
+
+    async def Status(  # noqa: N802
+        self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[pb.StatusRequest, pb.StatusReply]
+    ) -> pb.StatusReply:
+        """How this process stands."""
+        return self._parts.status.reply()
+
+    async def Generate(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.GenerateCommand],
+        context: grpc.aio.ServicerContext[pb.GenerateCommand, pb.StepOutput],
+    ) -> AsyncIterator[pb.StepOutput]:
+        """One gateway's stream; its end, for whatever reason, aborts its sessions."""
+        stream = GatewayStream(self._parts, self._routes)
+        try:
+            stream.greet(await anext(request_iterator))
+        except StopAsyncIteration:
+            return
+        log.info("gateway_connected", gateway_id=stream.gateway_id)
+        yield pb.StepOutput()  # tells the gateway that it was accepted
+        reader = asyncio.create_task(stream.read(request_iterator))
+        try:
+            async for message in stream.messages():
+                yield message
+        finally:
+            reader.cancel()
+            stream.close()
+            log.info("gateway_disconnected", gateway_id=stream.gateway_id)
+
+    def _on_step(self, outputs: StepOutputs) -> None:
+        routes, touched = self._routes, dict[GatewayStream, None]()
+        for sequence, token_id, logprobs in outputs.tokens:
+            if route := routes.get(sequence.sequence_id):
+                stream, session = route
+                session.first_token_s = session.first_token_s or time.monotonic()
+                stream.add_token(session, sequence, token_id, logprobs)
+                touched[stream] = None
+        for sequence in outputs.finished:
+            if route := routes.get(sequence.sequence_id):
+                stream, session = route
+                stream.add_finish(session, sequence)
+                touched[stream] = None
+        for stream in touched:
+            stream.flush()

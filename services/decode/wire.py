@@ -1,0 +1,52 @@
+"""Protobuf to dataclasses and back, for the decode servicer."""
+
+from __future__ import annotations
+
+from protos import worker_pb2 as pb
+from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from shared.engine.sequence import FinishReason
+from shared.engine.step import TokenLogprobs
+from shared.errors import InvalidRequest
+
+FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+def sampling_from_wire(wire: pb.SamplingParams) -> SamplingParams:
+    """Checks the few things that the engine relies on; the gateway has told the user about all others.
+
+    Raises:
+        InvalidRequest: A bound that the engine needs does not hold.
+    """
+    if wire.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens is {wire.max_tokens}, must be at least 1", param="max_tokens")
+    if wire.num_logprobs > MAX_LOGPROBS:
+        raise InvalidRequest(f"logprobs is {wire.num_logprobs}, at most {MAX_LOGPROBS}", param="logprobs")
+    return SamplingParams(
+        max_tokens=wire.max_tokens,
+        temperature=wire.temperature,
+        top_p=wire.top_p,
+        top_k=wire.top_k,
+        min_p=wire.min_p,
+        seed=wire.seed,
+        presence_penalty=wire.presence_penalty,
+        frequency_penalty=wire.frequency_penalty,
+        repetition_penalty=wire.repetition_penalty,
+        logit_bias=dict(wire.logit_bias),
+        min_tokens=wire.min_tokens,
+        stop_token_ids=frozenset(wire.stop_token_ids),
+        ignore_eos=wire.ignore_eos,
+        num_logprobs=wire.num_logprobs if wire.HasField("num_logprobs") else None,
+    )
+
+
+def logprobs_to_wire(index: int, logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    """`index` says which token of the step's message it belongs to."""
+    return pb.TokenLogprobs(
+        index=index,
+        logprob=logprobs.logprob,
+        top_token_ids=logprobs.top_token_ids,
+        top_logprobs=logprobs.top_logprobs,
+    )

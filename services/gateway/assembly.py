@@ -1,0 +1,54 @@
+"""Puts the gateway's parts together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from services.gateway.app import Gateway
+from services.gateway.dispatcher import Dispatcher
+from services.gateway.health import Health
+from services.gateway.metrics import RequestMetrics
+from services.gateway.pipeline import Pipeline
+from services.gateway.served_model import ServedModel
+from services.gateway.settings import GatewaySettings
+from services.gateway.text_work import TextWork
+from services.gateway.workers import Workers
+from shared.directory.client import Directory
+
+
+@asynccontextmanager
+async def assemble(
+    settings: GatewaySettings, model: ServedModel, directory: Directory, gateway_id: str
+) -> AsyncIterator[Gateway]:
+    """A gateway connected to its workers, until the block is left."""
+    workers, text_work, metrics = Workers(directory, gateway_id, model.name), TextWork(), RequestMetrics(model.name)
+    dispatcher = Dispatcher(
+        directory,
+        workers,
+        text_work,
+        policy=settings.placement,
+        min_remote_tokens=settings.min_remote_tokens,
+        timeout_s=settings.request_timeout_s,
+    )
+    workers.start()
+    try:
+        yield Gateway(
+            model=model,
+            pipeline=Pipeline(model, settings, workers, dispatcher, text_work, metrics),
+            health=Health(directory, workers),
+            metrics=metrics,
+            version=_version(),
+            max_body_bytes=settings.max_body_bytes,
+        )
+    finally:
+        await workers.close()
+        text_work.close()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tandem")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "0+unknown"

@@ -1,0 +1,113 @@
+"""Raw bytes to a typed body, with errors that name the field."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect, Request
+
+from services.gateway.schemas.body import GenerationBody, Refusal
+from shared.errors import Cancelled, InvalidRequest, RequestTooLarge, UnsupportedField
+
+UnknownFields = Literal["refuse", "ignore"]
+B = TypeVar("B", bound=GenerationBody)
+
+MAX_MESSAGE_CHARS = 500
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        RequestTooLarge: Announced or actual size is above the limit; nothing more is read then.
+        Cancelled: The client left before it was sent.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise RequestTooLarge(f"the request body has {announced} bytes, at most {max_bytes} are read")
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async for piece in request.stream():
+            pieces.append(piece)
+            size += len(piece)
+            if size > max_bytes:
+                raise RequestTooLarge(f"the request body has more than {size - 1} bytes, at most {max_bytes} are read")
+    except ClientDisconnect as exc:
+        raise Cancelled("the client left while it sent the request") from exc
+    return b"".join(pieces)
+
+
+def parse_body(raw: bytes, schema: type[B], unknown_fields: UnknownFields) -> B:
+    """Checks the fields one by one: types and ranges, then names.
+
+    Raises:
+        InvalidRequest: Not JSON, not an object, a wrong type or range, or a field that nobody knows.
+        UnsupportedField: A field that is known and not served.
+    """
+    try:
+        content = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidRequest(f"the request body is not valid JSON: {exc}") from exc
+    if not isinstance(content, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    try:
+        body = schema.model_validate(content)
+    except ValidationError as exc:
+        raise _invalid(exc) from exc
+    check_extra(body, schema.refused, unknown_fields)
+    return body
+
+
+def check_extra(
+    model: BaseModel, refused: Mapping[str, Refusal], unknown_fields: UnknownFields, *, where: str = ""
+) -> None:
+    """Refuses what the schema does not have, by its reason if there is one.
+
+    Args:
+        model: Parsed with `extra="allow"`.
+        refused: What is known and not served there.
+        unknown_fields: What to do with the rest.
+        where: Path of the object inside the body, with its trailing dot.
+
+    Raises:
+        UnsupportedField: Known and refused, with a value that asks for something.
+        InvalidRequest: Unknown, and unknown fields are not to be ignored.
+    """
+    known = [*type(model).model_fields, *refused]
+    for name, value in (model.model_extra or {}).items():
+        refusal = refused.get(name)
+        if refusal is not None:
+            if value is not None and value not in refusal.neutral:
+                raise UnsupportedField(f"{where}{name!r} is not supported: {refusal.reason}", param=f"{where}{name}")
+        elif unknown_fields == "refuse":
+            close = difflib.get_close_matches(name[:64], known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InvalidRequest(f"unknown field {where}{name!r}{hint}", param=f"{where}{name}")
+
+
+def _invalid(exc: ValidationError) -> InvalidRequest:
+    """The first field's problem, in words. A union tells one per branch: the branch that got farthest was meant."""
+    problems: list[ErrorDetails] = exc.errors(include_url=False, include_input=False)
+    problem = max((p for p in problems if p["loc"][0] == problems[0]["loc"][0]), key=lambda p: len(p["loc"]))
+    path = _path(problem["loc"])
+    if problem["type"] == "missing":
+        return InvalidRequest(f"the field {path!r} is required", param=path)
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return InvalidRequest(f"{path!r}: {message}"[:MAX_MESSAGE_CHARS], param=path)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """`messages[0].role`; without the names that pydantic gives the branches of a union."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part not in {"str", "list[str]", "int", "float"}:
+            text += f".{part}" if text else part
+    return text

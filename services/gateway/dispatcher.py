@@ -1,0 +1,110 @@
+"""Puts a session on a worker: gathers what `placement` decides on, and submits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+
+from services.gateway.placement import Policy, Prompt, Snapshot, can_take_work, place
+from services.gateway.session import Session
+from services.gateway.text_work import INLINE_TOKENS, TextWork
+from services.gateway.workers import Workers
+from shared.directory.client import Directory
+from shared.errors import Unavailable
+from shared.identity import Fingerprint, Incarnation, prompt_hashes
+
+log = structlog.get_logger(__name__)
+
+LOOK_AGAIN_S = 0.05
+
+
+class Dispatcher:
+    """One for the gateway; stateless but for what `Workers` counts."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        workers: Workers,
+        text_work: TextWork,
+        *,
+        policy: Policy,
+        min_remote_tokens: int,
+        timeout_s: float,
+    ) -> None:
+        self._directory = directory
+        self._workers = workers
+        self._text_work = text_work
+        self._policy = policy
+        self._min_remote_tokens = min_remote_tokens
+        self._timeout_s = timeout_s
+
+    async def submit(
+        self,
+        session: Session,
+        *,
+        cache_salt: str,
+        priority: int,
+        wait_s: float,
+        excluding: frozenset[Incarnation] = frozenset(),
+    ) -> None:
+        """Places and submits a session, for the first time or once more.
+
+        Args:
+            session: Takes its placement, and its tokens from then on.
+            cache_salt: Part of the name of its blocks.
+            priority: Lower is sooner.
+            wait_s: How long to wait for a decode worker if there is none.
+            excluding: Workers that this request has lost already.
+
+        Raises:
+            Unavailable: No decode worker can take it.
+        """
+        snapshot = await self._snapshot(wait_s, excluding)
+        prefixes = await self._prefixes(session.prompt_token_ids, cache_salt, snapshot)
+        snapshot = self._workers.snapshot(excluding)  # as of now: the lookup may have taken a while
+        prompt = Prompt(len(session.prompt_token_ids), prefixes)
+        placement = place(prompt, snapshot, self._policy, self._min_remote_tokens)
+        if placement is None:
+            raise Unavailable("no decode worker is ready")
+        session.start_over(placement)
+        self._workers.submit(session, cache_salt=cache_salt, priority=priority, timeout_s=self._timeout_s)
+        log.debug(
+            "session_placed",
+            session_id=session.session_id,
+            worker_id=placement.decode.worker_id,
+            mode=placement.mode.value,
+            attempt=session.attempts,
+        )
+
+    async def _snapshot(self, wait_s: float, excluding: frozenset[Incarnation]) -> Snapshot:
+        """Waits for a first decode worker: any start order of the services works."""
+        deadline_s = time.monotonic() + wait_s
+        while True:
+            snapshot = self._workers.snapshot(excluding)
+            if any(can_take_work(worker) for worker in snapshot.decode_workers):
+                return snapshot
+            if time.monotonic() >= deadline_s:
+                waited = f" within {wait_s:g} s" if wait_s else ""
+                raise Unavailable(f"no decode worker became ready{waited}")
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _prefixes(
+        self, token_ids: list[int], cache_salt: str, snapshot: Snapshot
+    ) -> Mapping[Fingerprint, Mapping[int, int]]:
+        """Who has how much of the prompt, asked once per kind of KV in the fleet: mostly there is one."""
+        kinds = {worker.fingerprint: worker.block_size for worker in snapshot.decode_workers if can_take_work(worker)}
+        prefixes: dict[Fingerprint, Mapping[int, int]] = {}
+        for fingerprint, block_size in kinds.items():
+            usable = (len(token_ids) - 1) // block_size * block_size
+            if not usable:
+                continue
+            hashes = await self._text_work.run(
+                partial(prompt_hashes, fingerprint, cache_salt, token_ids[:usable], block_size),
+                is_short=usable <= INLINE_TOKENS,
+            )
+            prefixes[fingerprint] = await self._directory.longest_prefixes(hashes)
+        return prefixes

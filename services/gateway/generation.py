@@ -1,0 +1,246 @@
+"""A request under way: its sessions, and the one place where what they produce comes together.
+
+Everything a client can see of a generation goes through `batches`, so streaming and collecting cannot differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from services.gateway.choice_text import ChoiceText, Delta
+from services.gateway.dispatcher import Dispatcher
+from services.gateway.metrics import RequestMetrics
+from services.gateway.request import GenerationRequest
+from services.gateway.session import Choice, Failure, Finish, FinishReason, Mailbox, Session
+from services.gateway.workers import Workers
+from shared.errors import RequestTimeout, Unavailable
+from shared.identity import Incarnation
+from shared.tokenization.tokenizer import Tokenizer
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, as OpenAI counts them: a prompt once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(slots=True)
+class Stamps:
+    """When things happened to the request, `time.monotonic()`; 0 = not yet."""
+
+    received_s: float
+    tokenized_s: float = 0.0
+    placed_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+
+class Generation:
+    """Owned by the request's task. Whoever made it calls `close`, which ends whatever still runs."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        sessions: list[Session],
+        mailbox: Mailbox,
+        stamps: Stamps,
+        *,
+        tokenizer: Tokenizer,
+        dispatcher: Dispatcher,
+        workers: Workers,
+        metrics: RequestMetrics,
+        abort_grace_s: float,
+    ) -> None:
+        self.request = request
+        self.sessions = sessions
+        self.stamps = stamps
+        self._mailbox = mailbox
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._metrics = metrics
+        self._abort_grace_s = abort_grace_s
+        self._texts = {
+            choice: ChoiceText(position * request.num_choices + choice.index, choice, tokenizer, request.stop)
+            for position, session in enumerate(sessions)
+            for choice in session.choices
+        }
+        self._num_open = len(self._texts)
+        self._lost: frozenset[Incarnation] = frozenset()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._is_closed = False
+        metrics.running.inc()
+
+    @property
+    def num_choices(self) -> int:
+        """Choices in the reply."""
+        return len(self._texts)
+
+    @property
+    def is_over(self) -> bool:
+        """Every choice has ended."""
+        return not self._num_open
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far; final when every choice has ended."""
+        return Usage(
+            prompt_tokens=sum(len(session.prompt_token_ids) for session in self.sessions),
+            completion_tokens=sum(text.num_tokens for text in self._texts.values()),
+            cached_tokens=sum(session.finish.cached_tokens for session in self.sessions if session.finish),
+        )
+
+    async def start(self, *, wait_s: float, timeout_s: float) -> None:
+        """Submits every session.
+
+        Args:
+            wait_s: For a first decode worker to appear.
+            timeout_s: Of the whole request; 0 = none.
+
+        Raises:
+            Unavailable: No worker can take it.
+        """
+        if timeout_s:
+            error = RequestTimeout(f"not finished within the limit of {timeout_s:g} s")
+            self._call_later(timeout_s, partial(self._mailbox.post_failure, self.sessions[0], error))
+        for session in self.sessions:
+            await self._submit(session, wait_s)
+        self.stamps.placed_s = time.monotonic()
+
+    async def batches(self) -> AsyncIterator[list[Delta]]:
+        """Yields what may be shown, all that has arrived at a time, until every choice has ended.
+
+        Raises:
+            TandemError: A session failed, and could not start over unnoticed.
+        """
+        while self._num_open:
+            choices, failures = await self._mailbox.take()
+            # Failures first: a session that starts over takes nothing from its lost attempt.
+            deltas = [delta for failure in failures for delta in await self._recover(failure)]
+            deltas += [delta for choice in choices if (delta := self._advance(choice)) is not None]
+            if deltas:
+                yield deltas
+
+    def close(self) -> None:
+        """Ends whatever still runs, at once; idempotent, never blocks."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._report()
+        for timer in self._timers:
+            timer.cancel()
+        for session in self.sessions:
+            self._workers.prefilled(session)
+            self._workers.abort(session)
+
+    def _report(self) -> None:
+        """Tells the metrics how it went."""
+        metrics, usage = self._metrics, self.usage
+        metrics.running.dec()
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        if not self.is_over:
+            return
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.cached_tokens.inc(usage.cached_tokens)
+        metrics.request_s.observe(self.stamps.last_token_s - self.stamps.received_s)
+        for session in self.sessions:
+            if session.finish is not None:
+                metrics.session_finished(session.finish.timeline.mode)
+
+    def _advance(self, choice: Choice) -> Delta | None:
+        text, session = self._texts[choice], choice.session
+        if text.is_over:
+            return None
+        was_stopped = text.hit_stop_string
+        delta = text.advance()
+        self._note_tokens(text)
+        if delta.finish_reason is not None:
+            self._num_open -= 1
+            self._metrics.choice_ended(delta.finish_reason)
+        elif text.hit_stop_string and not was_stopped:
+            self._stop(choice)
+        if not (delta.text or delta.tokens or delta.finish_reason):
+            return None
+        session.is_visible = self.request.stream
+        return delta
+
+    def _note_tokens(self, text: ChoiceText) -> None:
+        """Stamps what just arrived."""
+        now_s, session = time.monotonic(), text.choice.session
+        self.stamps.last_token_s = now_s
+        if text.num_new_tokens and text.last_token_s:
+            self._metrics.token_gap_s.observe((now_s - text.last_token_s) / text.num_new_tokens)
+        text.last_token_s = now_s
+        if not session.first_token_s and text.num_tokens:
+            session.first_token_s = now_s
+            self._workers.prefilled(session)
+            if not self.stamps.first_token_s:
+                self.stamps.first_token_s = now_s
+                self._metrics.first_token_s.observe(now_s - self.stamps.received_s)
+
+    def _stop(self, choice: Choice) -> None:
+        """Tells the worker that a stop string ended a choice, and waits a little for its last word."""
+        self._workers.abort(choice.session, [choice])
+        self._call_later(self._abort_grace_s, partial(_end_unheard, choice, choice.session.attempts))
+
+    async def _submit(self, session: Session, wait_s: float) -> None:
+        request = self.request
+        await self._dispatcher.submit(
+            session,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            wait_s=wait_s,
+            excluding=self._lost,
+        )
+        assert session.placement is not None
+        self._metrics.session_placed(session.placement)
+
+    async def _recover(self, failure: Failure) -> list[Delta]:
+        """Starts a session over on another worker if nothing of it was seen yet, else raises its error."""
+        session, error = failure.session, failure.error
+        assert session.placement is not None
+        self._workers.prefilled(session)
+        texts = [self._texts[choice] for choice in session.choices]
+        if all(text.is_over or text.hit_stop_string for text in texts):  # only last words are missing
+            for choice in session.choices:
+                _end_unheard(choice, session.attempts)
+            return []
+        if not error.retryable or session.is_visible or session.attempts >= MAX_ATTEMPTS:
+            raise error
+        self._lost |= {session.placement.decode.incarnation}
+        for text in texts:
+            self._num_open += text.is_over
+            text.reset()
+        try:
+            await self._submit(session, wait_s=0)
+        except Unavailable:
+            raise error from None  # what went wrong first says more than that nobody else is there
+        self._metrics.retries.inc()
+        log.info(
+            "session_retried",
+            session_id=session.session_id,
+            code=error.code,
+            worker_id=session.placement.decode.worker_id,
+        )
+        return [Delta(text.index, starts_over=True) for text in texts]
+
+    def _call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(delay_s, callback))
+
+
+def _end_unheard(choice: Choice, attempt: int) -> None:
+    """Ends a choice of that attempt without its worker's last word, unless it came."""
+    if choice.finish is None and choice.session.attempts == attempt:
+        choice.end(Finish(FinishReason.ABORT))

@@ -1,0 +1,129 @@
+"""One request, followed down. Reading the suite begins here.
+
+    bytes --body_reader--> typed body --validation--> GenerationRequest --tokenizer--> token ids
+          --dispatcher, placement--> a decode worker --worker_stream--> (services/decode) and back:
+          worker_stream --session--> Generation --choice_text--> deltas --*_reply, sse--> bytes
+
+Going down is `Pipeline`; coming back up is `Generation.batches`, which `sse.EventStream` or `replies.collect` reads.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from services.gateway.body_reader import parse_body
+from services.gateway.chat_reply import ChatReply
+from services.gateway.completion_reply import CompletionReply
+from services.gateway.dispatcher import Dispatcher
+from services.gateway.generation import Generation, Stamps
+from services.gateway.metrics import RequestMetrics
+from services.gateway.replies import ReplyFormat
+from services.gateway.request import Endpoint, GenerationRequest
+from services.gateway.schemas.chat import ChatBody
+from services.gateway.schemas.completion import CompletionBody
+from services.gateway.served_model import ServedModel
+from services.gateway.session import Mailbox, Session
+from services.gateway.settings import GatewaySettings
+from services.gateway.text_work import INLINE_CHARS, TextWork
+from services.gateway.validation import chat_request, completion_request, output_limit, template_messages
+from services.gateway.workers import Workers
+from shared.errors import InvalidRequest
+
+
+class Pipeline:
+    """Turns bodies into generations that run. One for the gateway; requests share nothing but what is given here."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: GatewaySettings,
+        workers: Workers,
+        dispatcher: Dispatcher,
+        text_work: TextWork,
+        metrics: RequestMetrics,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._workers = workers
+        self._dispatcher = dispatcher
+        self._text_work = text_work
+        self._metrics = metrics
+
+    async def chat(self, raw: bytes, received_s: float) -> Generation:
+        """Starts what a chat body asks for.
+
+        Args:
+            raw: The body.
+            received_s: When the body was complete, `time.monotonic()`.
+
+        Raises:
+            TandemError: It cannot be served, as the message says.
+        """
+        body = parse_body(raw, ChatBody, self._settings.unknown_fields)
+        self._model.check_name(body.model)
+        template = self._model.chat_template
+        if template is None:
+            raise InvalidRequest("the model has no chat template: use /v1/completions", param="messages")
+        messages = template_messages(body.messages, self._settings.unknown_fields)
+        prompt = await self._text_work.run(partial(template.render, messages), is_short=len(raw) <= INLINE_CHARS)
+        request = chat_request(body, prompt, self._model, self._settings, created=int(time.time()))
+        return await self._start(request, Stamps(received_s))
+
+    async def completion(self, raw: bytes, received_s: float) -> Generation:
+        """Starts what a completion body asks for.
+
+        Raises:
+            TandemError: It cannot be served, as the message says.
+        """
+        body = parse_body(raw, CompletionBody, self._settings.unknown_fields)
+        self._model.check_name(body.model)
+        request = completion_request(body, self._model, self._settings, created=int(time.time()))
+        return await self._start(request, Stamps(received_s))
+
+    def reply_format(self, generation: Generation) -> ReplyFormat:
+        """How the client wants to read it."""
+        request, model = generation.request, self._model
+        if request.endpoint is Endpoint.CHAT:
+            return ChatReply(request, generation.num_choices, model.name, model.tokenizer)
+        echoes = [self._echo(request, session) for session in generation.sessions for _ in session.choices]
+        return CompletionReply(request, echoes, model.name, model.tokenizer)
+
+    async def _start(self, request: GenerationRequest, stamps: Stamps) -> Generation:
+        """Tokenizes, checks against the context length, and submits; the caller closes what it gets."""
+        prompts = [await self._tokenize(prompt, request) for prompt in request.prompts]
+        stamps.tokenized_s = time.monotonic()
+        context_len = self._workers.context_len(self._model.max_model_len)
+        mailbox = Mailbox()
+        sessions = [
+            Session(
+                ids, request.sampling_for(output_limit(request, len(ids), context_len)), request.num_choices, mailbox
+            )
+            for ids in prompts
+        ]
+        generation = Generation(
+            request,
+            sessions,
+            mailbox,
+            stamps,
+            tokenizer=self._model.tokenizer,
+            dispatcher=self._dispatcher,
+            workers=self._workers,
+            metrics=self._metrics,
+            abort_grace_s=self._settings.abort_grace_s,
+        )
+        try:
+            await generation.start(wait_s=self._settings.worker_wait_s, timeout_s=self._settings.request_timeout_s)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    async def _tokenize(self, prompt: str | list[int], request: GenerationRequest) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        encode = partial(self._model.tokenizer.encode, prompt, add_special_tokens=request.add_special_tokens)
+        return await self._text_work.run(encode, is_short=len(prompt) <= INLINE_CHARS)
+
+    def _echo(self, request: GenerationRequest, session: Session) -> str:
+        return self._model.tokenizer.decode(session.prompt_token_ids) if request.echo else ""

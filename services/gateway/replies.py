@@ -1,0 +1,82 @@
+"""What the endpoints' replies have in common. One `ReplyFormat` per endpoint shapes what a `Generation` produced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.gateway.choice_text import Delta, TokenEntry
+from services.gateway.generation import Generation, Usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(slots=True)
+class CollectedChoice:
+    """A choice whose deltas were put together."""
+
+    index: int
+    pieces: list[str] = field(default_factory=list)
+    tokens: list[TokenEntry] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Appends what a delta tells."""
+        if delta.starts_over:
+            self.pieces.clear()
+            self.tokens.clear()
+            self.finish_reason = self.stop_reason = None
+        self.pieces.append(delta.text)
+        self.tokens += delta.tokens
+        if delta.finish_reason is not None:
+            self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.pieces)
+
+
+class ReplyFormat(Protocol):
+    """An endpoint's reply, whole or as server-sent events. Made for one request."""
+
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage, timing: dict[str, object] | None) -> bytes:
+        """The JSON body of a reply that is not streamed."""
+        ...
+
+    def opening(self) -> bytes:
+        """The events before the first delta; may be empty."""
+        ...
+
+    def events(self, deltas: Sequence[Delta]) -> bytes:
+        """The events of one batch of deltas."""
+        ...
+
+    def closing(self, usage: Usage, timing: dict[str, object] | None) -> bytes:
+        """The events after the last delta, `[DONE]` included."""
+        ...
+
+
+async def collect(generation: Generation) -> list[CollectedChoice]:
+    """Reads a generation to its end.
+
+    Raises:
+        TandemError: It failed.
+    """
+    choices = [CollectedChoice(index) for index in range(generation.num_choices)]
+    async for deltas in generation.batches():
+        for delta in deltas:
+            choices[delta.index].add(delta)
+    return choices
+
+
+def usage_block(usage: Usage) -> dict[str, object]:
+    """`usage`."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

@@ -1,0 +1,92 @@
+"""The model as the gateway knows it: its name, its text side, its limits. No weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from services.gateway.settings import GatewaySettings
+from shared.errors import ConfigurationError, ModelNotFound
+from shared.models.config import ModelConfig
+from shared.models.resolve import resolve_model
+from shared.tokenization.chat_template import ChatTemplate
+from shared.tokenization.tokenizer import Tokenizer, read_json
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What a request that is silent about sampling gets."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def from_pretrained(cls, directory: Path) -> SamplingDefaults:
+        """The checkpoint's own recommendation in `generation_config.json`; `"do_sample": false` there means greedy.
+
+        Raises:
+            ConfigurationError: A value is not a number.
+        """
+        config = read_json(directory / "generation_config.json")
+        values: dict[str, float] = {}
+        for field in fields(cls):
+            value = config.get(field.name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigurationError(f"generation_config.json: {field.name} is {value!r}, not a number")
+            values[field.name] = int(value) if field.name == "top_k" else float(value)
+        if config.get("do_sample") is False:
+            values["temperature"] = 0.0
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Immutable; shared by all requests.
+
+    Attributes:
+        vocab_size: Of the model; prompt token ids and logit_bias keys lie below it.
+        max_model_len: The checkpoint's own limit. Workers may announce a lower one.
+        created: Unix seconds, for `/v1/models`.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    defaults: SamplingDefaults
+    vocab_size: int
+    max_model_len: int
+    created: int
+
+    def check_name(self, name: str) -> None:
+        """Refuses a model that is not served here.
+
+        Raises:
+            ModelNotFound: `name` is not this model.
+        """
+        if name != self.name:
+            raise ModelNotFound(f"the model {name!r} does not exist here; {self.name!r} does", param="model")
+
+
+def load_model(settings: GatewaySettings, *, created: int) -> ServedModel:
+    """Reads what the gateway needs of a checkpoint; blocks, and downloads from the hub if it must.
+
+    Raises:
+        ConfigurationError: The checkpoint is missing, unsupported or broken.
+    """
+    directory = resolve_model(settings.model, with_weights=False)
+    config = ModelConfig.from_pretrained(directory)
+    from_model = settings.generation_defaults == "model"
+    return ServedModel(
+        name=settings.served_model_name or Path(settings.model).name,
+        tokenizer=Tokenizer.from_pretrained(directory),
+        chat_template=ChatTemplate.from_pretrained(directory),
+        defaults=SamplingDefaults.from_pretrained(directory) if from_model else SamplingDefaults(),
+        vocab_size=config.vocab_size,
+        max_model_len=config.max_model_len,
+        created=created,
+    )

@@ -1,0 +1,48 @@
+"""Builds server-sent chunks; a chunk that carries nothing but text is joined from bytes made once per choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+
+TEXT_MARK = "\x00text\x00"
+_TEXT_JSON = orjson.dumps(TEXT_MARK)
+
+
+def event(content: dict[str, object]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+class ChunkTemplate:
+    """Chunks of one reply: the same head, a choice that differs, and `"usage": null` if usage will follow at the end.
+
+    Args:
+        head: `id`, `object`, `created`, `model`.
+        text_choice: Builds the choice of a chunk that carries only text, from its index and its text.
+    """
+
+    def __init__(
+        self, head: dict[str, object], text_choice: Callable[[int, str], dict[str, object]], *, has_usage: bool
+    ) -> None:
+        self._head = head
+        self._text_choice = text_choice
+        self._tail: dict[str, object] = {"usage": None} if has_usage else {}
+        self._parts: dict[int, tuple[bytes, bytes]] = {}
+
+    def choice(self, choice: dict[str, object]) -> bytes:
+        """A chunk with one choice."""
+        return event({**self._head, "choices": [choice], **self._tail})
+
+    def text(self, index: int, text: str) -> bytes:
+        """A chunk with nothing but text: the hot path."""
+        parts = self._parts.get(index)
+        if parts is None:
+            before, after = self.choice(self._text_choice(index, TEXT_MARK)).split(_TEXT_JSON)
+            parts = self._parts[index] = before, after
+        return parts[0] + orjson.dumps(text) + parts[1]
+
+    def ending(self, extra: dict[str, object]) -> bytes:
+        """The last chunk: no choice, but usage or timing."""
+        return event({**self._head, "choices": [], **extra})

@@ -1,0 +1,257 @@
+"""One `Generate` stream to one decode worker, carrying every session that this gateway has there.
+
+    CONNECTING --accepted--> OPEN --peer or network gone--> ENDED     (a new stream is a new object)
+
+The only module of the gateway that sees protobuf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import grpc
+import structlog
+
+from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
+from services.gateway.session import Choice, Finish, FinishReason, Session, Timeline, TokenLogprobs
+from shared.directory.records import WorkerRecord
+from shared.engine.sampling_params import SamplingParams
+from shared.errors import TandemError, WorkerLost, error_from_code
+from shared.identity import SessionId
+from shared.rpc import error_from_rpc, open_channel
+
+log = structlog.get_logger(__name__)
+
+_Call = grpc.aio.StreamStreamCall[pb.GenerateCommand, pb.StepOutput]
+
+_FINISH_REASONS = {
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_ABORT: FinishReason.ABORT,
+}
+
+
+class WorkerStream:
+    """Made by `open`; ended by `close` or by the peer. When it ends, every session on it fails as `WorkerLost`."""
+
+    def __init__(self, record: WorkerRecord, channel: grpc.aio.Channel, call: _Call) -> None:
+        self.record = record
+        self._channel = channel
+        self._call = call
+        self._commands: asyncio.Queue[pb.GenerateCommand] = asyncio.Queue()
+        self._first_sequence = 0
+        self._routes: dict[int, Choice] = {}
+        self._sessions: dict[SessionId, tuple[Session, int]] = {}  # with the number of its first choice
+        self._is_open = True
+
+    @classmethod
+    async def open(cls, record: WorkerRecord, gateway_id: str, timeout_s: float) -> WorkerStream:
+        """Connects and waits until the worker accepted this gateway.
+
+        Raises:
+            StaleIncarnation, FingerprintMismatch: The process at that address is not the one that the record means.
+            WorkerLost: Nobody answers.
+        """
+        channel = open_channel(record.address)
+        call = rpc.WorkerStub(channel).Generate()
+        hello = pb.Hello(gateway_id=gateway_id, incarnation=record.incarnation, fingerprint=record.fingerprint)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await call.write(pb.GenerateCommand(hello=hello))
+                accepted = await call.read()
+            if accepted is grpc.aio.EOF:
+                raise error_from_rpc(await _end_of(call))
+        except (grpc.aio.AioRpcError, TandemError, TimeoutError, asyncio.CancelledError) as exc:
+            call.cancel()
+            await channel.close()
+            if isinstance(exc, grpc.aio.AioRpcError):
+                raise error_from_rpc(exc) from exc
+            if isinstance(exc, TimeoutError):
+                raise WorkerLost(f"worker {record.worker_id} did not answer within {timeout_s:g} s") from exc
+            raise
+        return cls(record, channel, call)
+
+    @property
+    def is_open(self) -> bool:
+        """Sessions can be submitted."""
+        return self._is_open
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that were submitted and have not ended."""
+        return len(self._sessions)
+
+    def submit(self, session: Session, *, cache_salt: str, priority: int, timeout_s: float) -> None:
+        """Queues the session for the worker; its choices get what comes back.
+
+        Raises:
+            WorkerLost: The stream has ended.
+        """
+        if not self._is_open:
+            raise WorkerLost(f"worker {self.record.worker_id} is gone")
+        first = self._first_sequence
+        self._first_sequence += len(session.choices)
+        for choice in session.choices:
+            self._routes[first + choice.index] = choice
+        self._sessions[session.session_id] = session, first
+        submit = _submit_message(session, first)
+        submit.cache_salt, submit.priority, submit.timeout_s = cache_salt, priority, timeout_s
+        self._commands.put_nowait(pb.GenerateCommand(submit=submit))
+
+    def abort(self, session: Session) -> None:
+        """Ends a session; nothing of it arrives any more. Does nothing when it has ended already."""
+        if self._forget(session.session_id):
+            self._commands.put_nowait(pb.GenerateCommand(abort=pb.Abort(session_id=session.session_id)))
+
+    def abort_choices(self, session: Session, choices: Iterable[Choice]) -> None:
+        """Ends some choices of a session. Each still gets its `Finish`, and whatever was on its way."""
+        entry = self._sessions.get(session.session_id)
+        if entry is not None:
+            sequences = [entry[1] + choice.index for choice in choices]
+            abort = pb.Abort(session_id=session.session_id, sequences=sequences)
+            self._commands.put_nowait(pb.GenerateCommand(abort=abort))
+
+    async def run(self) -> None:
+        """Carries commands and outputs until the stream ends; returns then, and every session left has failed."""
+        writer = asyncio.create_task(self._write())
+        error: TandemError = WorkerLost(f"worker {self.record.worker_id} ended the stream")
+        try:
+            while isinstance(output := await self._call.read(), pb.StepOutput):  # else it is the end
+                self._dispatch(output)
+        except grpc.aio.AioRpcError as exc:
+            error = WorkerLost(f"worker {self.record.worker_id} was lost: {error_from_rpc(exc).message}")
+        finally:
+            self._is_open = False
+            writer.cancel()
+            self._fail_all(error)
+            self._call.cancel()
+            await self._channel.close()
+
+    async def _write(self) -> None:
+        """One writer: gRPC allows no two writes at a time."""
+        try:
+            while True:
+                await self._call.write(await self._commands.get())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            self._call.cancel()  # wakes the reader, which tells the sessions
+
+    def _dispatch(self, output: pb.StepOutput) -> None:
+        """All that one engine step produced, in one pass."""
+        routes = self._routes
+        sequences = output.sequences
+        for sequence, token_id in zip(sequences, output.token_ids, strict=True):
+            if choice := routes.get(sequence):
+                choice.push(token_id)
+        for logprobs in output.logprobs:
+            if choice := routes.get(sequences[logprobs.index]):
+                choice.push_logprobs(_logprobs_from_wire(logprobs))
+        for finish in output.finishes:
+            self._finish(finish)
+        for failure in output.failures:
+            if session := self._forget(SessionId(failure.session_id)):
+                session.fail(error_from_code(failure.code, failure.message))
+
+    def _finish(self, finish: pb.Finish) -> None:
+        choice = self._routes.pop(finish.sequence, None)
+        if choice is None:
+            return
+        choice.end(_finish_from_wire(finish))
+        if all(sibling.finish for sibling in choice.session.choices):
+            self._sessions.pop(choice.session.session_id, None)
+
+    def _forget(self, session_id: SessionId) -> Session | None:
+        entry = self._sessions.pop(session_id, None)
+        if entry is None:
+            return None
+        session, first = entry
+        for choice in session.choices:
+            self._routes.pop(first + choice.index, None)
+        return session
+
+    def _fail_all(self, error: TandemError) -> None:
+        for session_id in list(self._sessions):
+            if session := self._forget(session_id):
+                session.fail(error)
+
+
+async def _end_of(call: _Call) -> grpc.aio.AioRpcError:
+    """How a call ended that ended early, as the error that reading it would raise."""
+    return grpc.aio.AioRpcError(
+        code=await call.code(),
+        initial_metadata=grpc.aio.Metadata(),
+        trailing_metadata=grpc.aio.Metadata(*await call.trailing_metadata()),
+        details=await call.details(),
+    )
+
+
+def _submit_message(session: Session, first_sequence: int) -> pb.Submit:
+    placement = session.placement
+    assert placement is not None
+    return pb.Submit(
+        session_id=session.session_id,
+        first_sequence=first_sequence,
+        num_choices=len(session.choices),
+        prompt_token_ids=session.prompt_token_ids,
+        sampling=_sampling_to_wire(session.sampling),
+        prefill_candidates=[
+            pb.PeerRef(worker_id=worker.worker_id, incarnation=worker.incarnation)
+            for worker in placement.prefill_candidates
+        ],
+        holders=[
+            pb.HolderHint(
+                holder=pb.PeerRef(worker_id=holder.record.worker_id, incarnation=holder.record.incarnation),
+                num_blocks=holder.num_blocks,
+            )
+            for holder in placement.holders
+        ],
+    )
+
+
+def _sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
+    return pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=sampling.logit_bias,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=sorted(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        num_logprobs=sampling.num_logprobs,
+    )
+
+
+def _logprobs_from_wire(wire: pb.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(wire.logprob, tuple(wire.top_token_ids), tuple(wire.top_logprobs))
+
+
+def _finish_from_wire(wire: pb.Finish) -> Finish:
+    spent = wire.timeline
+    return Finish(
+        reason=_FINISH_REASONS.get(wire.reason, FinishReason.ABORT),
+        stop_token_id=wire.stop_token_id,
+        cached_tokens=wire.cached_tokens,
+        output_tokens=wire.output_tokens,
+        timeline=Timeline(
+            queued_s=spent.queued_s,
+            prefill_s=spent.prefill_s,
+            fetch_s=spent.fetch_s,
+            verify_s=spent.verify_s,
+            first_step_s=spent.first_step_s,
+            first_token_s=spent.first_token_s,
+            last_token_s=spent.last_token_s,
+            fetched_bytes=spent.fetched_bytes,
+            local_blocks=spent.local_blocks,
+            fetched_blocks=spent.fetched_blocks,
+            missed_blocks=spent.missed_blocks,
+            prefill_worker=spent.prefill_worker,
+            mode=spent.mode,
+        ),
+    )

@@ -1,0 +1,144 @@
+"""The decode workers that this gateway is connected to: one open stream each, following the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+
+from services.gateway.placement import Snapshot
+from services.gateway.session import Choice, Session
+from services.gateway.worker_stream import WorkerStream
+from shared.directory.client import Directory
+from shared.directory.records import WorkerRecord
+from shared.errors import TandemError, WorkerLost
+from shared.identity import Incarnation, WorkerId
+
+log = structlog.get_logger(__name__)
+
+FOLLOW_EVERY_S = 0.25
+CONNECT_TIMEOUT_S = 5.0
+RECONNECT_AFTER_S = 0.25
+MAX_RECONNECT_AFTER_S = 2.0
+
+
+class Workers:
+    """Keeps a stream to every decode worker of the served model, and counts what was sent where.
+
+    A worker whose stream is broken is no candidate for placement, long before its record expires. A worker whose record
+    is gone keeps its stream while it has sessions: the directory is a hint.
+    """
+
+    def __init__(self, directory: Directory, gateway_id: str, model: str) -> None:
+        self._directory = directory
+        self._gateway_id = gateway_id
+        self._model = model
+        self._streams: dict[Incarnation, WorkerStream] = {}
+        self._keepers: dict[Incarnation, asyncio.Task[None]] = {}
+        self._sent_prefill: dict[WorkerId, dict[Session, int]] = {}
+        self._follower: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to follow the directory; needs a running loop."""
+        self._follower = asyncio.create_task(self._follow())
+
+    async def close(self) -> None:
+        """Ends every stream, and with it every session that is left."""
+        tasks = [*self._keepers.values(), *([self._follower] if self._follower else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def snapshot(self, excluding: frozenset[Incarnation] = frozenset()) -> Snapshot:
+        """The cluster as placement sees it, less the workers that a session has already lost."""
+        records = {record.incarnation: record for record in self._records("decode")}
+        streams = {i: s for i, s in self._streams.items() if s.is_open and i in records and i not in excluding}
+        return Snapshot(
+            decode_workers=[records[incarnation] for incarnation in streams],
+            prefill_workers=self._records("prefill"),
+            transfers=list(self._directory.transfers()),
+            open_sessions={stream.record.worker_id: stream.num_sessions for stream in streams.values()},
+            sent_prefill_tokens={worker_id: sum(sent.values()) for worker_id, sent in self._sent_prefill.items()},
+        )
+
+    def context_len(self, model_len: int) -> int:
+        """Tokens that prompt and reply may have together: the least that a known decode worker admits."""
+        return min((r.max_model_len for r in self._records("decode") if r.max_model_len > 0), default=model_len)
+
+    def submit(self, session: Session, *, cache_salt: str, priority: int, timeout_s: float) -> None:
+        """Submits a session where its placement says, and counts its prompt until `prefilled`.
+
+        Raises:
+            WorkerLost: There is no open stream to that incarnation.
+        """
+        placement = session.placement
+        assert placement is not None
+        stream = self._streams.get(placement.decode.incarnation)
+        if stream is None:
+            raise WorkerLost(f"worker {placement.decode.worker_id} is gone")
+        stream.submit(session, cache_salt=cache_salt, priority=priority, timeout_s=timeout_s)
+        if placement.prefill_candidates:
+            worker_id = placement.prefill_candidates[0].worker_id
+            self._sent_prefill.setdefault(worker_id, {})[session] = placement.uncached_tokens
+
+    def prefilled(self, session: Session) -> None:
+        """The session's first token came, or it ended: its prompt no longer waits at a prefill worker."""
+        if session.placement is not None and session.placement.prefill_candidates:
+            self._sent_prefill.get(session.placement.prefill_candidates[0].worker_id, {}).pop(session, None)
+
+    def abort(self, session: Session, choices: Sequence[Choice] = ()) -> None:
+        """Ends a session, or only some of its choices; does nothing when it has ended."""
+        if session.placement is None:
+            return
+        stream = self._streams.get(session.placement.decode.incarnation)
+        if stream is None:
+            return
+        if choices:
+            stream.abort_choices(session, choices)
+        else:
+            stream.abort(session)
+
+    def _records(self, role: str) -> list[WorkerRecord]:
+        return [r for r in self._directory.workers() if r.role == role and r.model == self._model]
+
+    async def _follow(self) -> None:
+        while True:
+            for record in self._records("decode"):
+                if record.incarnation not in self._keepers:
+                    keeper = asyncio.create_task(self._keep_open(record))
+                    self._keepers[record.incarnation] = keeper
+                    keeper.add_done_callback(partial(self._forget_keeper, record.incarnation))
+            self._sent_prefill = {worker_id: sent for worker_id, sent in self._sent_prefill.items() if sent}
+            await asyncio.sleep(FOLLOW_EVERY_S)
+
+    def _forget_keeper(self, incarnation: Incarnation, _: asyncio.Task[None]) -> None:
+        self._keepers.pop(incarnation, None)
+
+    async def _keep_open(self, record: WorkerRecord) -> None:
+        """Reconnects to one incarnation for as long as the directory knows it."""
+        pause_s = RECONNECT_AFTER_S
+        while self._is_announced(record):
+            opened_s = time.monotonic()
+            try:
+                stream = await WorkerStream.open(record, self._gateway_id, CONNECT_TIMEOUT_S)
+            except TandemError as exc:
+                log.warning("worker_unreachable", worker_id=record.worker_id, code=exc.code, error=exc.message)
+            else:
+                log.info("worker_connected", worker_id=record.worker_id, incarnation=record.incarnation)
+                await self._run(stream)
+                log.warning("worker_disconnected", worker_id=record.worker_id, incarnation=record.incarnation)
+            pause_s = RECONNECT_AFTER_S if time.monotonic() - opened_s > 5 else min(2 * pause_s, MAX_RECONNECT_AFTER_S)
+            await asyncio.sleep(pause_s)
+
+    async def _run(self, stream: WorkerStream) -> None:
+        self._streams[stream.record.incarnation] = stream
+        try:
+            await stream.run()
+        finally:
+            self._streams.pop(stream.record.incarnation, None)
+
+    def _is_announced(self, record: WorkerRecord) -> bool:
+        return any(other.incarnation == record.incarnation for other in self._directory.workers())

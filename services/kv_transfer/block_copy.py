@@ -1,0 +1,45 @@
+"""Copies of blocks between the arena and the host tier, in worker threads and in bounded pieces.
+
+numpy's copy and xxhash release the GIL, so the event loop turns meanwhile. A piece that has begun is finished before
+anything is reported, also when its caller was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+
+from shared.transfer.checksum import Block, block_checksum
+from shared.transfer.settle import settle
+
+PIECE_BYTES = 16 << 20
+
+
+async def copy_and_checksum(
+    executor: Executor, sources: Sequence[Block], targets: Sequence[Block], *, checksum_source: bool
+) -> list[int]:
+    """Copies each source to its target and returns checksums: of what was read, or of what was written.
+
+    On return, and also when cancelled, no thread touches the blocks any more.
+    """
+    if not sources:
+        return []
+    loop = asyncio.get_running_loop()
+    step = max(1, PIECE_BYTES // sources[0].nbytes)
+    checksums: list[int] = []
+    for start in range(0, len(sources), step):
+        piece = slice(start, start + step)
+        work = loop.run_in_executor(executor, _copy, sources[piece], targets[piece], checksum_source)
+        checksums.extend(await settle(work))
+    return checksums
+
+
+def _copy(sources: Sequence[Block], targets: Sequence[Block], checksum_source: bool) -> list[int]:
+    checksums = []
+    for source, target in zip(sources, targets, strict=True):
+        np.copyto(target, source)
+        checksums.append(block_checksum(source if checksum_source else target))
+    return checksums

@@ -1,0 +1,147 @@
+"""Serves the own worker on a Unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from grpc.aio import ServicerContext
+
+from protos import kv_transfer_pb2 as pb
+from protos import kv_transfer_pb2_grpc as rpc
+from services.kv_transfer.attachment import Attachment
+from services.kv_transfer.hints import BlockHints
+from services.kv_transfer.holdings import Holdings
+from services.kv_transfer.pull import Puller, PullJob, PullOutcome
+from shared.errors import InvalidRequest, Unavailable
+from shared.identity import BlockHash, Incarnation, split_hashes
+
+log = structlog.get_logger(__name__)
+
+
+class KvTransferServicer(rpc.KvTransferServicer):
+    """One worker at a time; a new Attach takes the place of the one before.
+
+    Args:
+        fetch_address: Announced to the worker, for its log.
+        on_attachment: Called after a worker came or went.
+        on_pull: Called with each outcome, for metrics.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        incarnation: Incarnation,
+        fetch_address: str,
+        holdings: Holdings,
+        hints: BlockHints,
+        puller: Puller,
+        on_attachment: Callable[[], None],
+        on_pull: Callable[[PullJob, PullOutcome], None],
+    ) -> None:
+        self._worker_id = worker_id
+        self._incarnation = incarnation
+        self._fetch_address = fetch_address
+        self._holdings = holdings
+        self._hints = hints
+        self._puller = puller
+        self._on_attachment = on_attachment
+        self._on_pull = on_pull
+        self.is_draining = False
+
+    async def Attach(  # type: ignore[override]  # noqa: N802 - the stubs don't know coroutines that write by themselves
+        self, request: pb.AttachRequest, context: ServicerContext[pb.AttachRequest, pb.Attached]
+    ) -> None:
+        """Open for the worker's life."""
+        if request.worker_id != self._worker_id:
+            raise InvalidRequest(f"this kv_transfer belongs to {self._worker_id}, not to {request.worker_id}")
+        if self.is_draining:
+            raise Unavailable("draining")
+        attachment = Attachment(request)
+        previous = self._holdings.attachment
+        self._holdings.attach(attachment)
+        self._hints.arena_replaced([])
+        if previous is not None:
+            previous.ended.set()
+        log.info("worker_attached", incarnation=attachment.incarnation, blocks=attachment.arena.num_blocks)
+        self._on_attachment()
+        try:
+            await context.write(
+                pb.Attached(
+                    transfer_incarnation=self._incarnation,
+                    fetch_address=self._fetch_address,
+                    tier_blocks=len(self._holdings.tier),
+                )
+            )
+            await attachment.ended.wait()
+        finally:
+            if self._holdings.detach(attachment):
+                self._hints.arena_replaced([])
+                log.info("worker_detached", incarnation=attachment.incarnation)
+                self._on_attachment()
+            await attachment.close()
+
+    async def Pull(  # noqa: N802
+        self, request: pb.PullRequest, context: ServicerContext[pb.PullRequest, pb.PullReply]
+    ) -> pb.PullReply:
+        """Brings blocks into slots; the reply means that no transport writes them any more."""
+        if self.is_draining:
+            raise Unavailable("draining")
+        job = PullJob(
+            session_id=request.session_id,
+            holder_id=request.holder_id,
+            holder_incarnation=request.holder_incarnation,
+            block_hashes=_hashes(request.block_hashes),
+            block_ids=list(request.block_ids),
+            timeout_s=request.timeout_s,
+        )
+        outcome = await self._puller.pull(job, self._attached())
+        self._on_pull(job, outcome)
+        return pb.PullReply(
+            verified=outcome.verified,
+            bytes=outcome.bytes,
+            seconds=outcome.seconds,
+            verify_s=outcome.verify_s,
+            missing=outcome.missing,
+            mismatched=outcome.mismatched,
+            error=outcome.error,
+        )
+
+    async def Save(  # noqa: N802
+        self, request: pb.SaveRequest, context: ServicerContext[pb.SaveRequest, pb.SaveReply]
+    ) -> pb.SaveReply:
+        """Copies blocks into the host tier."""
+        hashes = _hashes(request.block_hashes)
+        if len(hashes) != len(request.block_ids):
+            raise InvalidRequest(f"{len(hashes)} hashes for {len(request.block_ids)} blocks")
+        blocks = self._attached().blocks(request.block_ids)
+        return pb.SaveReply(saved=await self._holdings.tier.save(hashes, blocks))
+
+    async def Publish(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.BlockEvents],
+        context: ServicerContext[pb.BlockEvents, pb.PublishReply],
+    ) -> pb.PublishReply:
+        """Passes on what the worker sealed and evicted, as long as this worker is the attached one."""
+        attachment = self._attached()
+        async for events in request_iterator:
+            if self._holdings.attachment is not attachment:
+                raise Unavailable("another worker is attached")
+            if events.reset:
+                self._hints.arena_replaced(_hashes(events.sealed))
+            else:
+                self._hints.arena_changed(_hashes(events.sealed), _hashes(events.evicted))
+        return pb.PublishReply()
+
+    def _attached(self) -> Attachment:
+        if self._holdings.attachment is None:
+            raise Unavailable("no worker is attached")
+        return self._holdings.attachment
+
+
+def _hashes(raw: bytes) -> list[BlockHash]:
+    try:
+        return split_hashes(raw)
+    except ValueError as exc:
+        raise InvalidRequest(str(exc)) from exc

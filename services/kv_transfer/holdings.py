@@ -1,0 +1,83 @@
+"""What this process can send: its worker's sealed blocks and its own host tier."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from services.kv_transfer.attachment import Attachment
+from services.kv_transfer.host_tier import HostTier
+from shared.errors import TandemError
+from shared.identity import BlockHash, Fingerprint
+from shared.transfer.grants import Source
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Blocks that stay where they are while the pin is held.
+
+    Attributes:
+        sources: Per hash, or None where neither worker nor tier has it.
+        lost: Done when the worker's share of the pin ended early; None without such a share.
+    """
+
+    sources: list[Source | None]
+    lost: asyncio.Future[None] | None
+
+
+class Holdings:
+    """Answers for the worker that is attached now, if one is, and for the tier, which outlives workers.
+
+    Attributes:
+        attachment: The worker's present life.
+        fingerprint: Of all blocks here: that of the worker which attached last; "" before the first.
+    """
+
+    def __init__(self, tier: HostTier) -> None:
+        self.tier = tier
+        self.attachment: Attachment | None = None
+        self.fingerprint = Fingerprint("")
+
+    def attach(self, attachment: Attachment) -> None:
+        """Takes a worker's arena into account."""
+        self.attachment = attachment
+        self.fingerprint = attachment.fingerprint
+        self.tier.adopt(attachment.fingerprint, attachment.block_bytes)
+
+    def detach(self, attachment: Attachment) -> bool:
+        """Forgets a worker's arena, unless another worker took its place already; returns whether it did."""
+        if self.attachment is not attachment:
+            return False
+        self.attachment = None
+        return True
+
+    @contextlib.asynccontextmanager
+    async def pin(self, hashes: Sequence[BlockHash]) -> AsyncIterator[Pinned]:
+        """Keeps blocks in place as long as the context is open: the worker's where it has them, else the tier's."""
+        async with contextlib.AsyncExitStack() as stack:
+            sources: list[Source | None] = [None] * len(hashes)
+            lost = None
+            if self.attachment is not None:
+                try:
+                    pin = await stack.enter_async_context(self.attachment.pin(hashes))
+                except TandemError as exc:
+                    log.warning("worker_pin_failed", error=exc.message)
+                else:
+                    sources = [
+                        None if block is None else Source(block_hash, block)
+                        for block_hash, block in zip(hashes, pin.blocks, strict=True)
+                    ]
+                    lost = pin.lost if any(sources) else None
+            absent = [i for i, source in enumerate(sources) if source is None]
+            entries = self.tier.pin(hashes[i] for i in absent)
+            stack.callback(self.tier.unpin, entries)
+            for i, entry in zip(absent, entries, strict=True):
+                if entry is not None:
+                    sources[i] = Source(entry.block_hash, entry.block, entry.checksum)
+            yield Pinned(sources, lost)

@@ -1,0 +1,181 @@
+"""The host tier: sealed blocks that the worker is about to evict, kept in this process's memory.
+
+One more holder of blocks: it serves the own worker and peers alike. Least recently used blocks go first; a block that
+is being read is pinned and stays. Checksums are taken from what was read out of the arena and checked on every way out.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from services.kv_transfer.block_copy import copy_and_checksum
+from shared.identity import BlockHash, Fingerprint
+from shared.transfer.checksum import Block
+
+log = structlog.get_logger(__name__)
+
+
+class _Slab:
+    """Memory for blocks of one size; pages are taken from the system when first written."""
+
+    def __init__(self, num_slots: int, block_bytes: int) -> None:
+        self.blocks = np.empty((num_slots, block_bytes), dtype=np.uint8)
+        self.free = list(range(num_slots))
+
+
+@dataclass(eq=False, slots=True)
+class TierBlock:
+    """A block in the tier.
+
+    Attributes:
+        checksum: Of its bytes as they were in the arena.
+        pins: Readers; while there are any, the bytes stay.
+        is_dropped: Out of the index; its slot is free as soon as the last reader leaves.
+    """
+
+    block_hash: BlockHash
+    slab: _Slab
+    slot: int
+    checksum: int
+    pins: int = 0
+    is_dropped: bool = False
+
+    @property
+    def block(self) -> Block:
+        """Its bytes; valid while pinned."""
+        view: Block = self.slab.blocks[self.slot]
+        return view
+
+
+class HostTier:
+    """Owned by the event loop; only the copying happens elsewhere.
+
+    Args:
+        budget_bytes: Upper bound of block memory; 0 = keep nothing.
+        executor: For copies and checksums.
+        on_change: Told (added, dropped) hashes.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        executor: Executor,
+        on_change: Callable[[Sequence[BlockHash], Sequence[BlockHash]], None],
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self._executor = executor
+        self._on_change = on_change
+        self._index: collections.OrderedDict[BlockHash, TierBlock] = collections.OrderedDict()
+        self._filling: set[BlockHash] = set()
+        self._slab = _Slab(0, 1)
+        self._kind: tuple[Fingerprint, int] | None = None
+        self.hits = 0
+        self.corrupt = 0
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, block_hash: object) -> bool:
+        return block_hash in self._index
+
+    @property
+    def capacity(self) -> int:
+        """Blocks that the budget has room for."""
+        return len(self._slab.blocks)
+
+    @property
+    def used_bytes(self) -> int:
+        """Held by blocks in the index."""
+        return len(self._index) * self._slab.blocks.shape[1]
+
+    def hashes(self) -> list[BlockHash]:
+        """Everything held, least recently used first."""
+        return list(self._index)
+
+    def adopt(self, fingerprint: Fingerprint, block_bytes: int) -> None:
+        """Prepares for the blocks of a worker; blocks of another model or size are dropped."""
+        if self._kind == (fingerprint, block_bytes):
+            return
+        self._drop(list(self._index.values()))
+        self._kind = (fingerprint, block_bytes)
+        self._slab = _Slab(self.budget_bytes // block_bytes, block_bytes)
+
+    async def save(self, hashes: Sequence[BlockHash], blocks: Sequence[Block]) -> list[bool]:
+        """Copies blocks in; the caller keeps `blocks` unchanged until this returns.
+
+        Returns:
+            Per block whether the tier has it now.
+        """
+        fresh: list[tuple[BlockHash, Block, int]] = []
+        slab = self._slab
+        for block_hash, block in zip(hashes, blocks, strict=True):
+            if block_hash in self._index:
+                self._index.move_to_end(block_hash)
+            elif block_hash not in self._filling and (slot := self._take_slot()) is not None:
+                self._filling.add(block_hash)
+                fresh.append((block_hash, block, slot))
+        is_copied = False
+        try:
+            sources, targets = [block for _, block, _ in fresh], [slab.blocks[slot] for *_, slot in fresh]
+            checksums = await copy_and_checksum(self._executor, sources, targets, checksum_source=True)
+            is_copied = slab is self._slab
+        finally:
+            self._filling.difference_update(block_hash for block_hash, *_ in fresh)
+            if not is_copied:
+                slab.free.extend(slot for *_, slot in fresh)
+        if is_copied:
+            for (block_hash, _, slot), checksum in zip(fresh, checksums, strict=True):
+                self._index[block_hash] = TierBlock(block_hash, slab, slot, checksum)
+            self._on_change([block_hash for block_hash, *_ in fresh], [])
+        return [block_hash in self._index for block_hash in hashes]
+
+    def pin(self, hashes: Iterable[BlockHash]) -> list[TierBlock | None]:
+        """Finds blocks and keeps them in place until `unpin`; None for each that is not here."""
+        found = [self._index.get(block_hash) for block_hash in hashes]
+        for entry in reversed(found):  # a prompt's first blocks are worth the most: they become the most recent
+            if entry is not None:
+                entry.pins += 1
+                self.hits += 1
+                self._index.move_to_end(entry.block_hash)
+        return found
+
+    def unpin(self, blocks: Iterable[TierBlock | None]) -> None:
+        """Lets go of blocks that `pin` returned, each once."""
+        for entry in blocks:
+            if entry is None:
+                continue
+            assert entry.pins > 0
+            entry.pins -= 1
+            if entry.is_dropped and not entry.pins:
+                entry.slab.free.append(entry.slot)
+
+    def discard_corrupt(self, block_hash: BlockHash) -> None:
+        """Drops a block whose bytes do not match its checksum any more."""
+        entry = self._index.get(block_hash)
+        if entry is not None:
+            self.corrupt += 1
+            log.error("tier_block_corrupt", block_hash=block_hash.hex())
+            self._drop([entry])
+
+    def _take_slot(self) -> int | None:
+        if not self._slab.free:
+            victim = next((entry for entry in self._index.values() if not entry.pins), None)
+            if victim is None:
+                return None
+            self._drop([victim])
+        return self._slab.free.pop()
+
+    def _drop(self, entries: Sequence[TierBlock]) -> None:
+        for entry in entries:
+            del self._index[entry.block_hash]
+            entry.is_dropped = True
+            if not entry.pins:
+                entry.slab.free.append(entry.slot)
+        if entries:
+            self._on_change([], [entry.block_hash for entry in entries])

@@ -1,0 +1,70 @@
+"""Other workers' kv_transfers, as the directory names them. Nobody dials an address that did not come from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from protos import kv_transfer_pb2_grpc as rpc
+from shared.directory.records import TransferRecord
+from shared.errors import FingerprintMismatch, StaleIncarnation, WorkerLost
+from shared.identity import Fingerprint
+from shared.rpc import open_channel
+
+
+class TransferPeers:
+    """Resolves holders to open channels; one channel per incarnation, closed when the incarnation left the directory.
+
+    Args:
+        transfers: The directory's present snapshot.
+    """
+
+    def __init__(self, transfers: Callable[[], Sequence[TransferRecord]]) -> None:
+        self._transfers = transfers
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._absent: set[tuple[str, str]] = set()
+
+    def resolve(self, holder_id: str, incarnation: str, fingerprint: Fingerprint) -> TransferRecord:
+        """The holder's record.
+
+        Args:
+            holder_id: Worker id.
+            fingerprint: Of the blocks that are wanted.
+            incarnation: Of the holder's kv_transfer, as the caller knows it; "" = whichever lives now.
+
+        Raises:
+            WorkerLost: The directory knows no such holder.
+            StaleIncarnation: It knows another incarnation.
+            FingerprintMismatch: It holds blocks of another kind.
+        """
+        record = next((record for record in self._transfers() if record.worker_id == holder_id), None)
+        if record is None:
+            raise WorkerLost(f"the directory knows no kv_transfer of {holder_id}")
+        if incarnation not in ("", record.incarnation):
+            raise StaleIncarnation(f"{holder_id} is {record.incarnation} now, not {incarnation}")
+        if record.fingerprint != fingerprint:
+            raise FingerprintMismatch(f"{holder_id} holds blocks of {record.fingerprint}, not of {fingerprint}")
+        return record
+
+    def stub(self, record: TransferRecord) -> rpc.KvFetchAsyncStub:
+        """Where to call a holder."""
+        key = (record.incarnation, record.fetch_address)
+        if key not in self._channels:
+            self._channels[key] = open_channel(record.fetch_address)
+        return rpc.KvFetchStub(self._channels[key])
+
+    async def forget_gone(self) -> None:
+        """Closes the channels of incarnations that have been absent from the directory since the last call."""
+        live = {(record.incarnation, record.fetch_address) for record in self._transfers()}
+        absent = self._channels.keys() - live
+        # Only at the second look: a channel may carry a transfer of a holder that is late with its heartbeat.
+        for key in absent & self._absent:
+            await self._channels.pop(key).close()
+        self._absent = absent
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()

@@ -1,0 +1,244 @@
+"""Brings sealed blocks into the worker's arena: out of the own tier, or from a peer.
+
+control.Pull -> Puller.pull -> own tier: copy, check
+                            -> peer: Fetch (gRPC) grants -> BlockReceiver over UCX, checks -> the Fetch call ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from protos import kv_transfer_pb2 as pb
+from services.kv_transfer.attachment import Attachment
+from services.kv_transfer.block_copy import copy_and_checksum
+from services.kv_transfer.host_tier import HostTier
+from services.kv_transfer.peers import TransferPeers
+from shared.errors import InternalError, InvalidRequest, RequestTimeout, TandemError, WorkerLost, error_from_code
+from shared.identity import BlockHash
+from shared.rpc import error_from_rpc
+from shared.transfer.checksum import Block
+from shared.transfer.protocol import MAX_BLOCKS, TOKEN_BYTES, TRANSFER_ID_BYTES, ProtocolError
+from shared.transfer.receiver import BlockReceiver, Offer, Received
+from shared.transfer.settle import settle
+from shared.transfer.transport import TransportError
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_TIMEOUT_S = 30.0
+MAX_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PullJob:
+    """What the worker wants.
+
+    Attributes:
+        holder_id: Worker id; "" or the own one = the own tier.
+        holder_incarnation: Of the holder's kv_transfer; "" = whichever lives now.
+        block_ids: Destination slots, one per hash.
+    """
+
+    session_id: str
+    holder_id: str
+    holder_incarnation: str
+    block_hashes: Sequence[BlockHash]
+    block_ids: Sequence[int]
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class PullOutcome:
+    """What became of each block; filled while the pull runs.
+
+    Attributes:
+        verified: Its bytes are in the slot, hash and checksum were checked.
+        bytes: That arrived, good or not.
+        missing: Blocks that the holder didn't have.
+        mismatched: Blocks that arrived damaged, or were others.
+        error: "" or what ended the pull early.
+    """
+
+    verified: list[bool]
+    bytes: int = 0
+    seconds: float = 0.0
+    verify_s: float = 0.0
+    missing: int = 0
+    mismatched: int = 0
+    error: str = ""
+
+
+class Puller:
+    """Runs the worker's pulls, many at once, each into slots of its own. Runs on the event loop."""
+
+    def __init__(
+        self, worker_id: str, tier: HostTier, peers: TransferPeers, receiver: BlockReceiver, executor: Executor
+    ) -> None:
+        self._worker_id = worker_id
+        self._tier = tier
+        self._peers = peers
+        self._receiver = receiver
+        self._executor = executor
+        self.active = 0
+
+    async def pull(self, job: PullJob, attachment: Attachment) -> PullOutcome:
+        """Does what it can; a peer's failure is an outcome, not an exception.
+
+        On return, with or without success or by cancellation, no transport and no thread writes the slots any more.
+
+        Raises:
+            InvalidRequest: Too many blocks, unequal counts, or a slot that is not the worker's to name or is a
+                destination already.
+        """
+        started_s = time.monotonic()
+        outcome = PullOutcome([False] * len(job.block_hashes))
+        with self._destination(job, attachment) as slots:
+            try:
+                async with asyncio.timeout(
+                    min(job.timeout_s, MAX_TIMEOUT_S) if job.timeout_s > 0 else DEFAULT_TIMEOUT_S
+                ):
+                    if job.holder_id in ("", self._worker_id):
+                        await self._from_tier(job, slots, outcome)
+                    else:
+                        await self._from_peer(job, attachment, slots, outcome)
+            except TimeoutError:
+                outcome.error = f"{RequestTimeout.code}: not done after {job.timeout_s:g} s"
+            except TandemError as exc:
+                outcome.error = f"{exc.code}: {exc.message}"
+            except (TransportError, ProtocolError) as exc:
+                outcome.error = f"transfer failed: {exc}"
+        outcome.seconds = time.monotonic() - started_s
+        return outcome
+
+    @contextlib.contextmanager
+    def _destination(self, job: PullJob, attachment: Attachment) -> Iterator[list[Block]]:
+        """Claims the slots for one pull."""
+        wanted = set(job.block_ids)
+        if len(job.block_ids) != len(job.block_hashes) or not 0 < len(wanted) <= MAX_BLOCKS:
+            raise InvalidRequest(
+                f"{len(job.block_hashes)} hashes for {len(wanted)} slots; allowed are 1 to {MAX_BLOCKS}"
+            )
+        if len(wanted) != len(job.block_ids) or wanted & attachment.destinations:
+            raise InvalidRequest("a slot is the destination of two blocks at once")
+        slots = attachment.blocks(job.block_ids)
+        attachment.destinations |= wanted
+        self.active += 1
+        try:
+            yield slots
+        finally:
+            attachment.destinations -= wanted
+            self.active -= 1
+
+    async def _from_tier(self, job: PullJob, slots: Sequence[Block], outcome: PullOutcome) -> None:
+        entries = self._tier.pin(job.block_hashes)
+        try:
+            held = [(i, entry) for i, entry in enumerate(entries) if entry is not None]
+            outcome.missing = len(entries) - len(held)
+            checksums = await copy_and_checksum(
+                self._executor, [entry.block for _, entry in held], [slots[i] for i, _ in held], checksum_source=False
+            )
+        finally:
+            self._tier.unpin(entries)
+        for (i, entry), checksum in zip(held, checksums, strict=True):
+            outcome.bytes += slots[i].nbytes
+            outcome.verified[i] = checksum == entry.checksum
+            if not outcome.verified[i]:
+                outcome.mismatched += 1
+                self._tier.discard_corrupt(entry.block_hash)
+
+    async def _from_peer(
+        self, job: PullJob, attachment: Attachment, slots: Sequence[Block], outcome: PullOutcome
+    ) -> None:
+        holder = self._peers.resolve(job.holder_id, job.holder_incarnation, attachment.fingerprint)
+        request = pb.FetchRequest(
+            session_id=job.session_id,
+            fingerprint=attachment.fingerprint,
+            incarnation=holder.incarnation,
+            block_hashes=b"".join(job.block_hashes),
+        )
+        call = self._peers.stub(holder).Fetch(request)
+        try:
+            granted = await _first_reply(call)
+            available = _checked_indices(granted, len(slots), attachment.block_bytes)
+            outcome.missing = len(slots) - len(available)
+            if not available:
+                return
+            host = granted.ucx_host or holder.fetch_address.rpartition(":")[0].strip("[]")
+            offer = Offer(holder.incarnation, host, granted.ucx_port, bytes.fromhex(granted.transfer_id), granted.token)
+            hashes = [job.block_hashes[i] for i in available]
+            receiving = self._receiver.receive(offer, hashes, [slots[i] for i in available])
+            received = await _while_granted(call, receiving)
+        finally:
+            call.cancel()  # ends the holder's pins, after the endpoint is closed or the bytes are here
+        outcome.bytes = sum(slots[i].nbytes for i in available)
+        outcome.verify_s = received.verify_s
+        for i, is_verified in zip(available, received.verified, strict=True):
+            outcome.verified[i] = is_verified
+            if not is_verified:
+                outcome.mismatched += 1
+                log.error(
+                    "block_mismatch",
+                    session_id=job.session_id,
+                    holder_id=job.holder_id,
+                    holder_incarnation=holder.incarnation,
+                    block_hash=job.block_hashes[i].hex(),
+                    block_id=job.block_ids[i],
+                )
+
+
+_FetchCall = grpc.aio.UnaryStreamCall[pb.FetchRequest, pb.FetchReply]
+
+
+async def _first_reply(call: _FetchCall) -> pb.FetchReply:
+    try:
+        reply = await call.read()
+    except grpc.aio.AioRpcError as exc:
+        raise error_from_rpc(exc) from exc
+    if not isinstance(reply, pb.FetchReply):
+        raise InternalError("the holder ended the call without a reply")
+    if reply.refused:
+        raise error_from_code(reply.refused, "refused by the holder")
+    return reply
+
+
+def _checked_indices(reply: pb.FetchReply, num_blocks: int, block_bytes: int) -> list[int]:
+    """What the holder offers, after checks: nothing of it is believed."""
+    available = list(reply.available)
+    if available != sorted(set(available)) or (available and not 0 <= available[0] <= available[-1] < num_blocks):
+        raise InternalError("the holder offers blocks that were not asked for")
+    if available and reply.block_bytes != block_bytes:
+        raise InternalError(f"the holder's blocks have {reply.block_bytes} bytes, ours {block_bytes}")
+    if available and (
+        len(reply.transfer_id) != 2 * TRANSFER_ID_BYTES
+        or len(reply.token) != TOKEN_BYTES
+        or not 0 < reply.ucx_port < 1 << 16
+        or not all(char in "0123456789abcdef" for char in reply.transfer_id)
+    ):
+        raise InternalError("the holder's grant is malformed")
+    return available
+
+
+async def _while_granted(call: _FetchCall, receive: Coroutine[None, None, Received]) -> Received:
+    """Receives as long as the grant stands.
+
+    The Fetch call's keepalive notices a holder that hangs or is cut off, which the data plane does not.
+    """
+    receiving = asyncio.ensure_future(receive)
+    ended = asyncio.ensure_future(call.code())
+    try:
+        await asyncio.wait({receiving, ended}, return_when=asyncio.FIRST_COMPLETED)
+        # The holder ends the call in good order when all is sent; the last of it may still be on its way here.
+        if not receiving.done() and ended.result() is not grpc.StatusCode.OK:
+            raise WorkerLost(f"the holder ended the grant: {ended.result().name}: {await call.details()}")
+        return await receiving
+    finally:
+        ended.cancel()
+        receiving.cancel()
+        await settle(asyncio.wait({receiving}))

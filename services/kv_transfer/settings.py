@@ -1,0 +1,52 @@
+"""Settings of the KV-transfer service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import ServiceSettings
+
+
+class TransferSettings(ServiceSettings):
+    """`TANDEM_TRANSFER_*`, read once in `__main__`.
+
+    Attributes:
+        worker_id: Of the worker that this process stands beside.
+        socket: Unix socket where the worker is served; a lock file lies beside it.
+        host: Where peers are served, and announced unless `advertise_host` is set. UCX's listener binds every
+            interface, whatever this says; with a loopback address no other device carries bytes.
+        advertise_host: Name under which peers reach this process, where that is not `host` (containers).
+        port: Of the Fetch service; 0 = any.
+        ucx_port: Of the UCX listener; 0 = any.
+        ucx_tls: "tcp"; "shm" for sidecars that share host, user, PID and IPC namespace; or a UCX transport list.
+        tier_bytes: Host memory for blocks that the worker evicts; 0 = keep none.
+        heartbeat_s: Of the directory.
+        drain_timeout_s: After SIGTERM, open transfers get this long to finish.
+        metrics_port: HTTP port of /metrics, /live and /ready; 0 = any, -1 = none.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_TRANSFER_", frozen=True, extra="forbid")
+
+    worker_id: str
+    socket: Path
+    host: str = "127.0.0.1"
+    advertise_host: str = ""
+    port: int = Field(default=0, ge=0, le=65535)
+    ucx_port: int = Field(default=0, ge=0, le=65535)
+    ucx_tls: str = "tcp"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    tier_bytes: int = Field(default=1 << 30, ge=0)
+    drain_timeout_s: float = Field(default=10.0, ge=0)
+    metrics_port: int = Field(default=0, ge=-1, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @property
+    def announced_host(self) -> str:
+        """Where peers find this process."""
+        return self.advertise_host or self.host

@@ -1,0 +1,1 @@
+"""Bundled model assets: the `pydoc-mini` checkpoint and the recipe that trains it."""

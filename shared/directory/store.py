@@ -1,0 +1,159 @@
+"""The connection to Redis: bounded in time, guarded by a breaker, the same on one server and on a cluster.
+
+Two ways in. `lookup` is for the request path: one short time-out, no exception, nothing at all while the breaker is
+open. `run` is for background work: patient, raises `StoreDown`, and keeps trying, so it is what closes the breaker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from shared.directory.breaker import CircuitBreaker
+from shared.errors import ConfigurationError
+
+Command = tuple[bytes | str | int, ...]
+
+_CLUSTER_MARK = "+cluster"
+_BREAK_S = 1.0
+_MAX_CONNECTIONS = 16
+_LATE_LOOP_S = 0.02
+
+_log = structlog.get_logger(__name__)
+
+
+class StoreDown(Exception):
+    """Redis did not answer in time, or refused; never leaves `shared.directory`."""
+
+
+class RedisStore:
+    """Pipelines of commands to one Redis or one Redis Cluster.
+
+    Owned by one event loop. Connects when first used and reconnects by itself.
+    """
+
+    def __init__(self, url: str, *, lookup_timeout_s: float, background_timeout_s: float) -> None:
+        """Checks the URL; connects to nothing.
+
+        Args:
+            url: `redis://`, `rediss://` (TLS) or `unix://`; `redis+cluster://host:port` names any node of a cluster.
+            lookup_timeout_s: What a request may lose to Redis at most.
+            background_timeout_s: For heartbeats and publishing.
+
+        Raises:
+            ConfigurationError: Not such a URL.
+        """
+        self._url = url
+        self._is_cluster = _CLUSTER_MARK in url.partition("://")[0]
+        self._lookup_timeout_s = lookup_timeout_s
+        self._background_timeout_s = background_timeout_s
+        self._breaker = CircuitBreaker(open_s=_BREAK_S)
+        try:
+            self._client = self._connect_cluster() if self._is_cluster else self._connect_single()
+        except (ValueError, RedisError) as exc:
+            raise ConfigurationError(f"redis_url: {exc}") from exc
+
+    @property
+    def is_down(self) -> bool:
+        """The breaker is open: lookups are answered with nothing."""
+        return self._breaker.is_open
+
+    async def lookup(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
+        """Values of string keys, in order; None where Redis is down or too slow."""
+        if self._breaker.is_open:
+            return None
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(self._lookup_timeout_s):
+                return await self._get_many(keys)
+        except TimeoutError as exc:
+            # Where this process itself was held up, the time-out says nothing about Redis.
+            if loop.time() - started < self._lookup_timeout_s + _LATE_LOOP_S:
+                self._failed(exc)
+        except (RedisError, OSError) as exc:
+            self._failed(exc)
+        return None
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Sends commands in one pipeline, not atomically; replies in order.
+
+        Raises:
+            StoreDown: Any of them failed.
+        """
+        try:
+            async with asyncio.timeout(self._background_timeout_s):
+                replies = await self._pipeline(commands)
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._failed(exc)
+            raise StoreDown(str(exc) or type(exc).__name__) from exc
+        if self._breaker.succeeded():
+            _log.info("directory_recovered")
+        return replies
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of string keys, in order, as background work.
+
+        Raises:
+            StoreDown: No answer.
+        """
+        if not keys:
+            return []
+        if self._is_cluster:
+            return await self.run([("GET", key) for key in keys])
+        replies = await self.run([("MGET", *keys)])
+        values: list[bytes | None] = replies[0]
+        return values
+
+    async def close(self) -> None:
+        """Closes every connection; never raises for a Redis that is gone."""
+        try:
+            async with asyncio.timeout(self._background_timeout_s):
+                await self._client.aclose()
+        except (RedisError, OSError, TimeoutError) as exc:
+            _log.debug("directory_close_failed", error=str(exc))
+
+    async def _get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self._is_cluster:
+            return await self._pipeline([("GET", key) for key in keys])
+        values: list[bytes | None] = await self._client.execute_command("MGET", *keys)
+        return values
+
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        pipeline = self._client.pipeline() if self._is_cluster else self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies: list[Any] = await pipeline.execute()
+        return replies
+
+    def _failed(self, exc: BaseException) -> None:
+        if self._breaker.failed():
+            _log.warning("directory_unreachable", error=str(exc) or type(exc).__name__)
+
+    def _connect_single(self) -> Redis:
+        pool = BlockingConnectionPool.from_url(
+            self._url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=None,  # our own time-outs bound the wait for a connection too
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+        )
+        return Redis.from_pool(pool)
+
+    def _connect_cluster(self) -> RedisCluster:
+        return RedisCluster.from_url(
+            self._url.replace(_CLUSTER_MARK, "", 1),
+            socket_timeout=self._background_timeout_s,
+            socket_connect_timeout=self._background_timeout_s,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+        )

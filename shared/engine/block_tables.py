@@ -1,0 +1,130 @@
+"""Which blocks a sequence holds: the pool owns blocks, the scheduler owns queues, this owns what is between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from shared.engine.block_pool import BlockPool
+from shared.engine.sequence import Sequence
+from shared.errors import InternalError
+from shared.identity import BlockId, extend_hashes
+
+
+class BlockTables:
+    """Grows, seals and drops the block tables of sequences. Guarded by the engine's lock.
+
+    A table is `[0, num_sealed_blocks)` sealed blocks, possibly shared, then at most the private ones that the running
+    step fills. Blocks are taken for tokens about to be computed and never earlier, so at most the last one of a
+    sequence is partly used.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._block_size = pool.block_size
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-num_tokens // self._block_size)
+
+    def num_missing_blocks(self, sequence: Sequence) -> int:
+        """Blocks beyond its table that the sequence's present tokens need."""
+        return self.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+
+    def name_blocks(self, sequence: Sequence, num_blocks: int) -> None:
+        """Extends `block_hashes` to the first `num_blocks` full blocks."""
+        known = len(sequence.block_hashes)
+        if known < num_blocks:
+            parent = sequence.block_hashes[-1] if known else sequence.namespace
+            tokens = sequence.token_ids[known * self._block_size : num_blocks * self._block_size]
+            sequence.block_hashes += extend_hashes(parent, tokens, self._block_size)
+
+    def reusable_blocks(self, sequence: Sequence) -> int:
+        """How many leading blocks may come from a cache.
+
+        A sequence that samples computes at least its last token, because it needs that token's logits.
+        """
+        num_tokens = sequence.num_tokens if sequence.is_prefill_only else sequence.num_tokens - 1
+        return num_tokens // self._block_size
+
+    def match(self, sequence: Sequence) -> list[BlockId]:
+        """Cached blocks that would continue the sequence's table; takes no references."""
+        return self._pool.match_prefix(
+            sequence.block_hashes[len(sequence.block_table) : self.reusable_blocks(sequence)]
+        )
+
+    def attach(self, sequence: Sequence, blocks: list[BlockId]) -> None:
+        """Appends sealed blocks that continue the sequence, taking a reference to each."""
+        for block in blocks:
+            self._pool.ref(block)
+        self._append_sealed(sequence, blocks)
+
+    def adopt(self, sequence: Sequence, block: BlockId) -> None:
+        """Appends a sealed block whose reference the caller hands over."""
+        self._append_sealed(sequence, [block])
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Makes room for the KV of the first `num_tokens` tokens; False, and nothing changed, if the pool has none."""
+        num_new = self.blocks_for(num_tokens) - len(sequence.block_table)
+        if num_new > 0:
+            blocks = self._pool.allocate(num_new)
+            if blocks is None:
+                return False
+            sequence.block_table += blocks
+        return True
+
+    def seal_computed(self, sequence: Sequence) -> bool:
+        """Seals the blocks that became full; True if there were any."""
+        num_full = sequence.num_computed_tokens // self._block_size
+        if num_full == sequence.num_sealed_blocks:
+            return False
+        self.name_blocks(sequence, num_full)
+        table, hashes = sequence.block_table, sequence.block_hashes
+        for i in range(sequence.num_sealed_blocks, num_full):
+            table[i] = self._pool.seal(table[i], hashes[i])
+        sequence.num_sealed_blocks = num_full
+        return True
+
+    def drop(self, sequence: Sequence) -> None:
+        """Gives up all blocks of a sequence; sealed ones stay in the cache as long as there is room."""
+        # Last block first: the head of a prefix is worth more than its tail, so the tail is evicted first.
+        for block in reversed(sequence.block_table):
+            self._pool.unref(block)
+        self._clear(sequence)
+
+    def pin(self, sequence: Sequence) -> None:
+        """Turns the references of a sequence whose blocks are all sealed into pins; the table stays readable."""
+        for block, name in zip(sequence.block_table, sequence.block_hashes, strict=False):
+            self._pool.pin(name)
+            self._pool.unref(block)
+
+    def unpin(self, sequence: Sequence) -> None:
+        """Undoes `pin` and clears the table; does nothing the second time."""
+        for block in reversed(sequence.block_table):
+            self._pool.unpin(block)
+        self._clear(sequence)
+
+    def check_references(self, holders: Iterable[Sequence], reserved: Iterable[BlockId]) -> None:
+        """Verifies that the pool's references are exactly those of the holders' tables and of `reserved` slots.
+
+        Raises:
+            InternalError: They are not.
+        """
+        held = Counter(block for sequence in holders for block in sequence.block_table)
+        held.update(reserved)
+        for block in map(BlockId, range(self._pool.num_blocks)):
+            if self._pool.references(block) != held[block]:
+                raise InternalError(f"block {block}: {self._pool.references(block)} references, {held[block]} holders")
+
+    def _append_sealed(self, sequence: Sequence, blocks: list[BlockId]) -> None:
+        sequence.block_table += blocks
+        sequence.num_sealed_blocks = len(sequence.block_table)
+        sequence.num_computed_tokens = sequence.num_sealed_blocks * self._block_size
+        if not sequence.num_preemptions:
+            sequence.num_cached_tokens += len(blocks) * self._block_size
+
+    @staticmethod
+    def _clear(sequence: Sequence) -> None:
+        sequence.block_table.clear()
+        sequence.num_sealed_blocks = 0
+        sequence.num_computed_tokens = 0

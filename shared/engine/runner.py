@@ -1,0 +1,124 @@
+"""Runs one step: batch in, sampled tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from shared.engine.kv_cache import KvCache
+from shared.engine.sampler import Sampler
+from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from shared.engine.sequence import Sequence
+from shared.engine.step import ScheduledSequence, StepBatch, StepResult
+from shared.engine.step_inputs import PreparedStep, StepInputs
+from shared.identity import BlockHash, BlockId, SessionId
+from shared.models.decoder import Decoder
+
+
+class ModelRunner:
+    """A model over a KV cache. Only the engine thread calls it; it reads sequences and never changes them."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        kv_cache: KvCache,
+        *,
+        max_batch_tokens: int,
+        max_sequences: int,
+        max_model_len: int,
+        max_logprobs: int = MAX_LOGPROBS,
+    ) -> None:
+        """Allocates the step's buffers.
+
+        Args:
+            model: Loaded; without its LM head the runner serves steps that sample nothing.
+            kv_cache: Whose blocks the sequences' tables name; written by steps.
+            max_batch_tokens: Largest number of tokens in a step.
+            max_sequences: Largest number of sequences in a step.
+            max_model_len: Longest sequence.
+            max_logprobs: Likeliest tokens returned at most.
+        """
+        self._model = model
+        self._kv_cache = kv_cache
+        self._max_batch_tokens = max_batch_tokens
+        self._max_sequences = max_sequences
+        self._max_model_len = max_model_len
+        self._inputs = StepInputs(
+            max_batch_tokens=max_batch_tokens,
+            max_sequences=max_sequences,
+            max_blocks=-(-max_model_len // kv_cache.layout.block_size),
+            block_size=kv_cache.layout.block_size,
+            device=model.device,
+        )
+        self._sampler = Sampler(
+            model.config.vocab_size,
+            frozenset(model.config.eos_token_ids),
+            max_logprobs=max_logprobs,
+            device=model.device,
+        )
+
+    @torch.inference_mode()
+    def execute(self, batch: StepBatch) -> StepResult:
+        """Computes the batch's tokens, stores their KV, and samples for the sequences that reach their last token.
+
+        Blocks until the tokens are known. On return the KV of every scheduled token is in the cache.
+
+        Args:
+            batch: Within the limits given at construction; every sequence's block table covers its scheduled tokens.
+        """
+        if not batch.scheduled:
+            return StepResult(token_ids=[], logprobs=[])
+        step = self._inputs.prepare(batch)
+        self._clear(step.fresh_blocks)
+        return self._run(step, [item.sequence for item in batch.scheduled if item.samples])
+
+    @torch.inference_mode()
+    def warm_up(self, progress: Callable[[int, int], None]) -> None:
+        """Runs a few shapes, so that no user pays for first-time allocations; the cache stays as it is.
+
+        Args:
+            progress: Called with (shapes done, shapes in all).
+        """
+        chunk = min(self._max_batch_tokens, self._max_model_len)
+        shapes = [(1, chunk), (1, 1), (min(2, self._max_sequences), 1), (min(8, self._max_sequences), 1)]
+        for done, (num_sequences, query_len) in enumerate(shapes, start=1):
+            batch = self._warm_up_batch(num_sequences, query_len)
+            self._run(self._inputs.prepare(batch, store=False), [s.sequence for s in batch.scheduled if s.samples])
+            progress(done, len(shapes))
+
+    def _run(self, step: PreparedStep, sequences: list[Sequence]) -> StepResult:
+        """Model and sampler; `sequences` are those that sample."""
+        hidden = self._model.forward(step.inputs, self._kv_cache.layers)
+        if not sequences:
+            return StepResult(token_ids=[], logprobs=[])
+        if len(sequences) < hidden.shape[0]:
+            hidden = hidden.index_select(0, torch.tensor(step.sample_rows, device=hidden.device))
+        return self._sampler.sample(self._model.logits(hidden), sequences)
+
+    def _clear(self, blocks: list[int]) -> None:
+        """Zeroes blocks that a step fills in part.
+
+        They may hold the bytes of a failed transfer, and attention multiplies what lies past a sequence's end by zero,
+        which is harmless for finite numbers only.
+        """
+        if blocks:
+            self._kv_cache.tensor.index_fill_(0, torch.tensor(blocks, device=self._model.device), 0)
+
+    def _warm_up_batch(self, num_sequences: int, query_len: int) -> StepBatch:
+        """Sequences of zeros over block 0, half of them greedy, half drawn with every cut."""
+        samples = self._model.has_lm_head
+        num_blocks = -(-query_len // self._kv_cache.layout.block_size)
+        scheduled = []
+        for index in range(num_sequences):
+            params = SamplingParams(max_tokens=1, temperature=float(index % 2 == 0), top_p=0.9, num_logprobs=1)
+            sequence = Sequence(
+                session_id=SessionId("warm-up"),
+                token_ids=[0] * query_len,
+                num_prompt_tokens=query_len,
+                sampling=params if samples else None,
+                namespace=BlockHash(b""),
+                block_table=[BlockId(0)] * num_blocks,
+            )
+            scheduled.append(ScheduledSequence(sequence, 0, query_len, samples))
+        return StepBatch(scheduled)

@@ -1,0 +1,55 @@
+"""How the next token of a sequence is chosen. Imports no torch: the gateway validates with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """One session's sampling instructions; immutable, shared by its choices.
+
+    Attributes:
+        temperature: 0 means greedy.
+        top_p: Nucleus mass in (0, 1]; 1 is off.
+        top_k: Keep the k likeliest tokens; 0 is off.
+        min_p: Drop tokens below `min_p` times the likeliest one's probability; 0 is off.
+        seed: Keys the counter-based noise together with choice index and position, so that any worker draws the same.
+        presence_penalty: Subtracted once from every token already in the output.
+        frequency_penalty: Subtracted per occurrence in the output.
+        repetition_penalty: Divides (multiplies, if negative) logits of tokens seen in prompt or output; 1 is off.
+        logit_bias: Added to the logits, by token id.
+        max_tokens: Output tokens at most, >= 1.
+        min_tokens: Until so many output tokens, end-of-sequence and stop tokens are masked.
+        stop_token_ids: End the sequence, besides the model's own end-of-sequence tokens.
+        ignore_eos: The model's end-of-sequence tokens do not end the sequence.
+        num_logprobs: None for none; k for the sampled token's and the k likeliest tokens' log-probabilities, taken from
+            the raw logits before any penalty, bias or temperature, as vLLM does.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """The likeliest token, no noise."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Logits depend on what was generated before."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0

@@ -1,0 +1,384 @@
+"""Decides what each step computes.
+
+One idea: every sequence's `num_computed_tokens` catches up with its tokens. A step hands out a budget of tokens: first
+one to each sequence that decodes, then chunks to prompts that have begun, then to waiting sequences that fit. So
+prefill, chunked prefill, decode and recompute after preemption are one case, and decode never waits behind a prompt.
+
+When memory runs out, those that do not run give up cached blocks first, then running sequences yield, cheapest first;
+both find most of their blocks again by hash. The scheduler keeps three groups:
+
+    acquiring (WAITING_FOR_KV) --make_ready--> waiting (WAITING) --admitted--> running (RUNNING) --> finished
+                                                            ^---- preempted ----'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from shared.engine.block_pool import BlockPool
+from shared.engine.block_tables import BlockTables
+from shared.engine.config import EngineConfig
+from shared.engine.policy import preemption_cost
+from shared.engine.sequence import FinishReason, Sequence, SequenceStatus
+from shared.engine.siblings import Siblings
+from shared.engine.step import ScheduledSequence, StepBatch, StepOutputs, StepResult, TokenLogprobs
+from shared.engine.step_budget import GROWTH_BLOCKS, StepBudget
+from shared.engine.waiting_queue import Waiting, WaitingQueue
+from shared.errors import InternalError
+from shared.identity import BlockId, SequenceId
+
+
+class Scheduler:
+    """Owns the queues and every unfinished sequence. Guarded by the engine's lock.
+
+    Between `schedule()` and the matching `update()` a step is in flight without the lock: sequences in it keep their
+    blocks until `update()`, whatever happens to them meanwhile.
+
+    Attributes:
+        tables: Block tables of the sequences.
+        num_preemptions: Times that a running sequence had to yield.
+        prefix_query_tokens, prefix_hit_tokens: Prompt tokens looked up in the prefix cache, and found there or fetched.
+    """
+
+    def __init__(self, pool: BlockPool, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self._config = config
+        self._clock = clock
+        self.tables = BlockTables(pool)
+        self._sequences: dict[SequenceId, Sequence] = {}
+        self._siblings = Siblings(pool.block_size)
+        self._acquiring: dict[SequenceId, Sequence] = {}
+        self._waiting = WaitingQueue(config.policy, config.max_overtakes)
+        self._running: list[Sequence] = []
+        self._in_flight: set[SequenceId] = set()
+        self._aborted_in_flight: set[SequenceId] = set()
+        self._outputs = StepOutputs()
+        self.num_preemptions = 0
+        self.prefix_query_tokens = 0
+        self.prefix_hit_tokens = 0
+
+    # What there is
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Running sequences, longest running first; not to be changed."""
+        return self._running
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences ready to run."""
+        return len(self._waiting)
+
+    @property
+    def num_acquiring(self) -> int:
+        """Sequences that wait for KV."""
+        return len(self._acquiring)
+
+    @property
+    def has_work(self) -> bool:
+        """Some sequence runs or is ready to; choices that wait for a first one's fetches are not."""
+        return bool(self._running) or any(not self._siblings.must_wait(entry.sequence) for entry in self._waiting)
+
+    def queued_prefill_tokens(self) -> int:
+        """Tokens to compute before everything present decodes, counting no cache hits of waiting sequences."""
+        waiting = sum(entry.sequence.num_uncomputed_tokens for entry in self._waiting)
+        return waiting + sum(s.num_uncomputed_tokens for s in self._running if not _decodes(s))
+
+    # Coming and going
+
+    def add(self, sequence: Sequence) -> None:
+        """Takes a sequence in, WAITING or WAITING_FOR_KV; that it is admissible was checked."""
+        assert sequence.sequence_id not in self._sequences, f"sequence {sequence.sequence_id} was submitted twice"
+        self._sequences[sequence.sequence_id] = sequence
+        self._siblings.add(sequence)
+        if sequence.status is SequenceStatus.WAITING_FOR_KV:
+            self._acquiring[sequence.sequence_id] = sequence
+        else:
+            self._waiting.add(sequence)
+
+    def is_acquiring(self, sequence: Sequence) -> bool:
+        """It still waits for KV: neither made ready nor ended."""
+        return sequence.sequence_id in self._acquiring
+
+    def make_ready(self, sequence: Sequence) -> None:
+        """WAITING_FOR_KV -> WAITING; does nothing to a sequence that left that state already."""
+        if self._acquiring.pop(sequence.sequence_id, None) is not None:
+            sequence.status = SequenceStatus.WAITING
+            self._waiting.add(sequence)
+
+    def abort(self, sequence_ids: Iterable[SequenceId]) -> None:
+        """Ends sequences; ids of finished or unknown ones are ignored.
+
+        Blocks are free at once, or after the step in flight if the sequence is part of it.
+        """
+        for sequence_id in sequence_ids:
+            sequence = self._sequences.get(sequence_id)
+            if sequence_id in self._in_flight:
+                self._aborted_in_flight.add(sequence_id)
+            elif sequence is not None:
+                self._finish(sequence, FinishReason.ABORTED)
+
+    def abort_all(self) -> None:
+        """Ends everything; no step may be in flight, or it must have failed."""
+        self._in_flight.clear()
+        self._aborted_in_flight.clear()
+        self.abort(list(self._sequences))
+
+    # One step
+
+    def schedule(self) -> StepBatch:
+        """Chooses what the next step computes and gives it blocks; empty if nothing can run now."""
+        assert not self._in_flight, "a step is in flight"
+        num_preemptions = self.num_preemptions
+        scheduled = self._schedule_running()
+        while not scheduled and self._running and self._yield_blocks():
+            scheduled = self._schedule_running()
+        if self.num_preemptions == num_preemptions:
+            scheduled += self._schedule_waiting(scheduled)
+        self._in_flight = {entry.sequence.sequence_id for entry in scheduled}
+        return StepBatch(scheduled)
+
+    def update(self, batch: StepBatch, result: StepResult) -> StepOutputs:
+        """Takes in what the step computed; returns everything that changed since the last outputs."""
+        assert len(result.token_ids) == sum(entry.samples for entry in batch.scheduled), "a token per sampling sequence"
+        sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
+        for entry in batch.scheduled:
+            sequence = entry.sequence
+            sequence.num_computed_tokens = entry.num_computed + entry.num_new_tokens
+            has_sealed = self.tables.seal_computed(sequence)
+            token = next(sampled) if entry.samples else None
+            if sequence.sequence_id in self._aborted_in_flight:
+                self._finish(sequence, FinishReason.ABORTED)
+            elif token is not None:
+                self._append_token(sequence, *token)
+            elif sequence.is_prefill_only:
+                self._report_prefill(sequence, has_sealed)
+        self._in_flight.clear()
+        self._aborted_in_flight.clear()
+        return self.take_outputs()
+
+    def take_outputs(self) -> StepOutputs:
+        """Everything that changed since the last call or update."""
+        outputs, self._outputs = self._outputs, StepOutputs()
+        outputs.sealed, outputs.evicted = self._pool.drain_events()
+        return outputs
+
+    @property
+    def has_urgent_outputs(self) -> bool:
+        """Somebody waits for an output that is there already."""
+        return bool(self._outputs.finished or self._outputs.prefilled)
+
+    # Scheduling
+
+    def _schedule_running(self) -> list[ScheduledSequence]:
+        self._make_room_for_decodes()
+        decoding = [s for s in self._running if _decodes(s) and self.tables.grow(s, s.num_tokens)]
+        scheduled = [_schedule(s, 1) for s in decoding]
+        tokens = self._config.max_batch_tokens - len(scheduled)
+        for sequence in self._running:
+            if tokens > 0 and not _decodes(sequence):
+                chunk = self._grow_by_chunk(sequence, tokens)
+                if chunk:
+                    scheduled.append(_schedule(sequence, chunk))
+                    tokens -= chunk
+        return scheduled
+
+    def _schedule_waiting(self, scheduled: list[ScheduledSequence]) -> list[ScheduledSequence]:
+        budget = StepBudget(
+            tokens=self._config.max_batch_tokens - sum(entry.num_new_tokens for entry in scheduled),
+            sequences=self._config.max_sequences - len(self._running),
+            blocks=self.num_spare_blocks(),
+        )
+        started = []
+        for sequence in self._admissible(budget):
+            self._start(sequence)
+            chunk = self._grow_by_chunk(sequence, budget.tokens)
+            if chunk:
+                started.append(_schedule(sequence, chunk))
+                budget.tokens -= chunk
+                budget.sequences -= 1
+        return started
+
+    def _admissible(self, budget: StepBudget) -> Iterator[Sequence]:
+        """Waiting sequences that fit, senior first, cached blocks attached; looks past a bounded number of others."""
+        num_skipped = 0
+        for entry in list(self._waiting):
+            if budget.is_spent or num_skipped > self._config.max_skip_ahead:
+                return
+            if self._siblings.must_wait(entry.sequence):
+                continue
+            if self._fit(entry, budget):
+                yield entry.sequence
+            elif entry.is_aged:
+                return
+            else:
+                num_skipped += 1
+
+    def _fit(self, entry: Waiting, budget: StepBudget) -> bool:
+        sequence = entry.sequence
+        matched = self.tables.match(sequence)
+        needed = self._blocks_taken(sequence, matched)
+        # Nothing else will make room: either nobody runs, or whoever does is not to be followed by anybody else.
+        while needed > budget.blocks and (entry.is_aged or not self._running) and self._shed(junior_to=sequence):
+            needed, budget.blocks = self._blocks_taken(sequence, matched), self.num_spare_blocks()
+        if needed > budget.blocks:
+            return False
+        self.tables.attach(sequence, matched)
+        budget.blocks -= needed
+        return True
+
+    def _blocks_taken(self, sequence: Sequence, matched: list[BlockId]) -> int:
+        """By how many the allocatable blocks shrink when the sequence is computed after attaching `matched`."""
+        num_revived = sum(map(self._pool.is_idle, matched))
+        return self.tables.num_missing_blocks(sequence) - len(matched) + num_revived
+
+    def _start(self, sequence: Sequence) -> None:
+        self._waiting.admit(sequence)
+        if not sequence.first_scheduled_s:
+            sequence.first_scheduled_s = self._clock()
+            self.prefix_query_tokens += sequence.num_prompt_tokens
+            self.prefix_hit_tokens += sequence.num_cached_tokens
+        sequence.status = SequenceStatus.RUNNING
+        self._running.append(sequence)
+        if sequence.is_prefill_only:
+            self._report_prefill(sequence, has_sealed=sequence.num_sealed_blocks > 0)
+
+    def _grow_by_chunk(self, sequence: Sequence, max_tokens: int) -> int:
+        """Tokens of the sequence's next chunk, blocks allocated; 0 if it is complete or there is no block."""
+        start, block_size = sequence.num_computed_tokens, self._pool.block_size
+        held = len(sequence.block_table) * block_size
+        room = held + self._pool.num_allocatable * block_size - start
+        end = start + min(sequence.num_uncomputed_tokens, max_tokens, room)
+        border = end - end % block_size
+        if start < border and end < sequence.num_tokens:
+            end = border  # an unfinished chunk ends where its last block can be sealed
+        self.tables.grow(sequence, end)
+        return end - start
+
+    # Memory
+
+    def num_spare_blocks(self) -> int:
+        """Blocks that nobody running will want soon; may be negative.
+
+        That is what is left when each begun prompt is complete and each sequence that decodes has grown a little.
+        """
+        promised = sum(GROWTH_BLOCKS if _decodes(s) else self.tables.num_missing_blocks(s) for s in self._running)
+        return self._pool.num_allocatable - promised
+
+    def make_spare(self, n: int, sequence: Sequence) -> bool:
+        """Tries to have `n` spare blocks for a sequence that acquires KV, at the cost of its juniors that only wait."""
+        aged = self._waiting.aged_head
+        if aged and aged.key < self._waiting.seniority(sequence) and not self._siblings.must_wait(aged.sequence):
+            return False
+        while self.num_spare_blocks() < n:
+            if not self._shed(junior_to=sequence):
+                return False
+        return True
+
+    def _make_room_for_decodes(self) -> None:
+        block_size = self._pool.block_size
+        while True:
+            growing = sum(
+                1 for s in self._running if _decodes(s) and s.num_computed_tokens == len(s.block_table) * block_size
+            )
+            if growing <= self._pool.num_allocatable or not self._yield_blocks():
+                return
+
+    def _yield_blocks(self) -> bool:
+        """Somebody gives up blocks: one that only waits, else the cheapest running one unless it runs alone."""
+        if self._shed():
+            return True
+        if len(self._running) > 1:
+            self._preempt(min(self._running, key=preemption_cost))
+            return True
+        return False
+
+    def _shed(self, *, junior_to: Sequence | None = None) -> bool:
+        """The most junior sequence that holds blocks without running leaves them to the cache."""
+        seniority = self._waiting.seniority
+        holders = [s for s in self._not_running() if s.block_table]
+        if junior_to is not None:
+            limit = seniority(junior_to)
+            holders = [s for s in holders if seniority(s) > limit]
+        if not holders:
+            return False
+        junior = max(holders, key=seniority)
+        self.tables.drop(junior)
+        if not junior.num_preemptions:
+            junior.num_cached_tokens = 0
+        return True
+
+    def _not_running(self) -> Iterator[Sequence]:
+        yield from self._acquiring.values()
+        for entry in self._waiting:
+            yield entry.sequence
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self.tables.drop(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.add(sequence)
+
+    # Ending
+
+    def _append_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        sequence.token_ids.append(token_id)
+        self._outputs.tokens.append((sequence, token_id, logprobs))
+        sampling = sequence.sampling
+        assert sampling is not None, "a prefill-only sequence was sampled"
+        is_eos = token_id in self._config.eos_token_ids and not sampling.ignore_eos
+        if is_eos or token_id in sampling.stop_token_ids:
+            sequence.stop_token_id = token_id
+            self._finish(sequence, FinishReason.STOP)
+        elif sequence.num_output_tokens >= sampling.max_tokens:
+            self._finish(sequence, FinishReason.LENGTH)
+
+    def _report_prefill(self, sequence: Sequence, has_sealed: bool) -> None:
+        if has_sealed:
+            self._outputs.prefilled.append(sequence)
+        if not sequence.num_uncomputed_tokens:
+            self._finish(sequence, FinishReason.SEALED)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        del self._sequences[sequence.sequence_id]
+        self._siblings.remove(sequence)
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+        elif self._acquiring.pop(sequence.sequence_id, None) is None:
+            self._waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        if reason is FinishReason.SEALED:
+            self.tables.pin(sequence)
+        else:
+            self.tables.drop(sequence)
+        self._outputs.finished.append(sequence)
+
+    # Self-check
+
+    def check_integrity(self, reserved: Iterable[BlockId] = ()) -> None:
+        """Verifies the pool, and that its references are exactly those of the block tables and `reserved` slots.
+
+        Raises:
+            InternalError: They are not.
+        """
+        self._pool.check_integrity()
+        self.tables.check_references(self._sequences.values(), reserved)
+        if len(self._sequences) != len(self._acquiring) + len(self._waiting) + len(self._running):
+            raise InternalError("a sequence is in two groups or in none")
+
+
+def _decodes(sequence: Sequence) -> bool:
+    return sequence.num_uncomputed_tokens == 1
+
+
+def _schedule(sequence: Sequence, num_new_tokens: int) -> ScheduledSequence:
+    return ScheduledSequence(
+        sequence=sequence,
+        num_computed=sequence.num_computed_tokens,
+        num_new_tokens=num_new_tokens,
+        samples=num_new_tokens == sequence.num_uncomputed_tokens and not sequence.is_prefill_only,
+    )

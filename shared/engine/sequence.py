@@ -1,0 +1,109 @@
+"""One generation as the engine sees it.
+
+The unifying idea: a sequence has tokens, and `num_computed_tokens` of them have KV. Every step lets that number catch
+up by some amount; prefill, chunked prefill, decode and recompute after preemption differ only in how far it lags.
+
+             acquire()               schedule()
+    WAITING_FOR_KV -------> WAITING ----------> RUNNING -------> FINISHED
+                               ^------- preempt ---'
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import time
+from dataclasses import dataclass, field
+
+from shared.engine.sampling_params import SamplingParams
+from shared.identity import BlockHash, BlockId, SequenceId, SessionId
+
+_sequence_ids = itertools.count(1)
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING_FOR_KV = "waiting_for_kv"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    SEALED = "sealed"  # prefill only: every full block asked for is sealed
+    ABORTED = "aborted"
+
+
+def next_sequence_id() -> SequenceId:
+    """A number that is unique in this process."""
+    return SequenceId(next(_sequence_ids))
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The engine's mutable record of one generation. The scheduler owns it; the runner only reads it.
+
+    Attributes:
+        session_id: Of the gateway; choices of one session are separate sequences that share prompt blocks by hash.
+        choice: Index of this choice in the session; part of the noise key.
+        token_ids: Prompt and output tokens so far. The list is this sequence's own.
+        num_prompt_tokens: How many of them are the prompt.
+        sampling: None for a prefill-only sequence, which ends when `num_prompt_tokens` tokens are computed and sealed.
+        namespace: Root of the hash chain.
+        block_hashes: Names of the full blocks, as far as they were computed; always a prefix of the chain.
+        block_table: Cache blocks by logical block index. Blocks `[0, num_sealed_blocks)` are sealed and in the index.
+        num_computed_tokens: Tokens whose KV is in `block_table`.
+        num_cached_tokens: Prompt tokens that were not computed for this sequence here: found in the cache or fetched.
+        priority: Lower runs sooner.
+        arrival_s, first_scheduled_s: `time.monotonic()`; the latter 0 until scheduled.
+    """
+
+    session_id: SessionId
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams | None
+    namespace: BlockHash
+    choice: int = 0
+    priority: int = 0
+    sequence_id: SequenceId = field(default_factory=next_sequence_id)
+    status: SequenceStatus = SequenceStatus.WAITING
+    finish_reason: FinishReason | None = None
+    stop_token_id: int = -1
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    block_table: list[BlockId] = field(default_factory=list)
+    num_sealed_blocks: int = 0
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    arrival_s: float = field(default_factory=time.monotonic)
+    first_scheduled_s: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """How far the KV lags behind the tokens."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_prefill_only(self) -> bool:
+        """Ends when its prompt is sealed; nothing is sampled."""
+        return self.sampling is None
+
+    @property
+    def is_finished(self) -> bool:
+        """No further step will touch it."""
+        return self.status is SequenceStatus.FINISHED

@@ -1,0 +1,111 @@
+"""What an engine says about itself: for `/ready`, the worker record and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from shared.engine.block_pool import BlockCounts
+from shared.engine.sequence import Sequence
+from shared.engine.step import StepBatch
+
+_MEASURE_EVERY = 16  # steps; counting distinct blocks costs about as much as scheduling a step
+_RATE_DECAY = 0.9  # per step with a prompt chunk
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot.
+
+    Attributes:
+        blocks: Pool by state.
+        running, waiting, waiting_for_kv: Sequences.
+        queued_prefill_tokens: Tokens to compute before everything present decodes.
+        steps: Forward passes so far.
+        last_step_s: Duration of the last one.
+        last_progress_s: `time.monotonic()` of the last completed step; now, while there is nothing to do. Stands still
+            if the engine hangs or nothing that waits can be given room.
+        slot_utilization: Used token slots / allocated token slots of running sequences, over all steps; 1.0 before any.
+        preemptions: Times that a running sequence yielded.
+        prefix_query_tokens, prefix_hit_tokens: Prompt tokens of started sequences; those of them not computed here.
+        prefill_tokens_per_s: Recent speed of steps that were mainly prefill; 0.0 before any.
+        prefilled_tokens: Tokens computed in chunks so far: prompts, and what is computed again after a preemption.
+        generated_tokens: Tokens sampled so far.
+        failure: Why the engine stopped by itself; "" if it did not.
+    """
+
+    blocks: BlockCounts
+    running: int
+    waiting: int
+    waiting_for_kv: int
+    queued_prefill_tokens: int
+    steps: int
+    last_step_s: float
+    last_progress_s: float
+    slot_utilization: float
+    preemptions: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+    prefill_tokens_per_s: float
+    prefilled_tokens: int
+    generated_tokens: int
+    failure: str
+
+
+def slot_usage(running: Seq[Sequence], block_size: int) -> tuple[int, int]:
+    """`(used, allocated)` token slots: computed tokens, and slots of the blocks that hold them.
+
+    A block that several sequences share counts once on either side. Shared blocks are sealed, hence full, so only
+    slots at the end of a sequence's own last block are unused.
+    """
+    blocks: set[int] = set()
+    num_unused = 0
+    for sequence in running:
+        blocks.update(sequence.block_table)
+        num_unused += len(sequence.block_table) * block_size - sequence.num_computed_tokens
+    allocated = len(blocks) * block_size
+    return allocated - num_unused, allocated
+
+
+class StepMeter:
+    """Accumulates over steps what `EngineStats` reports. Guarded by the engine's lock."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._used_slots = 0
+        self._allocated_slots = 0
+        self._rate_tokens = 0.0
+        self._rate_s = 0.0
+        self.steps = 0
+        self.last_step_s = 0.0
+        self.prefilled_tokens = 0
+        self.generated_tokens = 0
+
+    def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence]) -> None:
+        """Counts one completed step; `running` are the sequences that run on after it."""
+        num_tokens, num_decoded = 0, 0
+        for entry in batch.scheduled:
+            num_tokens += entry.num_new_tokens
+            num_decoded += entry.samples
+        num_prefilled = sum(e.num_new_tokens for e in batch.scheduled if e.num_new_tokens > 1)
+        self.prefilled_tokens += num_prefilled
+        self.generated_tokens += num_decoded
+        if 2 * num_prefilled > num_tokens:
+            self._rate_tokens = _RATE_DECAY * self._rate_tokens + num_prefilled
+            self._rate_s = _RATE_DECAY * self._rate_s + seconds
+        if self.steps % _MEASURE_EVERY == 0:
+            used, allocated = slot_usage(running, self._block_size)
+            self._used_slots += used
+            self._allocated_slots += allocated
+        self.steps += 1
+        self.last_step_s = seconds
+
+    @property
+    def slot_utilization(self) -> float:
+        """Ratio of the sums over the measured steps, every 16th."""
+        return self._used_slots / self._allocated_slots if self._allocated_slots else 1.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Decaying ratio of prompt tokens to seconds."""
+        return self._rate_tokens / self._rate_s if self._rate_s else 0.0

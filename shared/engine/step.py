@@ -1,0 +1,86 @@
+"""What passes between scheduler, runner and the outside in one engine step.
+
+    schedule() -> StepBatch -> ModelRunner.execute() -> StepResult -> scheduler.update() -> StepOutputs -> on_step()
+
+Nothing else passes: the scheduler knows no tensors, the runner no queues.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.engine.sequence import Sequence
+from shared.identity import BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """Compute the KV of tokens `[num_computed, num_computed + num_new_tokens)` of a sequence in this step.
+
+    Attributes:
+        num_computed: `sequence.num_computed_tokens` when the step was scheduled.
+        samples: The step reaches the sequence's last token, so its logits are wanted and one token is sampled.
+    """
+
+    sequence: Sequence
+    num_computed: int
+    num_new_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One forward pass. Sequences that decode come first, then prefill chunks."""
+
+    scheduled: list[ScheduledSequence]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in the step."""
+        return sum(s.num_new_tokens for s in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of one sampled token and of the likeliest ones, descending."""
+
+    logprob: float
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What the runner returns.
+
+    Attributes:
+        token_ids: One per scheduled sequence that samples, in batch order.
+        logprobs: Likewise; None where the sequence asked for none.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+@dataclass(slots=True)
+class StepOutputs:
+    """All that one step changed, for the event loop; the receiver owns it.
+
+    Attributes:
+        tokens: Sampled tokens in order: sequence, token id, log-probabilities if asked for.
+        finished: Sequences that ended in this step, after their tokens; also aborted ones.
+        prefilled: Prefill-only sequences that progressed; `sequence.num_sealed_blocks` says how far.
+        sealed: Blocks that became sealed, with the step or by a fetch since the last one.
+        evicted: Blocks that left the index.
+    """
+
+    tokens: list[tuple[Sequence, int, TokenLogprobs | None]] = field(default_factory=list)
+    finished: list[Sequence] = field(default_factory=list)
+    prefilled: list[Sequence] = field(default_factory=list)
+    sealed: list[BlockHash] = field(default_factory=list)
+    evicted: list[BlockHash] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing changed."""
+        return not (self.tokens or self.finished or self.prefilled or self.sealed or self.evicted)

@@ -1,0 +1,124 @@
+"""Builds a `Decoder` from a checkpoint: reads, casts, fuses, hands each weight to the backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kernels.backend import Backend
+from kernels.dense_linear import Linear
+from shared.errors import ConfigurationError
+from shared.models.config import ModelConfig
+from shared.models.decoder import Decoder, LayerWeights
+from shared.models.weights import Checkpoint, Progress
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+IGNORED_TENSORS = ("rotary_emb.inv_freq",)
+"""Suffixes of what old checkpoints carry and is computed here."""
+
+
+def load_decoder(
+    directory: Path,
+    config: ModelConfig,
+    *,
+    dtype: str,
+    device: torch.device,
+    backend: Backend,
+    with_lm_head: bool = True,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Loads a model.
+
+    Args:
+        directory: The checkpoint.
+        config: Of the same checkpoint.
+        dtype: From `resolve_dtype`; weights stored otherwise are cast.
+        device: Where weights and activations live.
+        backend: Whose kernels run it.
+        with_lm_head: False for a worker that samples nothing: the head is neither read nor kept.
+        progress: Called with bytes read and bytes in all; when the head is skipped it ends short of the latter.
+
+    Raises:
+        ConfigurationError: A tensor is missing, of another shape, or belongs to no part of the architecture.
+    """
+    with Checkpoint(directory, progress) as checkpoint:
+        return _Loader(checkpoint, config, TORCH_DTYPES[dtype], device, backend).decoder(with_lm_head)
+
+
+class _Loader:
+    """Reads one checkpoint; vanishes when the decoder stands."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device, backend: Backend
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._dtype = dtype
+        self._device = device
+        self._backend = backend
+
+    def decoder(self, with_lm_head: bool) -> Decoder:
+        config = self._config
+        vocab_shape = (config.vocab_size, config.hidden_size)
+        embedding = self._tensor("model.embed_tokens.weight", vocab_shape)
+        layers = [self._layer(f"model.layers.{i}.") for i in range(config.num_layers)]
+        final_norm = self._tensor("model.norm.weight", (config.hidden_size,))
+        lm_head = None
+        if with_lm_head:
+            weight = embedding if config.tie_word_embeddings else self._tensor("lm_head.weight", vocab_shape)
+            lm_head = self._backend.linear(weight, None)
+        self._refuse_unknown()
+        return Decoder(
+            config, self._backend, embedding=embedding, layers=layers, final_norm=final_norm, lm_head=lm_head
+        )
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        config = self._config
+        hidden, intermediate = config.hidden_size, config.intermediate_size
+        query_width, key_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv = {f"{attention}q_proj": query_width, f"{attention}k_proj": key_width, f"{attention}v_proj": key_width}
+        norms = [
+            self._tensor(f"{attention}{name}_norm.weight", (config.head_dim,)) if config.qk_norm else None
+            for name in ("q", "k")
+        ]
+        return LayerWeights(
+            attention_norm=self._tensor(f"{prefix}input_layernorm.weight", (hidden,)),
+            qkv=self._fused(qkv, hidden, bias=config.qkv_bias),
+            query_norm=norms[0],
+            key_norm=norms[1],
+            output=self._fused({f"{attention}o_proj": hidden}, query_width, bias=config.output_bias),
+            feed_forward_norm=self._tensor(f"{prefix}post_attention_layernorm.weight", (hidden,)),
+            gate_up=self._fused(
+                {f"{mlp}gate_proj": intermediate, f"{mlp}up_proj": intermediate}, hidden, bias=config.mlp_bias
+            ),
+            down=self._fused({f"{mlp}down_proj": hidden}, intermediate, bias=config.mlp_bias),
+        )
+
+    def _fused(self, outputs: dict[str, int], inputs: int, *, bias: bool) -> Linear:
+        """One matrix multiplication for projections (name: width) of the same input."""
+        weights = [self._tensor(f"{name}.weight", (width, inputs)) for name, width in outputs.items()]
+        biases = [self._tensor(f"{name}.bias", (width,)) for name, width in outputs.items()] if bias else []
+        return self._backend.linear(
+            weights[0] if len(weights) == 1 else torch.cat(weights),
+            torch.cat(biases) if biases else None,
+        )
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._checkpoint.tensor(name, shape).to(device=self._device, dtype=self._dtype)
+
+    def _refuse_unknown(self) -> None:
+        """A tensor that nothing reads means weights that would be left out of the arithmetic."""
+        unknown = [
+            name
+            for name in self._checkpoint.unused()
+            if name != "lm_head.weight" and not name.endswith(IGNORED_TENSORS)
+        ]
+        if unknown:
+            shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            raise ConfigurationError(
+                f"{self._checkpoint.directory}: {len(unknown)} tensors that {self._config.architecture} "
+                f"does not use: {shown}"
+            )

@@ -1,0 +1,142 @@
+"""The pulling side: brings granted blocks into memory and checks every one."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import structlog
+
+from shared.identity import BlockHash
+from shared.transfer.checksum import Block, block_checksums
+from shared.transfer.protocol import Header, Trailer, new_tag_base, trailer_bytes
+from shared.transfer.settle import settle
+from shared.transfer.transport import Endpoint, Transport, TransportError
+
+log = structlog.get_logger(__name__)
+
+POOL_IDLE_S = 60.0
+"""Idle endpoints are let go after this long, well before the sender would."""
+MAX_POOLED = 8
+"""Idle endpoints per peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a holder granted.
+
+    Attributes:
+        peer: Names one life of the holder: endpoints to an earlier life are never used again.
+        host: Of the holder's UCX listener.
+    """
+
+    peer: str
+    host: str
+    port: int
+    transfer_id: bytes
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The outcome of one transfer.
+
+    Attributes:
+        verified: Per block, in the order asked for: the bytes are those that the hash names.
+        verify_s: Spent on checksums after the last byte.
+    """
+
+    verified: list[bool]
+    verify_s: float
+
+
+class BlockReceiver:
+    """Pulls blocks over pooled endpoints. Runs on the event loop.
+
+    Args:
+        executor: Where checksums are computed.
+    """
+
+    def __init__(self, transport: Transport, executor: Executor) -> None:
+        self._transport = transport
+        self._executor = executor
+        self._idle: dict[tuple[str, str, int], collections.deque[tuple[float, Endpoint]]] = {}
+        self.received_bytes = 0
+
+    async def receive(self, offer: Offer, hashes: Sequence[BlockHash], slots: Sequence[Block]) -> Received:
+        """Takes an offer up: block `hashes[i]` lands in `slots[i]`.
+
+        However this ends - result, error, cancellation - no transport writes to `slots` afterwards. Bound it with
+        `asyncio.timeout`: a peer that hangs is not noticed here.
+
+        Raises:
+            TransportError: The connection failed or the holder refused.
+            ProtocolError: The holder talks nonsense.
+        """
+        pooled = self._take_idle(offer)
+        if pooled is not None:
+            try:
+                return await self._receive_on(pooled, offer, hashes, slots)
+            except TransportError as exc:
+                # It may have died while idle; the grant is still good if its header never arrived.
+                log.info("pooled_endpoint_failed", peer=offer.peer, reason=str(exc))
+        return await self._receive_on(await self._transport.connect(offer.host, offer.port), offer, hashes, slots)
+
+    async def close_idle(self, *, older_than_s: float = POOL_IDLE_S) -> None:
+        """Lets go of endpoints that nobody used for so long; 0 = of all. Call it now and then."""
+        limit_s = time.monotonic() - older_than_s
+        stale: list[Endpoint] = []
+        for key, idle in list(self._idle.items()):
+            while idle and (idle[0][0] <= limit_s or not idle[0][1].is_open):
+                stale.append(idle.popleft()[1])
+            if not idle:
+                del self._idle[key]
+        for endpoint in stale:
+            await settle(endpoint.close())
+
+    async def _receive_on(
+        self, endpoint: Endpoint, offer: Offer, hashes: Sequence[BlockHash], slots: Sequence[Block]
+    ) -> Received:
+        is_done = False
+        try:
+            header = Header(len(slots), offer.transfer_id, offer.token, slots[0].nbytes, new_tag_base())
+            arriving = endpoint.receive_blocks(slots, header.tag_base)  # in place before the holder hears of it
+            ending = endpoint.receive(trailer_bytes(len(slots)))
+            await endpoint.send(header.encode())
+            _, raw = await asyncio.gather(arriving, ending)
+            trailer = Trailer.decode(raw, offer.transfer_id)
+            is_done = True
+        finally:
+            if not (is_done and self._keep_idle(offer, endpoint)):
+                with contextlib.suppress(TransportError):
+                    await settle(endpoint.close())
+        self.received_bytes += sum(slot.nbytes for slot in slots)
+        return await self._verify(trailer, hashes, slots)
+
+    async def _verify(self, trailer: Trailer, hashes: Sequence[BlockHash], slots: Sequence[Block]) -> Received:
+        started_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        checksums = await settle(loop.run_in_executor(self._executor, block_checksums, slots))
+        verified = [
+            sent == (block_hash, checksum)
+            for sent, block_hash, checksum in zip(trailer.blocks, hashes, checksums, strict=True)
+        ]
+        return Received(verified, time.monotonic() - started_s)
+
+    def _take_idle(self, offer: Offer) -> Endpoint | None:
+        idle = self._idle.get((offer.peer, offer.host, offer.port))
+        if not idle or not idle[-1][1].is_open:
+            return None
+        return idle.pop()[1]
+
+    def _keep_idle(self, offer: Offer, endpoint: Endpoint) -> bool:
+        idle = self._idle.setdefault((offer.peer, offer.host, offer.port), collections.deque())
+        if len(idle) >= MAX_POOLED or not endpoint.is_open:
+            return False
+        idle.append((time.monotonic(), endpoint))
+        return True

@@ -1,0 +1,84 @@
+"""The seam between the block protocol and what carries it.
+
+An endpoint is one connection. It has an ordered byte stream for the few bytes of control, and tagged blocks that land
+straight in the memory that was posted for them. One rule makes memory safe:
+
+    Whatever goes wrong - an error, a timeout, a cancelled wait - the endpoint is closed, and only when `close` has
+    returned may the memory of its unfinished blocks be used for anything else.
+
+Nothing else stops a transport that has matched a message to a buffer: dropping the wait does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from shared.transfer.checksum import Block
+
+
+class TransportError(Exception):
+    """The endpoint failed, was closed, or could not be made. Close it; memory is safe after that."""
+
+
+class Endpoint(Protocol):
+    """One connection; used from the event loop that made its transport."""
+
+    @property
+    def is_open(self) -> bool:
+        """Nothing is known to be wrong with it."""
+        ...
+
+    def send(self, payload: bytes) -> Awaitable[None]:
+        """Starts sending on the stream; the result is there when `payload` has been handed over."""
+        ...
+
+    def receive(self, size: int) -> Awaitable[bytes]:
+        """Starts receiving exactly `size` bytes from the stream."""
+        ...
+
+    def send_blocks(self, blocks: Sequence[Block], tag_base: int) -> Awaitable[None]:
+        """Starts sending block `i` under `tag_base + i`; done when the memory is not read any more."""
+        ...
+
+    def receive_blocks(self, blocks: Sequence[Block], tag_base: int) -> Awaitable[None]:
+        """Posts memory for the blocks tagged `tag_base + i`; done when all have arrived.
+
+        Posted in the order of the calls: a `send` that follows finds the memory in place. A block that is shorter than
+        its memory counts as arrived; checksums tell.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends the connection at once. On return nothing touches the memory that was given to it. Idempotent."""
+        ...
+
+
+class Transport(Protocol):
+    """One process's access to the data plane.
+
+    Attributes:
+        name: For logs and status.
+        port: Where peers connect to; 0 before `start`.
+    """
+
+    name: str
+
+    @property
+    def port(self) -> int: ...
+
+    async def start(self, on_endpoint: Callable[[Endpoint], None]) -> None:
+        """Starts listening; every endpoint that a peer opens is handed to `on_endpoint` on the event loop."""
+        ...
+
+    async def connect(self, host: str, port: int) -> Endpoint:
+        """Opens an endpoint. It may turn out dead only at its first use.
+
+        Raises:
+            TransportError: The peer's name or address cannot be used.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Closes every endpoint, then the listener. Idempotent."""
+        ...

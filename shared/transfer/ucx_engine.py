@@ -1,0 +1,361 @@
+"""The thread that owns UCX. The only module that touches ucxx, whose low-level API is not a stable one.
+
+The engine owns the UCX context, the worker and every endpoint. It sleeps in epoll on two descriptors: UCX's
+own, and an eventfd that the event loop rings when it has queued a command. UCX copies with the GIL released.
+
+    event loop                               engine thread
+    endpoint.send(...)  -- command queue -->  post requests
+    future  <-- call_soon_threadsafe -------  requests completed or failed
+
+Endpoints are made through a listener, not from worker addresses: so a peer's death is seen within milliseconds on every
+transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import structlog
+
+# ucxx sets a variable of its own on import and UCX then warns that nobody used it.
+os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
+
+from ucxx._lib import libucxx
+from ucxx._lib.arr import Array
+from ucxx.exceptions import UCXError
+from ucxx.types import Tag, TagMaskFull
+
+from shared.transfer.checksum import Block
+from shared.transfer.transport import TransportError
+
+log = structlog.get_logger(__name__)
+
+_FEATURES = (libucxx.Feature.TAG, libucxx.Feature.STREAM, libucxx.Feature.WAKEUP)
+_POLL_S = 1.0
+_CLOSE_PERIOD_NS = 10**9
+_QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
+
+
+class Kind(Enum):
+    """What an operation does with its buffers."""
+
+    SEND = "send"
+    RECEIVE = "receive"
+    SEND_BLOCKS = "send blocks"
+    RECEIVE_BLOCKS = "receive blocks"
+
+
+class Operation:
+    """Requests that succeed or fail as one.
+
+    Args:
+        buffers: One request each; kept alive as long as the operation is.
+        tag_base: Of the first block; the stream has no tags.
+        result: Makes the future's result from what arrived.
+    """
+
+    __slots__ = ("buffers", "future", "kind", "link", "requests", "result", "tag_base")
+
+    def __init__(
+        self,
+        kind: Kind,
+        link: Link,
+        future: asyncio.Future[Any],
+        buffers: Sequence[Block],
+        tag_base: int = 0,
+        result: Callable[[], object] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.link = link
+        self.future = future
+        self.buffers = buffers
+        self.tag_base = tag_base
+        self.result = result
+        self.requests: list[Any] = []  # last first, so that finished ones pop off the end
+
+    def post(self, endpoint: Any) -> None:
+        """Makes the requests; UCX reads or writes the buffers from now on."""
+        for tag, buffer in enumerate(self.buffers, self.tag_base):
+            # One at a time: should one raise, those before it are still accounted for when the endpoint is closed.
+            self.requests.append(self._request(endpoint, Array(buffer), tag))
+        self.requests.reverse()
+
+    def _request(self, endpoint: Any, buffer: Any, tag: int) -> Any:
+        match self.kind:
+            case Kind.SEND:
+                return endpoint.stream_send(buffer)
+            case Kind.RECEIVE:
+                return endpoint.stream_recv(buffer)
+            case Kind.SEND_BLOCKS:
+                return endpoint.tag_send(buffer, Tag(tag))
+            case Kind.RECEIVE_BLOCKS:
+                return endpoint.tag_recv(buffer, Tag(tag), TagMaskFull)
+
+
+class Link:
+    """The engine thread's side of an endpoint.
+
+    Attributes:
+        unfinished: Operations that failed while some of their requests were still under way.
+        is_open: Read by the event loop; everything else belongs to the engine thread.
+    """
+
+    __slots__ = ("endpoint", "is_open", "unfinished")
+
+    def __init__(self, endpoint: Any) -> None:
+        self.endpoint = endpoint
+        self.is_open = True
+        self.unfinished: list[Operation] = []
+
+    def lost(self) -> None:
+        """UCX says that the connection is gone."""
+        self.is_open = False
+
+
+class NotQuiescentError(RuntimeError):
+    """UCX did not let go of memory after its endpoint was closed; only the end of the process frees it."""
+
+
+class UcxEngine(threading.Thread):
+    """The thread that owns UCX.
+
+    Attributes:
+        ready: Done once the listener is up; its result is the port.
+        finished: Done once every endpoint is closed and UCX is shut down.
+    """
+
+    def __init__(
+        self,
+        options: dict[str, str],
+        port: int,
+        on_link: Callable[[Link], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(name="ucx-engine", daemon=True)
+        self._loop = asyncio.get_running_loop()
+        self._options = options
+        self._requested_port = port
+        self._on_link = on_link
+        self._on_failure = on_failure
+        self._commands: collections.deque[tuple[Callable[[], None], asyncio.Future[Any]]] = collections.deque()
+        self._active: list[Operation] = []
+        self._links: set[Link] = set()
+        self._outbox: list[Callable[[], None]] = []
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell_lock = threading.Lock()  # the descriptor must not be rung once it is closed and its number reused
+        self._stopping = False
+        self.ready: asyncio.Future[int] = self.new_future()
+        self.finished: asyncio.Future[None] = self.new_future()
+
+    # -- called from the event loop
+
+    def new_future(self) -> asyncio.Future[Any]:
+        """A future whose failure nobody is obliged to look at: closing the endpoint is what matters then."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.add_done_callback(_mark_retrieved)
+        return future
+
+    def command(self, run: Callable[[], None], future: asyncio.Future[Any]) -> None:
+        """Has `run` executed by the engine thread; if it raises, `future` fails."""
+        with self._bell_lock:
+            if not self._stopping:
+                self._commands.append((run, future))
+                os.eventfd_write(self._bell, 1)
+                return
+        future.set_exception(TransportError("the data plane is stopped"))
+
+    def request_stop(self) -> None:
+        """Asks the thread to close everything and end: see `finished`."""
+        with self._bell_lock:
+            if not self._stopping:
+                self._stopping = True
+                os.eventfd_write(self._bell, 1)
+
+    # -- the engine thread
+
+    def run(self) -> None:
+        """Opens UCX, turns until stopped, closes everything."""
+        failure: BaseException | None = None
+        try:
+            self._open()
+            self._turn()
+        except BaseException as exc:
+            failure = exc
+        try:
+            self._shut_down()
+        except BaseException as exc:
+            failure = failure or exc
+        if failure is None:
+            self.resolve(self.finished, None)
+        else:
+            error = failure  # bound once: the name of an except clause does not outlive it
+            self._reject(self.ready, error)
+            self._reject(self.finished, error)
+            self._outbox.append(lambda: self._on_failure(error))
+        self._flush()
+
+    def connect(self, host: str, port: int, future: asyncio.Future[Link]) -> None:
+        """Makes an endpoint; the connection itself comes up on its own."""
+        self.resolve(future, self._adopt(libucxx.UCXEndpoint.create(self._worker, host, port, True)))
+
+    def post(self, operation: Operation) -> None:
+        """Posts an operation's requests on its link."""
+        endpoint = operation.link.endpoint
+        if endpoint is None:
+            raise TransportError("endpoint is closed")
+        # UCX spins for ever on a post to an endpoint whose connection attempt already failed.
+        endpoint.raise_on_error()
+        if not endpoint.alive:
+            raise TransportError("endpoint lost its peer")
+        self._active.append(operation)
+        operation.post(endpoint)
+
+    def close(self, link: Link) -> None:
+        """Closes a link. On return none of its requests is under way."""
+        link.is_open = False
+        endpoint, link.endpoint = link.endpoint, None
+        if endpoint is None:
+            return
+        endpoint.close_blocking(_CLOSE_PERIOD_NS, 1)
+        mine = [operation for operation in self._active if operation.link is link]
+        self._active = [operation for operation in self._active if operation.link is not link]
+        self._await_quiescence([request for operation in (*mine, *link.unfinished) for request in operation.requests])
+        for operation in mine:
+            self._reject(operation.future, TransportError("endpoint closed"))
+        link.unfinished.clear()
+        self._links.discard(link)
+
+    def resolve(self, future: asyncio.Future[Any], result: object) -> None:
+        """Settles `future` on the event loop at the end of this turn."""
+        self._outbox.append(lambda: None if future.done() else future.set_result(result))
+
+    def _reject(self, future: asyncio.Future[Any], error: BaseException) -> None:
+        if not isinstance(error, TransportError):
+            cause, error = error, TransportError(f"{type(error).__name__}: {error}")
+            error.__cause__ = cause
+        failure = error
+        self._outbox.append(lambda: None if future.done() else future.set_exception(failure))
+
+    def _await_quiescence(self, requests: list[Any]) -> None:
+        deadline_s = time.monotonic() + _QUIESCE_S
+        while not all(request.completed for request in requests):
+            self._worker.progress()
+            if time.monotonic() > deadline_s:
+                raise NotQuiescentError(f"requests of a closed endpoint are still under way after {_QUIESCE_S} s")
+
+    def _open(self) -> None:
+        self._context = libucxx.UCXContext(self._options, _FEATURES)
+        self._worker = libucxx.UCXWorker(self._context)
+        self._worker.init_blocking_progress_mode()
+        self._listener = libucxx.UCXListener.create(
+            self._worker, self._requested_port, self._accept, deliver_endpoint=True
+        )
+        self.resolve(self.ready, int(self._listener.port))
+        self._flush()
+
+    def _turn(self) -> None:
+        worker, poll = self._worker, select.epoll()
+        poll.register(worker.epoll_file_descriptor, select.EPOLLIN)
+        poll.register(self._bell, select.EPOLLIN)
+        try:
+            while not self._stopping:
+                worker.progress()
+                self._sweep()
+                if self._run_commands():
+                    worker.progress()
+                    self._sweep()
+                self._flush()
+                if self._commands or not worker.arm():
+                    continue
+                for descriptor, _ in poll.poll(_POLL_S):
+                    if descriptor == self._bell:
+                        os.eventfd_read(self._bell)
+        finally:
+            poll.close()
+
+    def _run_commands(self) -> bool:
+        ran = False
+        while self._commands:
+            run, future = self._commands.popleft()
+            ran = True
+            try:
+                run()
+            except (UCXError, TransportError) as exc:
+                self._reject(future, exc)
+            except BaseException as exc:  # a defect, or memory that UCX does not let go: this thread ends
+                self._reject(future, exc)
+                raise
+        return ran
+
+    def _sweep(self) -> None:
+        still_active: list[Operation] = []
+        for operation in self._active:
+            error = _pop_completed(operation.requests)
+            if error is not None:
+                operation.link.unfinished.append(operation)
+                self._reject(operation.future, error)
+            elif operation.requests:
+                still_active.append(operation)
+            else:
+                self.resolve(operation.future, operation.result() if operation.result else None)
+        self._active = still_active
+
+    def _accept(self, endpoint: Any) -> None:
+        link = self._adopt(endpoint)
+        self._outbox.append(lambda: self._on_link(link))
+
+    def _adopt(self, endpoint: Any) -> Link:
+        link = Link(endpoint)
+        endpoint.set_close_callback(link.lost)
+        self._links.add(link)
+        return link
+
+    def _shut_down(self) -> None:
+        with self._bell_lock:
+            self._stopping = True
+            os.close(self._bell)
+        for _, future in self._commands:
+            self._reject(future, TransportError("the data plane is stopped"))
+        self._commands.clear()
+        for link in list(self._links):
+            self.close(link)
+        self._listener = self._worker = self._context = None
+
+    def _flush(self) -> None:
+        """Hands everything that became known in this turn to the event loop in one go."""
+        if not self._outbox:
+            return
+        outbox, self._outbox = self._outbox, []
+        try:
+            self._loop.call_soon_threadsafe(_run_all, outbox)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.debug("event_loop_gone", callbacks=len(outbox))
+
+
+def _pop_completed(requests: list[Any]) -> Exception | None:
+    """Drops finished requests off the end; returns the first failure."""
+    while requests and requests[-1].completed:
+        try:
+            requests.pop().check_error()
+        except UCXError as exc:
+            error: Exception = exc
+            return error
+    return None
+
+
+def _mark_retrieved(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _run_all(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        callback()

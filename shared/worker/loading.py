@@ -1,0 +1,134 @@
+"""From settings to a loaded engine, with progress in the log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from kernels.backend import Backend, load_backend
+from shared.directory.records import Role
+from shared.engine.block_pool import BlockPool
+from shared.engine.config import EngineConfig
+from shared.engine.engine import Engine
+from shared.engine.kv_cache import KvCache, num_blocks_for
+from shared.engine.runner import ModelRunner
+from shared.engine.step import StepOutputs
+from shared.errors import ConfigurationError
+from shared.identity import Fingerprint
+from shared.kv_arena import KvLayout, SharedArena
+from shared.models.config import ModelConfig, resolve_dtype
+from shared.models.fingerprint import model_fingerprint
+from shared.models.load import load_decoder
+from shared.models.resolve import resolve_model
+from shared.worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+_PROGRESS_S = 1.0
+
+OnStep = Callable[[StepOutputs], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """A worker's engine and what it stands on; whoever loaded it closes it."""
+
+    engine: Engine
+    arena: SharedArena
+    layout: KvLayout
+    fingerprint: Fingerprint
+    served_name: str
+    backend_name: str
+    max_model_len: int
+    vocab_size: int
+
+    def close(self) -> None:
+        """Removes the arena's file."""
+        self.arena.unlink()
+
+
+def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> LoadedEngine:
+    """Everything between settings and an engine that can be started. Blocks for as long as the weights take.
+
+    Raises:
+        ConfigurationError: The model or the arena cannot be had as configured.
+    """
+    started_s = time.monotonic()
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
+    )
+    directory = resolve_model(settings.model)
+    config = ModelConfig.from_pretrained(directory, max_model_len=settings.max_model_len)
+    dtype = resolve_dtype(settings.dtype, device.type)
+    layout = KvLayout(config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, dtype)
+    backend = _backend(settings.backend, device)
+    model = load_decoder(
+        directory,
+        config,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        with_lm_head=role == "decode",
+        progress=_LoadingLog(),
+    )
+    arena_path = settings.arena_dir / f"tandem-{settings.worker_id}.kv"
+    arena = SharedArena.create(arena_path, num_blocks_for(settings.kv_cache_bytes, layout), layout.block_bytes)
+    runner = ModelRunner(
+        model,
+        KvCache(arena, layout),
+        max_batch_tokens=settings.max_batch_tokens,
+        max_sequences=settings.max_sequences,
+        max_model_len=config.max_model_len,
+    )
+    runner.warm_up(lambda done, total: log.info("warming_up", done=done, total=total))
+    engine = Engine(
+        runner,
+        BlockPool(arena.num_blocks, settings.block_size),
+        EngineConfig(
+            block_size=settings.block_size,
+            max_model_len=config.max_model_len,
+            eos_token_ids=frozenset(config.eos_token_ids),
+            max_batch_tokens=settings.max_batch_tokens,
+            max_sequences=settings.max_sequences,
+            max_waiting=settings.max_waiting,
+            role=role,
+        ),
+        on_step,
+    )
+    log.info("loaded", seconds=round(time.monotonic() - started_s, 2), dtype=dtype, blocks=arena.num_blocks)
+    return LoadedEngine(
+        engine=engine,
+        arena=arena,
+        layout=layout,
+        fingerprint=model_fingerprint(directory, config, dtype, layout),
+        served_name=settings.served_model_name or directory.name,
+        backend_name=backend.name,
+        max_model_len=config.max_model_len,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _backend(name: str, device: torch.device) -> Backend:
+    try:
+        return load_backend(name, device)
+    except (ValueError, ImportError) as exc:
+        raise ConfigurationError(f"kernel backend: {exc}") from exc
+
+
+class _LoadingLog:
+    """Logs how far the weights are, at most once a second and at the end."""
+
+    def __init__(self) -> None:
+        self._logged_s = 0.0
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= _PROGRESS_S or done_bytes == total_bytes:
+            self._logged_s = now_s
+            log.info("loading", percent=round(100 * done_bytes / max(1, total_bytes)), mib=done_bytes >> 20)

@@ -1,0 +1,55 @@
+"""The other workers, as the directory names them. Nobody dials an address that did not come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
+from shared.directory.client import Directory
+from shared.identity import Fingerprint
+from shared.rpc import open_channel
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPeer:
+    """A prefill worker that can be called now, and whose kv_transfer can be fetched from."""
+
+    worker_id: str
+    transfer_incarnation: str
+    stub: rpc.WorkerAsyncStub
+
+
+class Peers:
+    """Resolves names to open channels; one channel per incarnation, closed when the incarnation is gone."""
+
+    def __init__(self, directory: Directory, fingerprint: Fingerprint) -> None:
+        self._directory = directory
+        self._fingerprint = fingerprint
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+
+    def prefill_worker(self, ref: pb.PeerRef) -> PrefillPeer | None:
+        """The peer, or None when the directory has no such incarnation, or one of another fingerprint."""
+        record = next((r for r in self._directory.workers() if r.worker_id == ref.worker_id), None)
+        transfer = next((r for r in self._directory.transfers() if r.worker_id == ref.worker_id), None)
+        if record is None or transfer is None or record.role != "prefill" or record.incarnation != ref.incarnation:
+            return None
+        if record.fingerprint != self._fingerprint or transfer.fingerprint != self._fingerprint:
+            return None
+        key = (record.worker_id, record.incarnation)
+        if key not in self._channels:
+            self._channels[key] = open_channel(record.address)
+        return PrefillPeer(record.worker_id, transfer.incarnation, rpc.WorkerStub(self._channels[key]))
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def forget_gone(self) -> None:
+        """Closes channels to incarnations that left the directory."""
+        live = {(r.worker_id, r.incarnation) for r in self._directory.workers()}
+        for key in [key for key in self._channels if key not in live]:
+            await self._channels.pop(key).close()

@@ -1,0 +1,251 @@
+"""An engine process from settings to exit: load, attach, register, serve, drain.
+
+worker_main -> load_engine -> WorkerParts -> servicer (prefill or decode) -> gRPC -> directory
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from protos import kv_transfer_pb2_grpc as transfer_rpc
+from protos import worker_pb2_grpc as worker_rpc
+from shared.directory.client import Directory
+from shared.directory.records import Role, TransferRecord, WorkerRecord
+from shared.engine.engine import Engine
+from shared.engine.sequence import Sequence as EngineSequence
+from shared.errors import InternalError
+from shared.identity import BlockHash, Fingerprint, WorkerId, new_incarnation
+from shared.log import configure_logging
+from shared.metrics.http import serve_metrics
+from shared.metrics.worker import WorkerMetrics
+from shared.rpc import bind_tcp, bind_unix, new_server
+from shared.worker.block_host import BlockHostServicer
+from shared.worker.kv_acquisition import KvAcquisition
+from shared.worker.loading import LoadedEngine, load_engine
+from shared.worker.peers import Peers
+from shared.worker.save_ahead import save_ahead
+from shared.worker.settings import WorkerSettings
+from shared.worker.sidecar_link import SidecarLink, attach_request
+from shared.worker.status import WorkerIdentity, WorkerStatus
+from shared.worker.step_dispatch import StepDispatch
+
+log = structlog.get_logger(__name__)
+
+_DRAIN_POLL_S = 0.02
+_FAILURE_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """What a role's servicer works with."""
+
+    settings: WorkerSettings
+    engine: Engine
+    dispatch: StepDispatch
+    link: SidecarLink
+    peers: Peers
+    status: WorkerStatus
+
+    def acquisition(
+        self, sequence: EngineSequence, block_hashes: Sequence[BlockHash], cache_salt: str
+    ) -> KvAcquisition:
+        """A search for the KV of one sequence's prompt."""
+        who = self.status.identity
+        return KvAcquisition(
+            engine=self.engine,
+            link=self.link,
+            peers=self.peers,
+            worker_id=who.worker_id,
+            fingerprint=who.fingerprint,
+            block_size=who.block_size,
+            prefill_timeout_s=self.settings.prefill_timeout_s,
+            sequence=sequence,
+            block_hashes=block_hashes,
+            cache_salt=cache_salt,
+        )
+
+
+ServicerFactory = Callable[[WorkerParts], worker_rpc.WorkerServicer]
+
+
+async def worker_main(
+    settings: WorkerSettings, role: Role, make_servicer: ServicerFactory, stop: asyncio.Event
+) -> None:
+    """Runs one worker until `stop` is set, then drains.
+
+    Raises:
+        ConfigurationError: The model, the arena or a port cannot be had as configured.
+        InternalError: The engine failed; whoever supervises the process starts it anew.
+    """
+    configure_logging(role, settings.log_level, settings.log_format)
+    structlog.contextvars.bind_contextvars(worker_id=settings.worker_id)
+    log.info("starting", **settings.masked())
+    loop = asyncio.get_running_loop()
+    dispatch = StepDispatch(loop)
+    metrics = WorkerMetrics(role=role, model=settings.served_model_name or settings.model)
+    loaded = await _load(settings, role, dispatch, stop)
+    if loaded is None:
+        return
+    try:
+        async with _running(settings, role, make_servicer, dispatch, metrics, loaded):
+            await _stopped_or_failed(loaded.engine, stop)
+    finally:
+        loaded.close()
+    if failure := loaded.engine.stats().failure:
+        raise InternalError(f"the engine stopped: {failure}")
+    log.info("stopped")
+
+
+async def _stopped_or_failed(engine: Engine, stop: asyncio.Event) -> None:
+    """Returns when the process was told to stop, or when the engine cannot step any more."""
+    while not engine.stats().failure:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _FAILURE_POLL_S)
+            return
+
+
+async def _load(
+    settings: WorkerSettings, role: Role, dispatch: StepDispatch, stop: asyncio.Event
+) -> LoadedEngine | None:
+    """Loads off the loop; None when the process was told to stop meanwhile."""
+    loading = asyncio.ensure_future(asyncio.to_thread(load_engine, settings, role, dispatch.on_step))
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    loaded = await loading
+    if stop.is_set():
+        loaded.close()
+        return None
+    return loaded
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    settings: WorkerSettings,
+    role: Role,
+    make_servicer: ServicerFactory,
+    dispatch: StepDispatch,
+    metrics: WorkerMetrics,
+    loaded: LoadedEngine,
+) -> AsyncIterator[None]:
+    """Everything that runs between load and exit, brought up and taken down in order."""
+    engine = loaded.engine
+    identity = _identity(settings, role, loaded)
+    host_socket = settings.run_dir / f"{settings.worker_id}.host.sock"
+    watched = (WorkerRecord, TransferRecord)
+    directory = Directory(settings.redis_url, heartbeat_s=settings.heartbeat_s, watch=watched)
+    peers = Peers(directory, identity.fingerprint)
+    link = _link(settings, role, loaded, identity, host_socket)
+    status = WorkerStatus(identity, engine, link)
+    parts = WorkerParts(settings, engine, dispatch, link, peers, status)
+    dispatch.add_listener(lambda outputs: link.publish(outputs.sealed, outputs.evicted))
+    dispatch.add_listener(lambda outputs: metrics.observe_step(outputs, engine.stats()))
+
+    host_server = new_server()
+    transfer_rpc.add_BlockHostServicer_to_server(BlockHostServicer(engine), host_server)
+    bind_unix(host_server, host_socket)
+    server = new_server()
+    worker_rpc.add_WorkerServicer_to_server(make_servicer(parts), server)
+    address = bind_tcp(server, settings.host, settings.port)
+
+    async with contextlib.AsyncExitStack() as stack:
+        await host_server.start()
+        stack.push_async_callback(host_server.stop, 0)
+        engine.start()
+        stack.callback(engine.stop)
+        stack.push_async_callback(link.close)
+        tasks = [asyncio.create_task(link.run()), asyncio.create_task(save_ahead(engine, link))]
+        for task in tasks:
+            stack.callback(task.cancel)
+        await directory.start()
+        stack.push_async_callback(directory.close)
+        stack.push_async_callback(peers.close)
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        http = await serve_metrics(settings.host, settings.metrics_port, metrics.registry, status.readiness)
+        stack.push_async_callback(http.close)
+        started_at = time.time()
+        await directory.announce(lambda: _record(identity, status, address, started_at))
+        log.info("serving", address=address, incarnation=identity.incarnation, metrics=http.url)
+        yield
+        await _drain(settings, parts, directory)
+
+
+async def _drain(settings: WorkerSettings, parts: WorkerParts, directory: Directory) -> None:
+    """Stops admission, lets sequences finish and owed fetches be fetched, then leaves the directory."""
+    parts.status.is_draining = True
+    await directory.heartbeat_now()
+    log.info("draining", timeout_s=settings.drain_timeout_s)
+    deadline = time.monotonic() + settings.drain_timeout_s
+    while time.monotonic() < deadline:
+        stats = parts.engine.stats()
+        if not (stats.running or stats.waiting or stats.waiting_for_kv or stats.blocks.pinned):
+            break
+        await asyncio.sleep(_DRAIN_POLL_S)
+    await directory.withdraw()
+
+
+def _identity(settings: WorkerSettings, role: Role, loaded: LoadedEngine) -> WorkerIdentity:
+    return WorkerIdentity(
+        worker_id=WorkerId(settings.worker_id),
+        role=role,
+        incarnation=new_incarnation(),
+        fingerprint=Fingerprint(loaded.fingerprint),
+        model=loaded.served_name,
+        dtype=loaded.layout.dtype,
+        backend=loaded.backend_name,
+        block_size=loaded.layout.block_size,
+        max_model_len=loaded.max_model_len,
+        vocab_size=loaded.vocab_size,
+        block_bytes=loaded.layout.block_bytes,
+    )
+
+
+def _link(
+    settings: WorkerSettings, role: Role, loaded: LoadedEngine, identity: WorkerIdentity, host_socket: Path
+) -> SidecarLink:
+    return SidecarLink(
+        settings.transfer_socket,
+        attach_request(
+            worker_id=identity.worker_id,
+            incarnation=identity.incarnation,
+            fingerprint=identity.fingerprint,
+            arena_path=loaded.arena.path,
+            num_blocks=loaded.arena.num_blocks,
+            block_bytes=loaded.arena.block_bytes,
+            host_socket=host_socket,
+            role=role,
+        ),
+        pull_timeout_s=settings.pull_timeout_s,
+        sealed_hashes=loaded.engine.sealed_hashes,
+        on_replaced=loaded.engine.release_quarantined,
+    )
+
+
+def _record(identity: WorkerIdentity, status: WorkerStatus, address: str, started_at: float) -> WorkerRecord:
+    ready, _ = status.readiness()
+    return WorkerRecord(
+        worker_id=identity.worker_id,
+        role=identity.role,
+        model=identity.model,
+        fingerprint=identity.fingerprint,
+        incarnation=identity.incarnation,
+        address=address,
+        pid=os.getpid(),
+        block_size=identity.block_size,
+        max_model_len=identity.max_model_len,
+        vocab_size=identity.vocab_size,
+        block_bytes=identity.block_bytes,
+        load=status.load(),
+        draining=status.is_draining,
+        ready=ready,
+        started_at=started_at,
+    )

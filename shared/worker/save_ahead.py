@@ -1,0 +1,35 @@
+"""Copies blocks to the host tier before they are evicted, so that eviction never waits for a copy.
+
+The pool hands out its least recently used, not yet saved blocks, pinned; kv_transfer copies them; they are unpinned.
+When pressure outruns the copies, a block is simply lost: that costs time later, never correctness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.engine.engine import Engine
+from shared.identity import BlockHash, BlockId
+from shared.worker.sidecar_link import SidecarLink
+
+BLOCKS_PER_SAVE = 32
+IDLE_S = 0.05
+
+
+async def save_ahead(engine: Engine, link: SidecarLink) -> None:
+    """Runs until cancelled; one Save at a time."""
+    while True:
+        unsaved = engine.take_unsaved(BLOCKS_PER_SAVE) if link.is_attached else []
+        if not unsaved:
+            await asyncio.sleep(IDLE_S)
+            continue
+        # Shielded: the blocks stay pinned until the copy is known to be over, also when this task is cancelled.
+        await asyncio.shield(asyncio.ensure_future(_save(engine, link, unsaved)))
+
+
+async def _save(engine: Engine, link: SidecarLink, unsaved: list[tuple[BlockHash, BlockId]]) -> None:
+    flags = [False] * len(unsaved)
+    try:
+        flags = await link.save([block_hash for block_hash, _ in unsaved], [block_id for _, block_id in unsaved])
+    finally:
+        engine.saved(unsaved, flags)

@@ -1,0 +1,64 @@
+"""Settings of an engine process, prefill or decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    """`TANDEM_WORKER_*`, read once in `__main__`.
+
+    Attributes:
+        model: Hugging Face directory or hub id, or the name of the bundled model.
+        served_model_name: What clients call it; "" = the directory's or id's last part.
+        worker_id: Unique in the fleet and stable over restarts.
+        host, port: Where gRPC is served and announced; port 0 = any.
+        transfer_socket: Unix socket of this worker's kv_transfer.
+        run_dir: For this worker's own Unix socket.
+        arena_dir: For the KV arena file; must be memory-backed and shared with kv_transfer.
+        kv_cache_bytes: Size of the arena; rounded down to whole blocks.
+        max_model_len: Context limit in tokens; 0 = the model's own.
+        max_batch_tokens: Tokens computed per step at most.
+        max_sequences: Sequences running at once at most.
+        max_waiting: Sequences waiting at most; more are refused as overloaded.
+        threads: Compute threads; 0 = all cores.
+        drain_timeout_s: After SIGTERM, running sequences get this long to finish.
+        pull_timeout_s: One fetch may take this long before its endpoint is closed.
+        prefill_timeout_s: Waiting for a prefill worker's next progress at most; then the prompt is computed here.
+        metrics_port: HTTP port of /metrics, /live and /ready; 0 = any, -1 = none.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_WORKER_", frozen=True, extra="forbid")
+
+    model: str = "pydoc-mini"
+    served_model_name: str = ""
+    worker_id: str
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    transfer_socket: Path
+    run_dir: Path
+    arena_dir: Path = Path("/dev/shm")
+    block_size: Literal[16, 32, 64, 128] = 16
+    kv_cache_bytes: int = Field(default=512 << 20, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    backend: Literal["auto", "reference", "cpu", "triton"] = "auto"
+    device: str = "auto"
+    max_model_len: int = Field(default=0, ge=0)
+    max_batch_tokens: int = Field(default=512, ge=16)
+    max_sequences: int = Field(default=64, ge=1)
+    max_waiting: int = Field(default=1024, ge=1)
+    threads: int = Field(default=0, ge=0)
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    pull_timeout_s: float = Field(default=30.0, gt=0)
+    prefill_timeout_s: float = Field(default=30.0, gt=0)
+    metrics_port: int = Field(default=0, ge=-1, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"

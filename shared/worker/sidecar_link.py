@@ -1,0 +1,220 @@
+"""The worker's side of the Unix socket to its kv_transfer: attach, pull, save, publish.
+
+The link is a task that keeps one `Attach` call open and re-opens it for ever. kv_transfer may die at any time: the
+worker and its KV are unharmed, pulls fail, and when the next incarnation answers, everything sealed is published again.
+
+A pull whose reply never came leaves slots that UCX might still write. They are quarantined until another incarnation of
+kv_transfer attaches: it holds an exclusive lock on the socket, so the old process, and with it its UCX, is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+
+from protos import kv_transfer_pb2 as pb
+from protos import kv_transfer_pb2_grpc as rpc
+from shared.errors import Unavailable
+from shared.identity import BlockHash, BlockId, Incarnation, WorkerId, join_hashes
+from shared.rpc import open_channel, unix_target
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_S = 0.2
+_RATE_SMOOTHING = 0.2
+_RATE_MIN_BYTES = 64 << 10  # smaller pulls measure latency, not bandwidth
+
+
+class SidecarLost(Unavailable):
+    """kv_transfer did not answer; whatever it was asked to write may still be written."""
+
+    code = "kv_transfer_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Bring sealed blocks into arena slots.
+
+    Attributes:
+        holder_id: Worker whose kv_transfer is asked; "" = the own host tier.
+        block_ids: Destination slots, one per hash.
+    """
+
+    session_id: str
+    holder_id: str
+    holder_incarnation: str
+    block_hashes: Sequence[BlockHash]
+    block_ids: Sequence[BlockId]
+
+
+class SidecarLink:
+    """One worker's connection to its kv_transfer. All methods run on the event loop.
+
+    Args:
+        sealed_hashes: Everything the pool has sealed now; published whole after each attach.
+        on_replaced: Called when a new incarnation attached, with the slots of pulls that the old one never answered:
+            no transport writes them any more.
+    """
+
+    def __init__(
+        self,
+        socket: Path,
+        attach: pb.AttachRequest,
+        *,
+        pull_timeout_s: float,
+        sealed_hashes: Callable[[], list[BlockHash]],
+        on_replaced: Callable[[list[BlockId]], None],
+    ) -> None:
+        self._attach = attach
+        self._pull_timeout_s = pull_timeout_s
+        self._sealed_hashes = sealed_hashes
+        self._on_replaced = on_replaced
+        self._channel = open_channel(unix_target(socket))
+        self._stub = rpc.KvTransferStub(self._channel)
+        self._attached = asyncio.Event()
+        self._incarnation: Incarnation | None = None
+        self._unanswered: list[BlockId] = []
+        self._pending: dict[BlockHash, bool] = {}  # True = sealed, False = evicted; the last word wins
+        self._pending_event = asyncio.Event()
+        self.bytes_per_s = 0.0
+
+    @property
+    def is_attached(self) -> bool:
+        """kv_transfer answers."""
+        return self._attached.is_set()
+
+    @property
+    def incarnation(self) -> Incarnation | None:
+        """Of the kv_transfer that attached last."""
+        return self._incarnation
+
+    async def wait_attached(self) -> None:
+        """Returns once kv_transfer answers."""
+        await self._attached.wait()
+
+    async def run(self) -> None:
+        """Keeps the link up until cancelled."""
+        while True:
+            try:
+                await self._stay_attached()
+            except grpc.aio.AioRpcError as exc:
+                if self._attached.is_set():
+                    log.warning("kv_transfer_detached", status=exc.code().name, detail=exc.details())
+            self._attached.clear()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def close(self) -> None:
+        """Ends the channel; pending calls fail."""
+        await self._channel.close()
+
+    async def pull(self, pull: Pull) -> pb.PullReply:
+        """Asks for blocks. On return no transport writes the destination slots any more.
+
+        Raises:
+            SidecarLost: No reply; the caller quarantines the slots, `on_replaced` frees them.
+        """
+        request = pb.PullRequest(
+            session_id=pull.session_id,
+            holder_id=pull.holder_id,
+            holder_incarnation=pull.holder_incarnation,
+            block_hashes=join_hashes(pull.block_hashes),
+            block_ids=pull.block_ids,
+            timeout_s=self._pull_timeout_s,
+        )
+        try:
+            # kv_transfer enforces the deadline itself, since only it can close the endpoint; ours is for its death.
+            reply: pb.PullReply = await self._stub.Pull(request, timeout=2 * self._pull_timeout_s + 5)
+        except grpc.aio.AioRpcError as exc:
+            self._unanswered.extend(pull.block_ids)
+            raise SidecarLost(f"kv_transfer: {exc.code().name}: {exc.details()}") from exc
+        if pull.holder_id and reply.bytes >= _RATE_MIN_BYTES and reply.seconds > 0:
+            rate = reply.bytes / reply.seconds
+            self.bytes_per_s += (rate - self.bytes_per_s) * (_RATE_SMOOTHING if self.bytes_per_s else 1.0)
+        return reply
+
+    async def save(self, block_hashes: Sequence[BlockHash], block_ids: Sequence[BlockId]) -> list[bool]:
+        """Offers sealed, pinned blocks to the host tier; False for each one that it did not take."""
+        if not self.is_attached:
+            return [False] * len(block_ids)
+        request = pb.SaveRequest(block_hashes=join_hashes(block_hashes), block_ids=block_ids)
+        try:
+            reply: pb.SaveReply = await self._stub.Save(request, timeout=self._pull_timeout_s)
+        except grpc.aio.AioRpcError as exc:
+            log.warning("save_failed", blocks=len(block_ids), status=exc.code().name)
+            return [False] * len(block_ids)
+        return list(reply.saved)
+
+    def publish(self, sealed: Sequence[BlockHash], evicted: Sequence[BlockHash]) -> None:
+        """Notes what changed; the link sends it when it can, off the step's path."""
+        for block_hash in evicted:
+            self._pending[block_hash] = False
+        for block_hash in sealed:
+            self._pending[block_hash] = True
+        if self._pending:
+            self._pending_event.set()
+
+    async def _stay_attached(self) -> None:
+        call = self._stub.Attach(self._attach, wait_for_ready=True)
+        async for attached in call:
+            incarnation = Incarnation(attached.transfer_incarnation)
+            if self._incarnation not in (None, incarnation):
+                unanswered, self._unanswered = self._unanswered, []
+                self._on_replaced(unanswered)
+            self._incarnation = incarnation
+            self._attached.set()
+            log.info("kv_transfer_attached", incarnation=incarnation, tier_blocks=attached.tier_blocks)
+            publisher = asyncio.create_task(self._publish_until_cancelled())
+            try:
+                async for _ in call:
+                    pass
+            finally:
+                publisher.cancel()
+
+    async def _publish_until_cancelled(self) -> None:
+        call = self._stub.Publish()
+        try:
+            self._pending.clear()
+            await call.write(pb.BlockEvents(reset=True, sealed=join_hashes(self._sealed_hashes())))
+            while True:
+                await self._pending_event.wait()
+                self._pending_event.clear()
+                pending, self._pending = self._pending, {}
+                await call.write(
+                    pb.BlockEvents(
+                        sealed=join_hashes(h for h, is_sealed in pending.items() if is_sealed),
+                        evicted=join_hashes(h for h, is_sealed in pending.items() if not is_sealed),
+                    )
+                )
+        except grpc.aio.AioRpcError as exc:
+            log.warning("publish_ended", status=exc.code().name)
+        finally:
+            call.cancel()
+
+
+def attach_request(
+    *,
+    worker_id: WorkerId,
+    incarnation: Incarnation,
+    fingerprint: str,
+    arena_path: Path,
+    num_blocks: int,
+    block_bytes: int,
+    host_socket: Path,
+    role: str,
+) -> pb.AttachRequest:
+    """What kv_transfer must know of its worker."""
+    return pb.AttachRequest(
+        worker_id=worker_id,
+        incarnation=incarnation,
+        fingerprint=fingerprint,
+        arena_path=str(arena_path),
+        num_blocks=num_blocks,
+        block_bytes=block_bytes,
+        host_socket=str(host_socket),
+        role=role,
+    )

@@ -1,0 +1,109 @@
+"""What an engine process says of itself: the Status call, the directory record's load, readiness."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from protos import worker_pb2 as pb
+from shared.directory.records import Role, WorkerLoad
+from shared.engine.engine import Engine
+from shared.identity import Fingerprint, Incarnation, WorkerId
+from shared.worker.sidecar_link import SidecarLink
+
+STALL_S = 10.0  # pending work and no step finished for so long: not ready
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Who this process is, for one incarnation."""
+
+    worker_id: WorkerId
+    role: Role
+    incarnation: Incarnation
+    fingerprint: Fingerprint
+    model: str
+    dtype: str
+    backend: str
+    block_size: int
+    max_model_len: int
+    vocab_size: int
+    block_bytes: int
+
+
+class WorkerStatus:
+    """Reads the engine and the link; holds only the draining flag."""
+
+    def __init__(self, identity: WorkerIdentity, engine: Engine, link: SidecarLink) -> None:
+        self.identity = identity
+        self.is_draining = False
+        self._engine = engine
+        self._link = link
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether new work is welcome, and if not, why. Busy is ready; hung is not."""
+        stats = self._engine.stats()
+        if stats.failure:
+            return False, f"the engine stopped: {stats.failure}"
+        if self.is_draining:
+            return False, "draining"
+        if not self._link.is_attached and (self.identity.role == "prefill" or self._link.incarnation is None):
+            return False, "kv_transfer is not attached"
+        pending = stats.running + stats.waiting
+        stalled_s = time.monotonic() - stats.last_progress_s
+        if pending and stalled_s > STALL_S:
+            return False, f"no step finished for {stalled_s:.1f} s with {pending} sequences pending (limit {STALL_S} s)"
+        quarantined, bound = stats.blocks.quarantined, stats.blocks.total // 4
+        if quarantined > bound:
+            return False, f"{quarantined} blocks quarantined (limit {bound})"
+        return True, ""
+
+    def load(self) -> WorkerLoad:
+        """For the worker's directory record."""
+        stats = self._engine.stats()
+        return WorkerLoad(
+            running=stats.running,
+            waiting=stats.waiting,
+            waiting_for_kv=stats.waiting_for_kv,
+            free_blocks=stats.blocks.free,
+            cached_blocks=stats.blocks.cached,
+            used_blocks=stats.blocks.used,
+            pinned_blocks=stats.blocks.pinned,
+            quarantined_blocks=stats.blocks.quarantined,
+            total_blocks=stats.blocks.total,
+            queued_prefill_tokens=stats.queued_prefill_tokens,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            transfer_bytes_per_s=self._link.bytes_per_s,
+        )
+
+    def reply(self) -> pb.StatusReply:
+        """For the Status call."""
+        stats, who = self._engine.stats(), self.identity
+        ready, reason = self.readiness()
+        return pb.StatusReply(
+            worker_id=who.worker_id,
+            role=who.role,
+            incarnation=who.incarnation,
+            fingerprint=who.fingerprint,
+            model=who.model,
+            pid=os.getpid(),
+            blocks=pb.BlockCounts(
+                total=stats.blocks.total,
+                free=stats.blocks.free,
+                cached=stats.blocks.cached,
+                used=stats.blocks.used,
+                pinned=stats.blocks.pinned,
+                quarantined=stats.blocks.quarantined,
+            ),
+            running=stats.running,
+            waiting=stats.waiting,
+            waiting_for_kv=stats.waiting_for_kv,
+            ready=ready,
+            reason=reason,
+            slot_utilization=stats.slot_utilization,
+            backend=who.backend,
+            dtype=who.dtype,
+            block_size=who.block_size,
+            max_model_len=who.max_model_len,
+        )

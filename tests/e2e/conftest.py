@@ -1,0 +1,146 @@
+"""A real suite for the end-to-end tests: every process, a real Redis, real UCX, started as a user starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
+from shared.rpc import open_channel
+
+TANDEM = [sys.executable, "-m", "services.cli"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite that is up; `local_url` is a second gateway that places everything without prefill workers."""
+
+    url: str
+    run_dir: Path
+    redis_url: str
+    local_url: str = ""
+
+    def client(self, url: str = "") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{url or self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def status(self) -> dict:
+        result = subprocess.run(
+            [*TANDEM, "status", "--json", "--run-dir", str(self.run_dir)], capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def blocks_in_use(self) -> dict[str, int]:
+        """Per worker: blocks that are neither free nor evictable."""
+        return {
+            worker["worker_id"]: sum(worker["blocks"][state] for state in ("used", "pinned", "quarantined"))
+            for worker in self.status()["workers"]
+        }
+
+    def wait_for_baseline(self, timeout_s: float = 5.0) -> None:
+        """Every worker's blocks are free or evictable again."""
+        deadline = time.monotonic() + timeout_s
+        while any(held := self.blocks_in_use().values()):
+            assert time.monotonic() < deadline, f"blocks still held: {held}"
+            time.sleep(0.05)
+
+
+def start_suite(run_dir: Path, *options: str) -> Suite:
+    command = [*TANDEM, "up", "--detach", "--port", "0", "--run-dir", str(run_dir), *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stdout + result.stderr
+    state = json.loads((run_dir / "state.json").read_text())
+    return Suite(url=state["url"], run_dir=run_dir, redis_url=state["redis_url"])
+
+
+def stop_suite(suite: Suite) -> None:
+    subprocess.run([*TANDEM, "down", "--run-dir", str(suite.run_dir)], check=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """One prefill and two decode workers with the bundled model, and a second gateway without prefill workers."""
+    run_dir = tmp_path_factory.mktemp("suite")
+    suite = start_suite(run_dir, "--prefill", "1", "--decode", "2", "--threads", "1", "--kv-cache-bytes", "64MiB")
+    environment = {
+        **os.environ,
+        "TANDEM_GATEWAY_PORT": "0",
+        "TANDEM_GATEWAY_REDIS_URL": suite.redis_url,
+        "TANDEM_GATEWAY_PLACEMENT": "local",
+    }
+    log_file = run_dir / "logs" / "gateway-local.log"
+    with log_file.open("wb") as log:
+        gateway = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=environment, stderr=log, stdout=log)
+    try:
+        local_url = _second_gateway(suite, gateway, log_file)
+        yield Suite(suite.url, suite.run_dir, suite.redis_url, local_url)
+    finally:
+        gateway.terminate()
+        gateway.wait(30)
+        stop_suite(suite)
+
+
+def _second_gateway(suite: Suite, gateway: subprocess.Popen, log_file: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert gateway.poll() is None, log_file.read_text()
+        for process in suite.status()["processes"]:
+            if process["role"] == "gateway" and process["pid"] == gateway.pid:
+                url = f"http://{process['address']}"
+                if httpx.get(f"{url}/ready").status_code == 200:
+                    return url
+        time.sleep(0.2)
+    raise AssertionError(log_file.read_text())
+
+
+@dataclass
+class Generated:
+    token_ids: list[int] = field(default_factory=list)
+    finish: pb.Finish | None = None
+    failure: pb.Failure | None = None
+
+
+async def _generate(worker: dict, prompt: list[int], *, max_tokens: int = 8, **submit_fields) -> Generated:
+    """One greedy session on the worker that `tandem status --json` described."""
+    result = Generated()
+    async with open_channel(worker["address"]) as channel:
+        call = rpc.WorkerStub(channel).Generate()
+        hello = pb.Hello(gateway_id="test", incarnation=worker["incarnation"], fingerprint=worker["fingerprint"])
+        await call.write(pb.GenerateCommand(hello=hello))
+        submit = pb.Submit(
+            session_id="direct",
+            num_choices=1,
+            prompt_token_ids=prompt,
+            sampling=pb.SamplingParams(
+                temperature=0, top_p=1, repetition_penalty=1, max_tokens=max_tokens, ignore_eos=True
+            ),
+            **submit_fields,
+        )
+        await call.write(pb.GenerateCommand(submit=submit))
+        async with asyncio.timeout(60):
+            async for message in call:
+                result.token_ids += message.token_ids
+                if message.finishes or message.failures:
+                    result.finish = message.finishes[0] if message.finishes else None
+                    result.failure = message.failures[0] if message.failures else None
+                    break
+        call.cancel()
+    return result
+
+
+@pytest.fixture
+def generate():
+    """`generate(worker, prompt, **submit_fields)`: speaks to one worker without a gateway."""
+    return _generate

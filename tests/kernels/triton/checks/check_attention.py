@@ -1,0 +1,103 @@
+"""Both attention kernels against float64, at the borders of pages, tiles and splits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.triton import paged_attention
+from kernels.triton.decode_attention import choose_num_splits, decode_attention
+from loadtest.gpu import oracles
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+
+
+def error_of(case: oracles.AttentionCase) -> float:
+    out = paged_attention(
+        case.query, case.kv_cache, case.block_tables, case.query_start, case.seq_lens,
+        scale=case.scale, max_query_len=case.max_query_len, max_seq_len=case.max_seq_len,
+    )  # fmt: skip
+    return oracles.relative_error(out, oracles.attention(case))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "page", "group", "head_dim"),
+    [
+        (torch.float32, 16, 3, 64),
+        (torch.float16, 32, 4, 96),
+        (torch.bfloat16, 16, 4, 128),
+        (torch.bfloat16, 128, 8, 64),
+        (torch.bfloat16, 64, 1, 256),
+    ],
+)
+def test_decode_is_right_at_page_tile_and_split_borders(dtype, page, group, head_dim):
+    lens = [1, page - 1, page, page + 1, 127, 129, 256, 513]
+    case = oracles.attention_case([1] * 8, lens, num_kv_heads=2, group=group, head_dim=head_dim, page=page, dtype=dtype)
+    assert error_of(case) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("query_lens", "seq_lens"), [([2, 1, 3], [2, 40, 260]), ([8, 5, 1], [513, 5, 257])])
+def test_decode_of_several_query_tokens_is_causal_across_splits(query_lens, seq_lens):
+    case = oracles.attention_case(
+        query_lens, seq_lens, num_kv_heads=1, group=3, head_dim=64, page=16, dtype=torch.bfloat16
+    )
+    assert error_of(case) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "page", "group", "head_dim"),
+    [
+        (torch.float32, 16, 2, 64),
+        (torch.float16, 32, 3, 64),
+        (torch.bfloat16, 16, 4, 128),
+        (torch.bfloat16, 128, 1, 96),
+        (torch.bfloat16, 64, 8, 256),
+    ],
+)
+def test_a_mixed_batch_of_decodes_and_chunks_is_right(dtype, page, group, head_dim):
+    query_lens, seq_lens = [1, 37, 9, 1, 70], [150, 37, 139, 1, 200]
+    case = oracles.attention_case(
+        query_lens, seq_lens, num_kv_heads=1, group=group, head_dim=head_dim, page=page, dtype=dtype
+    )
+    assert error_of(case) < TOLERANCE[dtype]
+
+
+def test_chunks_of_one_length_skip_the_decode_kernel_and_are_right():
+    case = oracles.attention_case(
+        [33, 33], [33, 161], num_kv_heads=2, group=4, head_dim=64, page=16, dtype=torch.bfloat16
+    )
+    assert error_of(case) < TOLERANCE[torch.bfloat16]
+
+
+def test_fp8_cache_is_read_as_the_values_it_holds():
+    case = oracles.attention_case(
+        [1, 20], [70, 50], num_kv_heads=1, group=4, head_dim=64, page=16, dtype=torch.bfloat16,
+        cache_dtype=torch.float8_e4m3fn,
+    )  # fmt: skip
+    assert error_of(case) < TOLERANCE[torch.bfloat16]
+
+
+def test_padding_rows_of_length_zero_give_zeros():
+    case = oracles.attention_case(
+        [1, 1, 1], [40, 0, 0], num_kv_heads=2, group=2, head_dim=64, page=16, dtype=torch.float32
+    )
+    assert error_of(case) < TOLERANCE[torch.float32]
+
+
+def test_fixed_splits_give_the_same_bits_whatever_shares_the_batch():
+    lens = [600, 31, 300]
+    case = oracles.attention_case([1, 1, 1], lens, num_kv_heads=1, group=4, head_dim=64, page=16, dtype=torch.bfloat16)
+    together, alone = torch.empty(3, 4, 64, dtype=torch.bfloat16), torch.empty(1, 4, 64, dtype=torch.bfloat16)
+    for rows, longest, out in ((slice(0, 3), 600, together), (slice(2, 3), 300, alone)):
+        decode_attention(
+            case.query[rows], case.kv_cache, case.block_tables[rows], case.query_start[: len(out) + 1],
+            case.seq_lens[rows], out, scale=case.scale, max_query_len=1, max_seq_len=longest, fixed_split=256,
+        )  # fmt: skip
+    assert torch.equal(together[2:], alone)
+
+
+def test_splits_fill_the_device_and_vanish_when_the_batch_does():
+    assert choose_num_splits(8, 4096, 64, 264) >= 16
+    assert choose_num_splits(512, 1024, 64, 264) == 1
+    assert choose_num_splits(8, 64, 64, 264) == 1
+    assert choose_num_splits(512, 8192, 64, 264) >= 4

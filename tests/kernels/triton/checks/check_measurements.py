@@ -1,0 +1,19 @@
+"""The measurement, walked through without a GPU: it must not fail for the first time on a machine hired for minutes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from loadtest.gpu.measure_kernels import measure
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the GPU runs the measurement itself")
+def test_every_check_passes_and_every_row_is_rendered(tmp_path):
+    report = measure("cpu")
+    assert [check.name for check in report.checks if not check.passes] == []
+    report.write(tmp_path, "dry")
+    text = (tmp_path / "dry.md").read_text()
+    assert (tmp_path / "dry.json").stat().st_size > 0
+    assert all(row.name in text for row in report.rows)

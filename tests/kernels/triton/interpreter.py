@@ -1,0 +1,187 @@
+"""Makes Triton's CPU interpreter trustworthy for these kernels, and a stricter machine than a GPU.
+
+Repaired: bf16 and fp8 arithmetic, casts and `tl.dot` (the stock interpreter computes on the raw bit patterns, or
+truncates where the hardware rounds to nearest even) and scalars used as loop bounds under numpy >= 2.4.
+Added: a load or store outside every tensor of the launch raises instead of touching foreign memory, and two programs of
+one launch that store different bytes to one address raise instead of leaving the later value.
+
+`TRITON_INTERPRET=1` must be set before the kernels are imported and holds for the whole process, so these checks run in
+a process of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter as stock
+
+Builder = stock.InterpreterBuilder
+Handle = stock.TensorHandle
+
+_FP8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
+_FP8_VALUES = {
+    kind: torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype).float().numpy() for kind, dtype in _FP8.items()
+}
+
+
+class MemoryFault(Exception):
+    """A kernel read or wrote outside its tensors, or two programs wrote different values to one address."""
+
+
+class Launch:
+    """What the running launch may touch and what it has stored; owned by the patched grid executor."""
+
+    kernel = ""
+    starts = np.zeros(0, dtype=np.uint64)
+    ends = np.zeros(0, dtype=np.uint64)
+    stores: ClassVar[list[tuple[int, np.ndarray, np.ndarray]]] = []
+
+
+def is_narrow(dtype: Any) -> bool:
+    return dtype.scalar == tl.bfloat16 or dtype.scalar in _FP8
+
+
+def decode(data: np.ndarray, dtype: Any) -> np.ndarray:
+    """Turn the interpreter's bit patterns of a narrow float into fp32; other dtypes pass through."""
+    scalar = dtype.scalar
+    if scalar == tl.bfloat16:
+        return (np.asarray(data).view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if scalar in _FP8:
+        return _FP8_VALUES[scalar][np.asarray(data).view(np.uint8)]
+    return data
+
+
+def encode(values: np.ndarray, dtype: Any, *, toward_zero: bool = False) -> np.ndarray:
+    """Turn numbers into the interpreter's representation of `dtype`: nearest even, fp8 saturating."""
+    scalar = dtype.scalar
+    if scalar == tl.bfloat16:
+        wide = np.ascontiguousarray(values, dtype=np.float32)
+        bits = wide.view(np.uint32)
+        if not toward_zero:
+            bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        narrow = (bits >> np.uint32(16)).astype(np.uint16)
+        return np.where(np.isnan(wide), np.uint16(0x7FC0), narrow).reshape(np.shape(values))
+    if scalar in _FP8:
+        largest = torch.finfo(_FP8[scalar]).max
+        clipped = torch.from_numpy(np.array(np.clip(values, -largest, largest), dtype=np.float32))
+        return clipped.to(_FP8[scalar]).view(torch.uint8).numpy().reshape(np.shape(values))
+    return np.asarray(values).astype(stock._get_np_dtype(dtype))
+
+
+def install() -> None:
+    """Patch the interpreter of this process. Call once, before the first launch."""
+    _repair_arithmetic()
+    _repair_loop_bounds()
+    _check_memory()
+    _watch_launches()
+
+
+def _repair_arithmetic() -> None:
+    cast, binary = Builder.cast_impl, Builder.binary_op
+
+    def cast_impl(self: Any, source: Any, dtype: Any) -> Any:
+        if is_narrow(source.dtype) or is_narrow(dtype):
+            return Handle(encode(decode(source.data, source.dtype), dtype), dtype.scalar)
+        return cast(self, source, dtype)
+
+    def create_fp_to_fp(self: Any, source: Any, dtype: Any, rounding: Any) -> Any:
+        toward_zero = rounding is not None and rounding == stock._ir.ROUNDING_MODE.RTZ
+        return Handle(encode(decode(source.data, source.dtype), dtype, toward_zero=toward_zero), dtype.scalar)
+
+    def binary_op(self: Any, left: Any, right: Any, op: Callable[..., Any]) -> Any:
+        on_bits = op in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)
+        if on_bits or not (is_narrow(left.dtype) or is_narrow(right.dtype)):
+            return binary(self, left, right, op)
+        result = op(decode(left.data, left.dtype), decode(right.data, right.dtype))
+        if result.dtype == np.bool_:
+            return Handle(result, tl.int1)
+        return Handle(encode(result, left.dtype), left.dtype.scalar)
+
+    def create_dot(self: Any, a: Any, b: Any, acc: Any, precision: Any, max_imprecise: Any) -> Any:
+        wide = acc.data.dtype
+        product = np.matmul(decode(a.data, a.dtype).astype(wide), decode(b.data, b.dtype).astype(wide))
+        return Handle(product + acc.data, acc.dtype.scalar)
+
+    Builder.cast_impl, Builder.create_fp_to_fp = cast_impl, create_fp_to_fp
+    Builder.binary_op, Builder.create_dot = binary_op, create_dot
+
+
+def _repair_loop_bounds() -> None:
+    patch = stock._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).reshape(-1)[0]))
+
+    stock._patch_lang_tensor = patch_lang_tensor
+
+
+def _check_memory() -> None:
+    load, store = Builder.create_masked_load, Builder.create_masked_store
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+        _require_inside(self, pointers, mask, "load")
+        return load(self, pointers, mask, other, *rest, **named)
+
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        addresses, keep = _require_inside(self, pointers, mask, "store")
+        stored = np.broadcast_to(value.data, pointers.data.shape)[keep].ravel()
+        x, y, z = self.grid_idx
+        program = (x * self.grid_dim[1] + y) * self.grid_dim[2] + z
+        Launch.stores.append((program, addresses, stored.view(f"V{stored.dtype.itemsize}").astype("V8")))
+        return store(self, pointers, value, mask, *rest, **named)
+
+    Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
+
+
+def _require_inside(builder: Any, pointers: Any, mask: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.asarray(mask.data).astype(bool)
+    addresses = np.asarray(pointers.data)[keep].astype(np.uint64).ravel()
+    if addresses.size:
+        size = np.uint64(max(1, pointers.get_element_ty().primitive_bitwidth // 8))
+        owner = np.searchsorted(Launch.starts, addresses, side="right").astype(np.int64) - 1
+        bad = (owner < 0) | (addresses + size > Launch.ends[np.maximum(owner, 0)])
+        if bad.any():
+            where = f"{Launch.kernel}, program {builder.grid_idx}"
+            raise MemoryFault(f"{what} out of bounds in {where}: {int(bad.sum())} of {addresses.size} lanes")
+    return addresses, keep
+
+
+def _watch_launches() -> None:
+    prepare, call = stock.GridExecutor._init_args_hst, stock.GridExecutor.__call__
+
+    def init_args(self: Any, args: Any, named: Any) -> Any:
+        copies, named_copies = prepare(self, args, named)
+        storages = [x.untyped_storage() for x in (*copies, *named_copies.values()) if hasattr(x, "untyped_storage")]
+        spans = sorted((s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages)
+        Launch.starts = np.array([start for start, _ in spans], dtype=np.uint64)
+        Launch.ends = np.array([end for _, end in spans], dtype=np.uint64)
+        Launch.kernel, Launch.stores = self.fn.__name__, []
+        return copies, named_copies
+
+    def run(self: Any, *args: Any, **named: Any) -> Any:
+        result = call(self, *args, **named)
+        _require_no_race()
+        return result
+
+    stock.GridExecutor._init_args_hst, stock.GridExecutor.__call__ = init_args, run
+
+
+def _require_no_race() -> None:
+    stores = [entry for entry in Launch.stores if entry[1].size]
+    if not stores:
+        return
+    programs = np.concatenate([np.full(addresses.size, program) for program, addresses, _ in stores])
+    addresses = np.concatenate([entry[1] for entry in stores])
+    values = np.concatenate([entry[2] for entry in stores])
+    order = np.lexsort((programs, addresses))
+    programs, addresses, values = programs[order], addresses[order], values[order]
+    clash = (addresses[1:] == addresses[:-1]) & (programs[1:] != programs[:-1]) & (values[1:] != values[:-1])
+    if clash.any():
+        first = int(np.argmax(clash))
+        pair = f"programs {programs[first]} and {programs[first + 1]}"
+        raise MemoryFault(f"write race in {Launch.kernel}: {pair} store different values, {int(clash.sum())} addresses")

@@ -1,0 +1,47 @@
+"""Every kernel compiles for every target without a GPU, spills nothing, fits, and costs no more than the table says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.kernels.triton.offline_compiler import TARGETS, fits  # noqa: E402
+from tests.kernels.triton.resource_table import checked_in, parse, regressions  # noqa: E402
+
+ROOT = Path(__file__).parents[3]
+MATRIX = {
+    "sm_80": {"decode": "mma", "prefill": "mma"},
+    "sm_90": {"decode": "mma", "prefill": "wgmma"},
+    "sm_100": {"decode": "mma", "prefill": "tcgen05"},
+    "gfx942": {"decode": "mfma", "prefill": "mfma"},
+    "gfx950": {"decode": "mfma", "prefill": "mfma"},
+}
+"""The decode tile has too few rows for wgmma (64) and tcgen05 (128)."""
+
+
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_kernels_compile_and_stay_within_the_checked_in_resources(target):
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.triton.resource_table", target],
+        cwd=ROOT, capture_output=True, text=True, timeout=160, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
+    found = parse(run.stdout)
+    version, table = checked_in()
+    assert found.keys() == table[target].keys()
+    for name, resources in found.items():
+        assert resources.spill_bytes == 0, f"{name}: {resources}"
+        assert resources.programs >= 1, f"{name}: {resources}"
+        assert fits(resources, target), f"{name}: {resources}"
+        for phase, unit in MATRIX[target].items():
+            if f"{phase}_split_kernel" in name or f"{phase}_kernel" in name:
+                assert resources.matrix == unit, f"{name}: {resources}"
+    if triton.__version__ != version:
+        pytest.skip(f"the table is of triton {version}, this is {triton.__version__}: registers not compared")
+    assert regressions(found, table[target]) == []

@@ -1,0 +1,210 @@
+"""Real kv_transfer processes, each beside a stand-in for its worker: an arena, a BlockHost, and the stubs."""
+
+import asyncio
+import collections
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protos import kv_transfer_pb2 as pb
+from protos import kv_transfer_pb2_grpc as rpc
+from shared.directory.client import Directory
+from shared.identity import BlockHash, join_hashes, new_incarnation, split_hashes
+from shared.kv_arena import SharedArena
+from shared.rpc import bind_unix, new_server, open_channel, unix_target
+
+BLOCK_BYTES = 96 << 10
+
+
+class StandInHost(rpc.BlockHostServicer):
+    """The worker's side of a pin."""
+
+    def __init__(self):
+        self.sealed = {}
+        self.pinned = collections.Counter()
+
+    async def Pin(self, request, context):
+        hashes = split_hashes(request.block_hashes)
+        self.pinned.update(h for h in hashes if h in self.sealed)
+        try:
+            yield pb.PinReply(block_ids=[self.sealed.get(h, -1) for h in hashes])
+            await asyncio.Event().wait()
+        finally:
+            self.pinned.subtract(h for h in hashes if h in self.sealed)
+
+    @property
+    def num_pins(self):
+        return sum(self.pinned.values())
+
+
+class Node:
+    """A kv_transfer process and a stand-in for its worker.
+
+    Attributes:
+        blocks: The arena, uint8 `[num_blocks, block_bytes]`.
+    """
+
+    def __init__(self, worker_id, directory: Path, redis_url, num_blocks, block_bytes, settings):
+        self.worker_id = worker_id
+        self.directory = directory
+        self.socket = directory / f"{worker_id}.sock"
+        self.num_blocks, self.block_bytes = num_blocks, block_bytes
+        self.fingerprint = settings.pop("fingerprint", "model-a")
+        self.environment = {
+            **os.environ,
+            "TANDEM_TRANSFER_WORKER_ID": worker_id,
+            "TANDEM_TRANSFER_SOCKET": str(self.socket),
+            "TANDEM_TRANSFER_REDIS_URL": redis_url,
+            "TANDEM_TRANSFER_METRICS_PORT": "-1",
+            "TANDEM_TRANSFER_HEARTBEAT_S": "0.2",
+            "TANDEM_TRANSFER_TIER_BYTES": str(64 << 20),
+            **{f"TANDEM_TRANSFER_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.arena = SharedArena.create(
+            Path(f"/dev/shm/tandem-test-{os.getpid()}-{worker_id}"), num_blocks, block_bytes
+        )
+        self.blocks = self.arena.blocks
+        self.host = StandInHost()
+        self.process = None
+        self.attached = None
+
+    def start_process(self):
+        self.log = (self.directory / f"{self.worker_id}.log").open("ab")
+        command = [sys.executable, "-m", "services.kv_transfer"]
+        self.process = subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log)
+
+    async def start_worker(self):
+        self.host_server = new_server()
+        rpc.add_BlockHostServicer_to_server(self.host, self.host_server)
+        bind_unix(self.host_server, self.directory / f"{self.worker_id}.host.sock")
+        await self.host_server.start()
+        self.channel = open_channel(unix_target(self.socket))
+        self.stub = rpc.KvTransferStub(self.channel)
+
+    async def attach(self):
+        """Opens the Attach call and waits for its answer."""
+        self.call = self.stub.Attach(
+            pb.AttachRequest(
+                worker_id=self.worker_id,
+                incarnation=new_incarnation(),
+                fingerprint=self.fingerprint,
+                arena_path=str(self.arena.path),
+                num_blocks=self.num_blocks,
+                block_bytes=self.block_bytes,
+                host_socket=str(self.directory / f"{self.worker_id}.host.sock"),
+                role="decode",
+            ),
+            wait_for_ready=True,
+        )
+        self.attached = await asyncio.wait_for(self.call.read(), 30)
+        async with open_channel(self.attached.fetch_address) as channel:
+            self.status = await rpc.KvFetchStub(channel).TransferStatus(pb.TransferStatusRequest())
+
+    async def transfer_status(self):
+        async with open_channel(self.attached.fetch_address) as channel:
+            return await rpc.KvFetchStub(channel).TransferStatus(pb.TransferStatusRequest())
+
+    def seal(self, hashes, first_block=0, seed=0):
+        """Fills blocks with random bytes and calls them sealed."""
+        rng = np.random.default_rng(seed)
+        for block_id, block_hash in enumerate(hashes, first_block):
+            self.blocks[block_id] = rng.integers(0, 256, self.block_bytes, dtype=np.uint8)
+            self.host.sealed[block_hash] = block_id
+        return {h: self.blocks[i].copy() for i, h in enumerate(hashes, first_block)}
+
+    async def pull(self, holder, hashes, block_ids, timeout_s=20.0, session_id="test"):
+        return await self.stub.Pull(self.pull_request(holder, hashes, block_ids, timeout_s, session_id))
+
+    def pull_request(self, holder, hashes, block_ids, timeout_s=20.0, session_id="test"):
+        return pb.PullRequest(
+            session_id=session_id,
+            holder_id="" if holder is None else holder.worker_id,
+            holder_incarnation="" if holder is None else holder.attached.transfer_incarnation,
+            block_hashes=join_hashes(hashes),
+            block_ids=block_ids,
+            timeout_s=timeout_s,
+        )
+
+    async def save(self, hashes):
+        ids = [self.host.sealed[h] for h in hashes]
+        return list((await self.stub.Save(pb.SaveRequest(block_hashes=join_hashes(hashes), block_ids=ids))).saved)
+
+    async def wait_until_known(self, peer):
+        """Until this node's directory snapshot has `peer` as it is now: shown by an empty pull that is not refused."""
+        async with asyncio.timeout(15):
+            while (await self.pull(peer, [unknown_hash()], [0])).error:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async def close(self):
+        if self.attached is not None:
+            self.call.cancel()
+        await self.channel.close()
+        await self.host_server.stop(0)
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                await asyncio.to_thread(self.process.wait, 15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.log.close()
+        self.arena.unlink()
+
+    def log_text(self):
+        return (self.directory / f"{self.worker_id}.log").read_text()
+
+
+def some_hashes(count, seed=1):
+    raw = np.random.default_rng(seed).bytes(16 * count)
+    return [BlockHash(raw[i * 16 : i * 16 + 16]) for i in range(count)]
+
+
+def unknown_hash():
+    return BlockHash(os.urandom(16))
+
+
+@pytest.fixture
+def make_hashes():
+    return some_hashes
+
+
+@pytest.fixture
+async def cluster(tmp_path_factory, fresh_redis_url):
+    """Makes nodes: `await cluster("a", ...)` starts one, attached."""
+    # Socket paths are limited to 107 bytes; pytest's per-test directories are longer.
+    directory = tmp_path_factory.mktemp("kvt")
+    nodes = []
+
+    async def make(
+        worker_id, *, num_blocks=64, block_bytes=BLOCK_BYTES, attach=True, redis_url=fresh_redis_url, **settings
+    ):
+        node = Node(worker_id, directory, redis_url, num_blocks, block_bytes, settings)
+        nodes.append(node)
+        node.start_process()
+        await node.start_worker()
+        if attach:
+            await node.attach()
+        return node
+
+    yield make
+    for node in nodes:
+        await node.close()
+
+
+@pytest.fixture
+async def pair(cluster):
+    """Two nodes that know each other: `holder` and `puller`."""
+    holder, puller = await asyncio.gather(cluster("holder"), cluster("puller"))
+    await puller.wait_until_known(holder)
+    return holder, puller
+
+
+@pytest.fixture
+def open_directory(fresh_redis_url):
+    return lambda: Directory(fresh_redis_url, heartbeat_s=0.2)
