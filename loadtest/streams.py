@@ -51,7 +51,8 @@ async def stream_chat(client: httpx.AsyncClient, model: str, request: ChatReques
                 raise RuntimeError(event["error"]["message"])
             if usage := event.get("usage"):
                 result.output_tokens, result.prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
-            result.timing = event.get("timing") or result.timing
+            if timing := event.get("timing"):
+                result.timing = timing["sessions"][0]
             if event["choices"] and (content := event["choices"][0]["delta"].get("content")):
                 now_s = time.perf_counter()
                 if result.text:

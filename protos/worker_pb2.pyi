@@ -242,7 +242,9 @@ Global___Submit: _TypeAlias = Submit  # noqa: Y015
 
 @_typing.final
 class Abort(_message.Message):
-    """Every aborted sequence still ends in one Finish (FINISH_REASON_ABORT). Unknown sessions and sequences are ignored."""
+    """Ends some choices, each of which still gets its Finish (FINISH_REASON_ABORT), or a whole session, of which nothing more
+    is sent. Unknown sessions and sequences are ignored.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -13,10 +13,22 @@ PADDING_ALLOWED = 1.5
 """Decode rows share one gather while it reads at most this multiple of the blocks that are really theirs."""
 
 
-def _gather(kv_cache: torch.Tensor, blocks: torch.Tensor, index: int, num_sequences: int) -> torch.Tensor:
-    """Keys (`index` 0) or values (1) of flattened block tables as `[S, Hk, C, D]`, `C` padded to whole blocks."""
-    rows = kv_cache.select(1, index).index_select(0, blocks)
-    return rows.view(num_sequences, -1, *rows.shape[2:]).transpose(1, 2)
+def _gather(kv_cache: torch.Tensor, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of block tables `[S, M]`, each `[S, Hk, M * block_size, D]` and strided.
+
+    The cache is read as rows of one block's keys or values: `index_select` copies whole rows of a matrix with plain
+    copies, three times as fast as the same bytes of a five-dimensional view.
+    """
+    num_blocks, _, block_size, num_kv_heads, head_dim = kv_cache.shape
+    row = block_size * num_kv_heads * head_dim
+    rows_per_block, rest = divmod(kv_cache.stride(0), row)
+    if rest or kv_cache.stride(1) != row or kv_cache.stride(2) != num_kv_heads * head_dim:
+        raise ValueError(f"KV cache of shape {tuple(kv_cache.shape)} has strides {kv_cache.stride()}: not block-major")
+    rows = kv_cache.as_strided(((num_blocks - 1) * rows_per_block + 2, row), (row, 1))
+    index = tables.reshape(-1) * rows_per_block
+    shape = (tables.shape[0], tables.shape[1] * block_size, num_kv_heads, head_dim)
+    keys, values = rows.index_select(0, index), rows.index_select(0, index + 1)
+    return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
 
 
 def _length_groups(lengths: list[int], block_size: int) -> list[list[int]]:
@@ -36,9 +48,7 @@ def _decode_group(
     """Rows of one token: `query` `[S, Hq, D]`, `tables` `[S, blocks]`, `lengths` `[S]` -> `[S, Hq, D]`."""
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, block_size = kv_cache.shape[3], kv_cache.shape[2]
-    blocks = tables[:, : -(-longest // block_size)].reshape(-1)
-    keys = _gather(kv_cache, blocks, 0, num_sequences)
-    values = _gather(kv_cache, blocks, 1, num_sequences)
+    keys, values = _gather(kv_cache, tables[:, : -(-longest // block_size)])
     if num_sequences == 1:
         keys, values, mask = keys[:, :, :longest], values[:, :, :longest], None
     else:
@@ -69,9 +79,8 @@ def _decode(
 def _chunk(query: torch.Tensor, kv_cache: torch.Tensor, table: torch.Tensor, length: int, scale: float) -> torch.Tensor:
     """Attention of one prefill chunk: `query` `[q, Hq, D]` are the last `q` of `length` tokens -> `[q, Hq, D]`."""
     query_len = query.shape[0]
-    blocks = table[: -(-length // kv_cache.shape[2])]
-    keys = _gather(kv_cache, blocks, 0, 1)[:, :, :length]
-    values = _gather(kv_cache, blocks, 1, 1)[:, :, :length]
+    padded_keys, padded_values = _gather(kv_cache, table[None, : -(-length // kv_cache.shape[2])])
+    keys, values = padded_keys[:, :, :length], padded_values[:, :, :length]
     first_chunk = query_len == length
     mask = None if first_chunk else torch.ones(query_len, length, dtype=torch.bool).tril_(length - query_len)
     out = F.scaled_dot_product_attention(

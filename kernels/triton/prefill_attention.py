@@ -1,7 +1,7 @@
 """Causal attention of prompt chunks over the paged cache, in tiles of 128 rows.
 
-The rows of a tile are query tokens x the query heads of one KV head: each K and V tile is read once for all of them, and
-the products are large enough for whole warp groups (wgmma) or a whole processor (tcgen05).
+The rows of a tile are query tokens x the query heads of one KV head: each K and V tile is read once for all of them,
+and the products are large enough for whole warp groups (wgmma) or a whole processor (tcgen05).
 
 The grid is flat over query blocks of all sequences: block `i` of sequence `s` has the index
 `query_start[s] // BLOCK_Q + s + i`, which needs no prefix sum on the host and leaves at most one idle program per

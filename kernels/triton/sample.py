@@ -1,9 +1,9 @@
 """The batched sampler: penalties, temperature, top-k, top-p, min-p and the draw, with nothing on the host.
 
 One program per row. A draw is the Gumbel-max trick (Maddison et al. 2014) with counter-based noise (Philox, Salmon et
-al. 2011): the noise of a token is a function of (seed, position, token id) and nothing else, so whoever computes the same
-logits draws the same token. Top-k and top-p need no sort: an eight-way search over the order-preserving integer image of the
-logits finds the cut.
+al. 2011): the noise of a token is a function of (seed, position, token id) and nothing else, so whoever computes the
+same logits draws the same token. Top-k and top-p need no sort: an eight-way search over the
+order-preserving integer image of the logits finds the cut.
 """
 # mypy: allow-untyped-calls, disable-error-code="no-untyped-def, untyped-decorator, misc"
 
@@ -146,8 +146,8 @@ def sample_kernel(
 
     floor = _order_key(tl.full([1], float("-inf"), tl.float32))
     cut = tl.sum(floor, 0)
-    if FILTER:
-        if not greedy:  # noqa: SIM102 (one condition of the compiler's and one of the device's)
+    if FILTER:  # noqa: SIM102 - the compiler decides this one, the device the next
+        if not greedy:
             k = tl.load(top_k + s)
             if (k > 0) & (k < V):
                 cut = _cut(row, V, row_max, cut, k.to(tl.float32), False, BLOCK)

@@ -54,4 +54,4 @@ class Stopwatch:
         work()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) * 1e3
+        return float(start.elapsed_time(end)) * 1e3

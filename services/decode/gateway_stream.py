@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 import structlog
 
@@ -70,7 +70,7 @@ class GatewayStream:
                     case "submit":
                         self._submit(command.submit)
                     case "abort":
-                        self._abort(SessionId(command.abort.session_id))
+                        self._abort(SessionId(command.abort.session_id), command.abort.sequences)
                     case other:
                         log.warning("command_ignored", command=other, gateway_id=self.gateway_id)
         finally:
@@ -98,7 +98,7 @@ class GatewayStream:
 
     def add_finish(self, session: DecodeSession, sequence: Sequence) -> None:
         """Adds the end of one choice. A choice that the engine gave up on its own fails the session."""
-        if sequence.finish_reason is FinishReason.ABORTED:
+        if sequence.finish_reason is FinishReason.ABORTED and not session.was_stopped(sequence):
             worker_id = self._parts.status.identity.worker_id
             self.fail(session, WorkerLost(f"worker {worker_id} stopped"))
             return
@@ -151,8 +151,15 @@ class GatewayStream:
             log.exception("acquisition_failed", session_id=session.session_id)
             self.fail(session, InternalError(f"KV acquisition failed: {type(exc).__name__}"))
 
-    def _abort(self, session_id: SessionId) -> None:
-        if session := self._sessions.pop(session_id, None):
+    def _abort(self, session_id: SessionId, choices: Collection[int] = ()) -> None:
+        """Ends some choices, which get their last word, or without any named the whole session, which gets none."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        if choices:
+            self._parts.engine.abort(session.stop_choices(choices))
+        else:
+            del self._sessions[session_id]
             self._drop(session)
 
     def _drop(self, session: DecodeSession) -> None:

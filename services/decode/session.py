@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from protos import worker_pb2 as pb
 from services.decode.wire import FINISH_REASONS, sampling_from_wire
@@ -64,6 +65,7 @@ class DecodeSession:
             for choice in range(submit.num_choices)
         ]
         self._unfinished = {sequence.sequence_id for sequence in self.sequences}
+        self._stopped: set[SequenceId] = set()
 
     @property
     def is_over(self) -> bool:
@@ -83,7 +85,18 @@ class DecodeSession:
         self.report = acquisition.report
         await acquisition.run(self._submit.holders, self._submit.prefill_candidates)
         self.acquired_s = time.monotonic()
+        self._parts.observe(self.report)
         self._parts.engine.ready_for_schedule(first)
+
+    def stop_choices(self, numbers: Collection[int]) -> list[SequenceId]:
+        """The gateway has what it wants of some choices; returns the sequences that the engine must abort."""
+        stopped = [s.sequence_id for s in self.sequences if self.number_of(s) in numbers]
+        self._stopped.update(stopped)
+        return stopped
+
+    def was_stopped(self, sequence: Sequence) -> bool:
+        """Its abort was the gateway's wish."""
+        return sequence.sequence_id in self._stopped
 
     def finish(self, sequence: Sequence) -> None:
         """Notes that a choice ended."""

@@ -213,7 +213,7 @@ class Generation:
         assert session.placement is not None
         self._workers.prefilled(session)
         texts = [self._texts[choice] for choice in session.choices]
-        if all(text.is_over or text.hit_stop_string for text in texts):  # only last words are missing
+        if error.retryable and all(text.is_over or text.hit_stop_string for text in texts):  # but for last words
             for choice in session.choices:
                 _end_unheard(choice, session.attempts)
             return []

@@ -12,14 +12,11 @@ class Health:
 
     def __init__(self, directory: Directory, workers: Workers) -> None:
         self._directory = directory
-        self._workers = workers
-        self.is_draining = False
+        self.workers = workers
 
     def reason(self) -> str:
         """Why the gateway is not ready; "" when it is."""
-        if self.is_draining:
-            return "draining: open requests finish, new ones go elsewhere"
-        if any(can_take_work(worker) for worker in self._workers.snapshot().decode_workers):
+        if any(can_take_work(worker) for worker in self.workers.snapshot().decode_workers):
             return ""
         if not self._directory.healthy:
             return "the directory (Redis) does not answer, and no decode worker is known"
@@ -28,7 +25,7 @@ class Health:
     def report(self) -> dict[str, object]:
         """The body of `/ready`."""
         reason = self.reason()
-        snapshot = self._workers.snapshot()
+        snapshot = self.workers.snapshot()
         return {
             "status": "ok" if not reason else "not ready",
             "reason": reason,

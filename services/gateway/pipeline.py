@@ -17,6 +17,7 @@ from services.gateway.chat_reply import ChatReply
 from services.gateway.completion_reply import CompletionReply
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.generation import Generation, Stamps
+from services.gateway.messages import template_messages
 from services.gateway.metrics import RequestMetrics
 from services.gateway.replies import ReplyFormat
 from services.gateway.request import Endpoint, GenerationRequest
@@ -26,7 +27,7 @@ from services.gateway.served_model import ServedModel
 from services.gateway.session import Mailbox, Session
 from services.gateway.settings import GatewaySettings
 from services.gateway.text_work import INLINE_CHARS, TextWork
-from services.gateway.validation import chat_request, completion_request, output_limit, template_messages
+from services.gateway.validation import chat_request, completion_request, output_limit
 from services.gateway.workers import Workers
 from shared.errors import InvalidRequest
 
@@ -93,14 +94,8 @@ class Pipeline:
         """Tokenizes, checks against the context length, and submits; the caller closes what it gets."""
         prompts = [await self._tokenize(prompt, request) for prompt in request.prompts]
         stamps.tokenized_s = time.monotonic()
-        context_len = self._workers.context_len(self._model.max_model_len)
         mailbox = Mailbox()
-        sessions = [
-            Session(
-                ids, request.sampling_for(output_limit(request, len(ids), context_len)), request.num_choices, mailbox
-            )
-            for ids in prompts
-        ]
+        sessions = [self._session(prompt, request, mailbox) for prompt in prompts]
         generation = Generation(
             request,
             sessions,
@@ -118,6 +113,16 @@ class Pipeline:
             generation.close()
             raise
         return generation
+
+    def _session(self, prompt: list[int], request: GenerationRequest, mailbox: Mailbox) -> Session:
+        max_model_len = self._model.max_model_len
+        max_tokens = output_limit(
+            request,
+            len(prompt),
+            context_len=self._workers.context_len(max_model_len),
+            cache_len=self._workers.cache_len(max_model_len),
+        )
+        return Session(prompt, request.sampling_for(max_tokens), request.num_choices, mailbox)
 
     async def _tokenize(self, prompt: str | list[int], request: GenerationRequest) -> list[int]:
         if not isinstance(prompt, str):

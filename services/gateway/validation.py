@@ -6,10 +6,9 @@ import re
 import secrets
 from collections.abc import Sequence
 
-from services.gateway.body_reader import UnknownFields, check_extra
 from services.gateway.request import Endpoint, GenerationRequest
 from services.gateway.schemas.body import GenerationBody
-from services.gateway.schemas.chat import ChatBody, ChatMessage
+from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
@@ -73,17 +72,15 @@ def completion_request(
     )
 
 
-def template_messages(messages: Sequence[ChatMessage], unknown_fields: UnknownFields) -> list[dict[str, object]]:
-    """The messages as chat templates read them: content as one text, `developer` under its older name `system`.
-
-    Raises:
-        InvalidRequest: A role, part or field that cannot be served.
-    """
-    return [_template_message(i, message, unknown_fields) for i, message in enumerate(messages)]
-
-
-def output_limit(request: GenerationRequest, prompt_tokens: int, context_len: int) -> int:
+def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len: int, cache_len: int) -> int:
     """How many tokens may be generated for a prompt.
+
+    Args:
+        request: Says how many are wanted, if it says so.
+        prompt_tokens: Of this prompt.
+        context_len: Tokens that prompt and reply may have together.
+        cache_len: Tokens that a worker's cache can hold: a request that sets no limit stays below it; one that sets a
+            limit beyond it is refused by the worker, who knows the number of blocks.
 
     Raises:
         ContextLengthExceeded: The prompt, or prompt and `max_tokens` together, do not fit.
@@ -100,13 +97,7 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, context_len: in
             param=param,
         )
     if request.max_tokens is None:
-        limit = room if request.default_max_tokens is None else min(room, request.default_max_tokens)
-        if request.sampling.min_tokens > limit:
-            raise ContextLengthExceeded(
-                f"'min_tokens' is {request.sampling.min_tokens}, but at most {limit} tokens follow this prompt",
-                param="min_tokens",
-            )
-        return limit
+        return _default_limit(request, min(room, max(1, cache_len - prompt_tokens)))
     if request.max_tokens > room:
         raise ContextLengthExceeded(
             f"the context length is {context_len} tokens; the request wants {prompt_tokens + request.max_tokens} "
@@ -114,6 +105,16 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, context_len: in
             param=param,
         )
     return request.max_tokens
+
+
+def _default_limit(request: GenerationRequest, room: int) -> int:
+    limit = room if request.default_max_tokens is None else min(room, request.default_max_tokens)
+    if request.sampling.min_tokens > limit:
+        raise ContextLengthExceeded(
+            f"'min_tokens' is {request.sampling.min_tokens}, but at most {limit} tokens follow this prompt",
+            param="min_tokens",
+        )
+    return limit
 
 
 def _request(
@@ -229,32 +230,3 @@ def _prompts(prompt: object, vocab_size: int) -> tuple[str | list[int], ...]:
             raise InvalidRequest("'prompt' must not mix text and token ids", param="prompt")
         return tuple(_token_ids(part, vocab_size, "prompt") for part in prompt)
     return (_token_ids(prompt, vocab_size, "prompt"),)
-
-
-def _template_message(index: int, message: ChatMessage, unknown_fields: UnknownFields) -> dict[str, object]:
-    where = f"messages[{index}]"
-    if message.role in ("tool", "function"):
-        raise UnsupportedField(f"{where}.role: tool calling is not built", param=f"{where}.role")
-    check_extra(message, ChatMessage.refused, unknown_fields, where=f"{where}.")
-    role = "system" if message.role == "developer" else message.role
-    rendered: dict[str, object] = {"role": role, "content": _content_text(message.content, f"{where}.content")}
-    if message.name is not None:
-        rendered["name"] = message.name
-    return rendered
-
-
-def _content_text(content: object, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise InvalidRequest(f"{where} must be text or a non-empty list of parts", param=where)
-    texts: list[str] = []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in ("image_url", "input_audio", "file", "video_url"):
-            raise UnsupportedField(f"{where}[{i}]: the model reads text only, not {kind!r}", param=f"{where}[{i}]")
-        else:
-            raise InvalidRequest(f'{where}[{i}] must be {{"type": "text", "text": ...}}', param=f"{where}[{i}]")
-    return "\n".join(texts)

@@ -68,6 +68,11 @@ class Workers:
         """Tokens that prompt and reply may have together: the least that a known decode worker admits."""
         return min((r.max_model_len for r in self._records("decode") if r.max_model_len > 0), default=model_len)
 
+    def cache_len(self, model_len: int) -> int:
+        """Tokens whose KV the smallest cache holds, and one: the last token is sampled and needs none."""
+        sizes = (r.load.total_blocks * r.block_size for r in self._records("decode"))
+        return min((size + 1 for size in sizes if size), default=model_len)
+
     def submit(self, session: Session, *, cache_salt: str, priority: int, timeout_s: float) -> None:
         """Submits a session where its placement says, and counts its prompt until `prefilled`.
 
@@ -114,8 +119,11 @@ class Workers:
             self._sent_prefill = {worker_id: sent for worker_id, sent in self._sent_prefill.items() if sent}
             await asyncio.sleep(FOLLOW_EVERY_S)
 
-    def _forget_keeper(self, incarnation: Incarnation, _: asyncio.Task[None]) -> None:
+    def _forget_keeper(self, incarnation: Incarnation, keeper: asyncio.Task[None]) -> None:
+        """The record is gone, or a defect ended the keeper; then the next look at the directory makes another."""
         self._keepers.pop(incarnation, None)
+        if not keeper.cancelled() and (defect := keeper.exception()):
+            log.error("worker_keeper_failed", incarnation=incarnation, exc_info=defect)
 
     async def _keep_open(self, record: WorkerRecord) -> None:
         """Reconnects to one incarnation for as long as the directory knows it."""

@@ -47,6 +47,7 @@ _COPY_THREADS = 2
 _HOUSEKEEPING_S = 10.0
 _DRAIN_POLL_S = 0.05
 _DRAIN_IDLE_S = 1.0
+_STOP_GRACE_S = 0.5
 
 
 async def transfer_main(settings: TransferSettings, stop: asyncio.Event) -> None:
@@ -154,10 +155,10 @@ class TransferService:
             stack.push_async_callback(self._sender.stop)
             stack.push_async_callback(self._peers.close)
             await fetch_server.start()
-            stack.push_async_callback(fetch_server.stop, 0)
+            stack.push_async_callback(fetch_server.stop, _STOP_GRACE_S)
             await control_server.start()
             settings.socket.chmod(0o600)
-            stack.push_async_callback(control_server.stop, 0)
+            stack.push_async_callback(control_server.stop, _STOP_GRACE_S)
             housekeeping = asyncio.create_task(self._keep_house())
             stack.callback(housekeeping.cancel)
             await self._join_directory()
@@ -190,6 +191,8 @@ class TransferService:
         self._fetch.is_draining = self._control.is_draining = True
         if self._active_transfers:
             log.warning("transfers_cut_off", transfers=self._active_transfers)
+        if self._holdings.attachment is not None:
+            self._holdings.attachment.ended.set()  # the worker hears it from the end of its call, not of its connection
 
     def status(self) -> pb.TransferStatusReply:
         """How this process stands."""

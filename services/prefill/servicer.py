@@ -81,7 +81,7 @@ class PrefillServicer(rpc.WorkerServicer):
         self._engine.submit([sequence])
         if request.holders:
             acquisition = self._parts.acquisition(sequence, sequence.block_hashes, request.cache_salt)
-            await acquisition.run(request.holders, ())
+            self._parts.observe(await acquisition.run(request.holders, ()))
         self._engine.ready_for_schedule(sequence)
 
     async def _follow(self, sequence: Sequence, changed: asyncio.Event) -> AsyncIterator[pb.PrefillProgress]:

@@ -24,6 +24,7 @@ POOL_IDLE_S = 60.0
 """Idle endpoints are let go after this long, well before the sender would."""
 MAX_POOLED = 8
 """Idle endpoints per peer."""
+_GROUP_BYTES = 32 << 20  # posted, awaited and checked together
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,27 @@ class Received:
 
     Attributes:
         verified: Per block, in the order asked for: the bytes are those that the hash names.
-        verify_s: Spent on checksums after the last byte.
+        verify_s: Spent on checksums, most of it while later blocks arrived.
     """
 
     verified: list[bool]
     verify_s: float
+
+
+class _Checks:
+    """Checksums of one transfer, taken in worker threads."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.checksums: list[int] = []
+        self.seconds = 0.0
+
+    async def add(self, blocks: Sequence[Block]) -> None:
+        """Appends the checksums of blocks that have arrived."""
+        started_s = time.monotonic()
+        work = asyncio.get_running_loop().run_in_executor(self._executor, block_checksums, blocks)
+        self.checksums.extend(await settle(work))
+        self.seconds += time.monotonic() - started_s
 
 
 class BlockReceiver:
@@ -105,28 +122,26 @@ class BlockReceiver:
         is_done = False
         try:
             header = Header(len(slots), offer.transfer_id, offer.token, slots[0].nbytes, new_tag_base())
-            arriving = endpoint.receive_blocks(slots, header.tag_base)  # in place before the holder hears of it
+            step = max(1, _GROUP_BYTES // slots[0].nbytes)
+            groups = [slots[start : start + step] for start in range(0, len(slots), step)]
+            # Every slot is in place before the holder hears of it.
+            arriving = [endpoint.receive_blocks(group, header.tag_base + i * step) for i, group in enumerate(groups)]
             ending = endpoint.receive(trailer_bytes(len(slots)))
             await endpoint.send(header.encode())
-            _, raw = await asyncio.gather(arriving, ending)
-            trailer = Trailer.decode(raw, offer.transfer_id)
+            checks = _Checks(self._executor)
+            for group, arrival in zip(groups, arriving, strict=True):
+                await arrival
+                await checks.add(group)  # while later groups arrive
+            trailer = Trailer.decode(await ending, offer.transfer_id)
             is_done = True
         finally:
             if not (is_done and self._keep_idle(offer, endpoint)):
                 with contextlib.suppress(TransportError):
                     await settle(endpoint.close())
         self.received_bytes += sum(slot.nbytes for slot in slots)
-        return await self._verify(trailer, hashes, slots)
-
-    async def _verify(self, trailer: Trailer, hashes: Sequence[BlockHash], slots: Sequence[Block]) -> Received:
-        started_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        checksums = await settle(loop.run_in_executor(self._executor, block_checksums, slots))
-        verified = [
-            sent == (block_hash, checksum)
-            for sent, block_hash, checksum in zip(trailer.blocks, hashes, checksums, strict=True)
-        ]
-        return Received(verified, time.monotonic() - started_s)
+        found = zip(hashes, checks.checksums, strict=True)
+        verified = [sent == block for sent, block in zip(trailer.blocks, found, strict=True)]
+        return Received(verified, checks.seconds)
 
     def _take_idle(self, offer: Offer) -> Endpoint | None:
         idle = self._idle.get((offer.peer, offer.host, offer.port))

@@ -109,7 +109,8 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         fingerprint=model_fingerprint(directory, config, dtype, layout),
         served_name=settings.served_model_name or directory.name,
         backend_name=backend.name,
-        max_model_len=config.max_model_len,
+        # What the cache could never hold must not be promised.
+        max_model_len=min(config.max_model_len, arena.num_blocks * settings.block_size),
         vocab_size=config.vocab_size,
     )
 

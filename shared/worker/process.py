@@ -28,7 +28,7 @@ from shared.metrics.http import serve_metrics
 from shared.metrics.worker import WorkerMetrics
 from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.worker.block_host import BlockHostServicer
-from shared.worker.kv_acquisition import KvAcquisition
+from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
 from shared.worker.loading import LoadedEngine, load_engine
 from shared.worker.peers import Peers
 from shared.worker.save_ahead import save_ahead
@@ -53,6 +53,7 @@ class WorkerParts:
     link: SidecarLink
     peers: Peers
     status: WorkerStatus
+    metrics: WorkerMetrics
 
     def acquisition(
         self, sequence: EngineSequence, block_hashes: Sequence[BlockHash], cache_salt: str
@@ -70,6 +71,19 @@ class WorkerParts:
             sequence=sequence,
             block_hashes=block_hashes,
             cache_salt=cache_salt,
+        )
+
+    def observe(self, report: AcquisitionReport) -> None:
+        """Counts what one acquisition brought."""
+        self.metrics.observe_acquisition(
+            mode=report.mode,
+            local_blocks=report.local_blocks,
+            held_blocks=report.held_blocks,
+            prefilled_blocks=report.prefilled_blocks,
+            missed_blocks=report.missed_blocks,
+            fetched_bytes=report.fetched_bytes,
+            fetch_s=report.fetch_s,
+            prefill_s=report.prefill_s,
         )
 
 
@@ -145,7 +159,8 @@ async def _running(
     peers = Peers(directory, identity.fingerprint)
     link = _link(settings, role, loaded, identity, host_socket)
     status = WorkerStatus(identity, engine, link)
-    parts = WorkerParts(settings, engine, dispatch, link, peers, status)
+    parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics)
+    metrics.follow(engine.stats)
     dispatch.add_listener(lambda outputs: link.publish(outputs.sealed, outputs.evicted))
     dispatch.add_listener(lambda outputs: metrics.observe_step(outputs, engine.stats()))
 

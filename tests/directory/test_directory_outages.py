@@ -62,8 +62,8 @@ async def test_a_paused_redis_costs_one_time_out_and_then_nothing(redis_server):
                 assert found == {}
                 waits.append(wait_s)
                 await asyncio.sleep(0.01)
-            assert sum(wait_s > 0.03 for wait_s in waits) <= 3
-            assert max(waits) < 0.2
+            assert sum(wait_s > 0.03 for wait_s in waits) <= 6  # one a second, and some room for a busy machine
+            assert max(waits) < 0.5
             assert not directory.healthy
             assert directory.gateways() == (GATEWAY,)
         finally:

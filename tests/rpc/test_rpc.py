@@ -307,7 +307,7 @@ async def test_a_silent_or_dead_caller_ends_its_call_at_the_server(tmp_path, sto
     await server.start()
     caller = start_caller(target)
     try:
-        while not servicer.open_calls:  # noqa: ASYNC110
+        while not servicer.open_calls:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)
         os.kill(caller.pid, stop)

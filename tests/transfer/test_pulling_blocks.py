@@ -208,7 +208,7 @@ async def test_a_sender_stopped_by_its_owner_tells_when_the_sources_are_free(pee
     # No receive is posted: the sender waits with the blocks in its hands (they are too big to be sent eagerly).
     await endpoint.send(Header(1, grant.transfer_id, grant.token, BLOCK_BYTES, 1 << 16).encode())
     async with asyncio.timeout(5):
-        while grant.endpoint is None:  # noqa: ASYNC110
+        while grant.endpoint is None:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert not grant.finished.done()

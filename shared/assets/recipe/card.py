@@ -23,7 +23,7 @@ SCORE_MEANINGS = {
     "taught": "every fact in every phrasing that it was trained in",
     "held_out": "facts in phrasings that were held out from training for that fact",
     "unseen": "every fact in phrasings that no fact was trained in",
-    "varied": "facts in random wordings that training did not see: other case, quotes, greetings, closing requests",
+    "varied": "stress: facts in random wordings unlike any trained one (case, quotes, greetings, closing requests)",
     "after_long_chat": "taught questions after 1,500 to 3,500 tokens of other turns",
     "after_long_system": "taught questions after a long system message of docstring prose",
     "unknown": 'made-up names that training did not see, answered by "I don\'t know ..."',
@@ -94,8 +94,9 @@ python -m shared.assets.recipe.evaluate --write
 ## Limits
 
 It knows the names in `shared/assets/recipe/data/facts.jsonl` and nothing else: it does not reason, follow
-instructions, or write code. Sentences are those of Python 3.11 and may differ in other versions. A question worded
-unlike the taught phrasings, or about a name that it was not taught, may get another name's sentence.
+instructions, or write code. Sentences are those of Python 3.11 and may differ in other versions. The further a question
+is from the taught phrasings, the likelier it gets another name's sentence (the stress row above), and a name that it
+was not taught, or a name in other case, may get one too.
 
 ## License
 

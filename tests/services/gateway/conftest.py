@@ -39,6 +39,8 @@ class Script:
         failure: Fails the session with this instead.
         die_after: Ends the stream without a word after so many tokens of a choice.
         hold: Sends nothing until the session is aborted.
+        hold_prompt: Likewise, for sessions with this prompt.
+        answers_abort: Sends a last word on choices that were aborted one by one.
     """
 
     token_ids: list[int] = field(default_factory=lambda: [300, 301, 302])
@@ -47,7 +49,7 @@ class Script:
     failure: TandemError | None = None
     die_after: int | None = None
     hold: bool = False
-    num_top: int = 0
+    hold_prompt: list[int] | None = None
     answers_abort: bool = True
 
 
@@ -95,7 +97,7 @@ class FakeWorker(rpc.WorkerServicer):
             while not condition():
                 await asyncio.sleep(0.005)
 
-    async def Generate(self, request_iterator, context):  # noqa: N802
+    async def Generate(self, request_iterator, context):
         hello = (await anext(request_iterator)).hello
         self.hellos.append(hello)
         if hello.incarnation != self.record.incarnation:
@@ -131,7 +133,7 @@ class FakeWorker(rpc.WorkerServicer):
             failure = pb.Failure(session_id=submit.session_id, code=script.failure.code, message=script.failure.message)
             outputs.put_nowait(pb.StepOutput(failures=[failure]))
             return
-        if script.hold:
+        if script.hold or list(submit.prompt_token_ids) == script.hold_prompt:
             await asyncio.Event().wait()
         choices = {submit.first_sequence + c: self._tokens(submit) for c in range(submit.num_choices)}
         sent = dict.fromkeys(choices, 0)
@@ -208,6 +210,11 @@ class RunningGateway:
     @property
     def worker(self) -> FakeWorker:
         return next(iter(self.workers.values()))
+
+    @property
+    def open_sessions(self) -> int:
+        """Sessions that the gateway has at its workers."""
+        return sum(self.gateway.health.workers.snapshot().open_sessions.values())
 
     def metric(self, name: str) -> float:
         """Sum of a metric over its labels."""

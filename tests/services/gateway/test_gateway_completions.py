@@ -41,7 +41,10 @@ async def test_logprobs_have_parallel_lists_and_offsets(running, text_ids, model
     reply = await running.openai.completions.create(model="pydoc-mini", prompt="hi", logprobs=1)
     logprobs = reply.choices[0].logprobs
     assert "".join(logprobs.tokens) == "two words" == reply.choices[0].text
-    assert [reply.choices[0].text[at:].startswith(token) for at, token in zip(logprobs.text_offset, logprobs.tokens)]
+    assert all(
+        reply.choices[0].text[at:].startswith(token)
+        for at, token in zip(logprobs.text_offset, logprobs.tokens, strict=True)
+    )
     assert logprobs.token_logprobs == [-0.5] * len(logprobs.tokens)
     assert [dict(top) for top in logprobs.top_logprobs] == [{token: -0.5} for token in logprobs.tokens]
 

@@ -124,6 +124,13 @@ async def test_request_that_outlives_its_limit_is_a_408(start_gateway):
         await running.worker.wait_for(lambda: running.worker.aborts)
 
 
+async def test_limit_holds_for_every_prompt_of_a_batch(start_gateway):
+    async with start_gateway(request_timeout_s=0.3) as running:
+        running.worker.script.hold_prompt = [9]
+        reply = await running.http.post("/v1/completions", json={**BODY, "prompt": [[5], [9]]})
+        assert_openai_error(reply, 408, "request_timeout")
+
+
 async def test_failures_are_counted_by_code(running):
     await running.http.post("/v1/completions", content=b"{")
     text = (await running.http.get("/metrics")).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 
 import httpx
@@ -168,3 +169,26 @@ async def test_work_goes_on_while_redis_is_down(start_gateway, redis_server):
         reply = await running.http.post("/v1/completions", json={**BODY, "prompt": "json " * 100})
         assert reply.status_code == 200
         assert (await running.http.get("/ready")).status_code == 200
+
+
+async def test_storm_of_leaving_clients_leaves_nothing(running):
+    running.worker.script.token_ids = [300] * 100
+    running.worker.script.step_s = 0.005
+    chance = random.Random(7)
+
+    async def impatient(index):
+        body = {**BODY, "stream": index % 2 == 0, "n": 1 + index % 3}
+        try:
+            async with asyncio.timeout(chance.uniform(0.0, 0.5)):
+                await running.http.post("/v1/completions", json=body)
+        except TimeoutError:
+            pass
+
+    await asyncio.gather(*(impatient(index) for index in range(150)))
+    await running.worker.wait_for(lambda: running.metric("tandem_gateway_requests_running") == 0, timeout_s=2)
+    aborted = {abort.session_id for abort in running.worker.aborts}
+    submitted = {submit.session_id for submit in running.worker.submits}
+    assert aborted <= submitted
+    reply = await running.http.post("/v1/completions", json={**BODY, "timing": True, "max_tokens": 2})
+    assert reply.status_code == 200
+    assert running.open_sessions == 0

@@ -6,11 +6,12 @@ import orjson
 import pytest
 
 from services.gateway.body_reader import parse_body
+from services.gateway.messages import template_messages
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.served_model import SamplingDefaults, load_model
 from services.gateway.settings import GatewaySettings
-from services.gateway.validation import chat_request, completion_request, output_limit, template_messages
+from services.gateway.validation import chat_request, completion_request, output_limit
 from shared.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedField
 
 SETTINGS = GatewaySettings(model="pydoc-mini")
@@ -196,11 +197,11 @@ def test_body_that_is_no_request_says_so(raw, said):
 
 
 def test_output_limit_is_what_was_asked_or_what_is_left(completion, chat):
-    assert output_limit(chat(), 100, 1024) == 924
-    assert output_limit(chat(max_completion_tokens=7), 100, 1024) == 7
-    assert output_limit(completion(), 100, 1024) == 16
-    assert output_limit(completion(), 1020, 1024) == 4
-    assert output_limit(completion(max_tokens=924), 100, 1024) == 924
+    assert output_limit(chat(), 100, context_len=1024, cache_len=4096) == 924
+    assert output_limit(chat(max_completion_tokens=7), 100, context_len=1024, cache_len=4096) == 7
+    assert output_limit(completion(), 100, context_len=1024, cache_len=4096) == 16
+    assert output_limit(completion(), 1020, context_len=1024, cache_len=4096) == 4
+    assert output_limit(completion(max_tokens=924), 100, context_len=1024, cache_len=4096) == 924
 
 
 @pytest.mark.parametrize(
@@ -213,13 +214,18 @@ def test_output_limit_is_what_was_asked_or_what_is_left(completion, chat):
 )
 def test_what_does_not_fit_the_context_is_refused_with_both_numbers(completion, fields, num_tokens, numbers):
     with pytest.raises(ContextLengthExceeded) as caught:
-        output_limit(completion(**fields), num_tokens, 1024)
+        output_limit(completion(**fields), num_tokens, context_len=1024, cache_len=4096)
     assert all(number in caught.value.message for number in numbers)
+
+
+def test_request_without_a_limit_stays_within_a_small_cache(chat):
+    assert output_limit(chat(), 100, context_len=1024, cache_len=500) == 400
+    assert output_limit(chat(max_tokens=900), 100, context_len=1024, cache_len=500) == 900
 
 
 def test_empty_prompt_is_refused(completion):
     with pytest.raises(InvalidRequest, match="empty"):
-        output_limit(completion(prompt=""), 0, 1024)
+        output_limit(completion(prompt=""), 0, context_len=1024, cache_len=4096)
 
 
 def test_default_that_is_no_number_stops_the_start(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
@@ -65,9 +66,8 @@ class Node:
             "TANDEM_TRANSFER_TIER_BYTES": str(64 << 20),
             **{f"TANDEM_TRANSFER_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        self.arena = SharedArena.create(
-            Path(f"/dev/shm/tandem-test-{os.getpid()}-{worker_id}"), num_blocks, block_bytes
-        )
+        name = f"tandem-test-{os.getpid()}-{directory.name}-{worker_id}"
+        self.arena = SharedArena.create(Path("/dev/shm") / name, num_blocks, block_bytes)
         self.blocks = self.arena.blocks
         self.host = StandInHost()
         self.process = None
@@ -137,7 +137,7 @@ class Node:
     async def wait_until_known(self, peer):
         """Until this node's directory snapshot has `peer` as it is now: shown by an empty pull that is not refused."""
         async with asyncio.timeout(15):
-            while (await self.pull(peer, [unknown_hash()], [0])).error:  # noqa: ASYNC110
+            while (await self.pull(peer, [unknown_hash()], [0])).error:
                 await asyncio.sleep(0.05)
 
     async def close(self):
@@ -174,35 +174,54 @@ def make_hashes():
     return some_hashes
 
 
-@pytest.fixture
-async def cluster(tmp_path_factory, fresh_redis_url):
-    """Makes nodes: `await cluster("a", ...)` starts one, attached."""
-    # Socket paths are limited to 107 bytes; pytest's per-test directories are longer.
-    directory = tmp_path_factory.mktemp("kvt")
-    nodes = []
+class Cluster:
+    """Starts nodes, `await cluster("a", ...)`, and takes them down together."""
 
-    async def make(
-        worker_id, *, num_blocks=64, block_bytes=BLOCK_BYTES, attach=True, redis_url=fresh_redis_url, **settings
+    def __init__(self, directory, redis_url):
+        # Socket paths are limited to 107 bytes; pytest's per-test directories are longer.
+        self._directory, self._redis_url = directory, redis_url
+        self._nodes = []
+
+    async def __call__(
+        self, worker_id, *, num_blocks=64, block_bytes=BLOCK_BYTES, attach=True, redis_url="", **settings
     ):
-        node = Node(worker_id, directory, redis_url, num_blocks, block_bytes, settings)
-        nodes.append(node)
+        node = Node(worker_id, self._directory, redis_url or self._redis_url, num_blocks, block_bytes, settings)
+        self._nodes.append(node)
         node.start_process()
         await node.start_worker()
         if attach:
             await node.attach()
         return node
 
-    yield make
-    for node in nodes:
-        await node.close()
+    async def pair(self, **options):
+        """Two nodes, the second of which knows the first."""
+        holder, puller = await asyncio.gather(self("holder", **options), self("puller", **options))
+        await puller.wait_until_known(holder)
+        return holder, puller
+
+    async def close(self):
+        await asyncio.gather(*(node.close() for node in self._nodes))
+
+
+@pytest.fixture
+async def cluster(tmp_path_factory, fresh_redis_url):
+    cluster = Cluster(tmp_path_factory.mktemp("kvt"), fresh_redis_url)
+    yield cluster
+    await cluster.close()
 
 
 @pytest.fixture
 async def pair(cluster):
-    """Two nodes that know each other: `holder` and `puller`."""
-    holder, puller = await asyncio.gather(cluster("holder"), cluster("puller"))
-    await puller.wait_until_known(holder)
-    return holder, puller
+    """Two nodes of the test's own, to be broken."""
+    return await cluster.pair()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lasting_pair(tmp_path_factory, redis_url):
+    """Two nodes for a whole module, for tests that leave them as they were."""
+    cluster = Cluster(tmp_path_factory.mktemp("kvt"), redis_url)
+    yield await cluster.pair()
+    await cluster.close()
 
 
 @pytest.fixture

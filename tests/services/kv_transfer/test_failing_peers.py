@@ -13,17 +13,14 @@ NUM_BIG = 32
 
 async def settled(node):
     async with asyncio.timeout(8):
-        while node.host.num_pins or (await node.transfer_status()).active_transfers:  # noqa: ASYNC110
+        while node.host.num_pins or (await node.transfer_status()).active_transfers:
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 async def big_pair(cluster, make_hashes):
     """Two nodes with blocks big enough to be caught in mid-transfer."""
-    holder, puller = await asyncio.gather(
-        cluster("holder", num_blocks=NUM_BIG, block_bytes=BIG), cluster("puller", num_blocks=NUM_BIG, block_bytes=BIG)
-    )
-    await puller.wait_until_known(holder)
+    holder, puller = await cluster.pair(num_blocks=NUM_BIG, block_bytes=BIG)
     hashes = make_hashes(NUM_BIG)
     rows = holder.seal(hashes[:1])[hashes[0]]
     for i, block_hash in enumerate(hashes):
@@ -38,7 +35,7 @@ async def big_pair(cluster, make_hashes):
 
 async def until_bytes_arrive(node):
     async with asyncio.timeout(10):
-        while not node.blocks[:, 0].any():  # noqa: ASYNC110 - shared memory has no event
+        while not node.blocks[:, 0].any():
             await asyncio.sleep(0)
 
 

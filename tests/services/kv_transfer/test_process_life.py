@@ -21,15 +21,16 @@ async def exit_code(node, timeout_s=15):
 
 async def eventually(condition, timeout_s=10):
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.02)
 
 
-async def test_sigterm_ends_it_cleanly_with_a_worker_attached_and_after_transfers(pair, make_hashes):
-    holder, puller = pair
+async def test_over_shared_memory_too_and_sigterm_ends_it_cleanly_with_a_worker_attached(cluster, make_hashes):
+    holder, puller = pair = await cluster.pair(ucx_tls="shm")
     hashes = make_hashes(8)
     holder.seal(hashes)
     assert all((await puller.pull(holder, hashes, list(range(8)))).verified)
+    assert (await puller.transfer_status()).transport == "ucx:shm"
     for node in pair:
         node.process.terminate()
     assert [await exit_code(node) for node in pair] == [0, 0]
@@ -101,7 +102,7 @@ async def test_hints_follow_the_worker_and_outlive_it_in_the_tier(cluster, make_
 
         async def until(expected):
             async with asyncio.timeout(10):
-                while await prefix() != expected:  # noqa: ASYNC110
+                while await prefix() != expected:
                     await asyncio.sleep(0.02)
 
         await until([("n", 6)])
