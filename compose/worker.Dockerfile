@@ -16,7 +16,8 @@ RUN pip install --no-deps --force-reinstall .
 
 FROM python:3.11-slim
 # The same number in all images: worker and sidecar share memory and sockets that only their user may open.
-RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin tandem
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin tandem \
+ && install -d -o tandem -g tandem /home/tandem/.cache /home/tandem/.cache/huggingface
 COPY --from=build /opt/tandem /opt/tandem
 ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER tandem

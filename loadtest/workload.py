@@ -1,7 +1,6 @@
 """Requests as people send them: log-normal lengths, some with a shared system prompt, some with a long context.
 
-The shapes follow what was published of ShareGPT's conversations (prompts of a few hundred tokens with a long tail,
-answers of about as many), scaled down to the bundled model's context.
+The means follow what was published of ShareGPT's conversations: about 215 prompt and 190 output tokens, long tails.
 """
 
 from __future__ import annotations
@@ -55,12 +54,20 @@ class ChatRequest:
 def draw(rng: random.Random, *, output_tokens: int | None = None) -> ChatRequest:
     """Draws one request: half short chats, a third with the shared system prompt, the rest with a long document."""
     question = {"role": "user", "content": f"What does {rng.choice(TOPICS)} do?"}
-    length = output_tokens or min(192, max(8, int(rng.lognormvariate(3.7, 0.7))))
+    length = output_tokens or min(768, max(8, int(rng.lognormvariate(4.95, 0.75))))
     kind = rng.choices(("short", "shared", "long"), weights=(3, 2, 1))[0]
     if kind == "short":
-        return ChatRequest(kind, [question], length)
+        return ChatRequest(kind, [*_earlier_turns(rng), question], length)
     if kind == "shared":
         return ChatRequest(kind, [{"role": "system", "content": SHARED_SYSTEM_PROMPT}, question], length)
     sentences = min(60, max(8, int(rng.lognormvariate(3.0, 0.6))))
     document = f"Case {rng.randrange(10**9)}. " + _FILLER * (sentences // 4 + 1)
     return ChatRequest(kind, [{"role": "system", "content": document}, question], length)
+
+
+def _earlier_turns(rng: random.Random) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = []
+    for _ in range(rng.randrange(4)):
+        turns.append({"role": "user", "content": f"And what about {rng.choice(TOPICS)}?"})
+        turns.append({"role": "assistant", "content": "It does what its name says."})
+    return turns

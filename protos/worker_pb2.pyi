@@ -686,11 +686,12 @@ class StatusReply(_message.Message):
     WAITING_FOR_KV_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    SLOT_UTILIZATION_FIELD_NUMBER: _builtins.int
+    USED_SLOTS_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
+    ALLOCATED_SLOTS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _builtins.str
     incarnation: _builtins.str
@@ -703,12 +704,14 @@ class StatusReply(_message.Message):
     ready: _builtins.bool
     reason: _builtins.str
     """why not ready"""
-    slot_utilization: _builtins.float
-    """used token slots / allocated token slots, running mean"""
+    used_slots: _builtins.int
+    """token slots in use, summed over sampled steps"""
     backend: _builtins.str
     dtype: _builtins.str
     block_size: _builtins.int
     max_model_len: _builtins.int
+    allocated_slots: _builtins.int
+    """likewise, allocated: their ratio is the utilization"""
     @_builtins.property
     def blocks(self) -> Global___BlockCounts: ...
     def __init__(
@@ -726,15 +729,16 @@ class StatusReply(_message.Message):
         waiting_for_kv: _builtins.int = ...,
         ready: _builtins.bool = ...,
         reason: _builtins.str = ...,
-        slot_utilization: _builtins.float = ...,
+        used_slots: _builtins.int = ...,
         backend: _builtins.str = ...,
         dtype: _builtins.str = ...,
         block_size: _builtins.int = ...,
         max_model_len: _builtins.int = ...,
+        allocated_slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "block_size", b"block_size", "blocks", b"blocks", "dtype", b"dtype", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "model", b"model", "pid", b"pid", "ready", b"ready", "reason", b"reason", "role", b"role", "running", b"running", "slot_utilization", b"slot_utilization", "waiting", b"waiting", "waiting_for_kv", b"waiting_for_kv", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_slots", b"allocated_slots", "backend", b"backend", "block_size", b"block_size", "blocks", b"blocks", "dtype", b"dtype", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "model", b"model", "pid", b"pid", "ready", b"ready", "reason", b"reason", "role", b"role", "running", b"running", "used_slots", b"used_slots", "waiting", b"waiting", "waiting_for_kv", b"waiting_for_kv", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,8 +5,8 @@ Block-major, so that one block is one contiguous run of bytes, sent and received
     [num_blocks, num_layers, 2 (key, value), block_size, num_kv_heads, head_dim]
      `------------------ one block: `block_bytes` -----------------------------'
 
-A layer's view `arena[:, layer]` is strided by whole blocks; kernels take that stride. Imports no torch: the engine wraps
-`SharedArena.buffer` in a tensor, kv_transfer in UCX arrays.
+A layer's view `arena[:, layer]` is strided by whole blocks; kernels take that stride. Imports no torch: the engine
+wraps `SharedArena.buffer` in a tensor, kv_transfer in UCX arrays.
 """
 
 from __future__ import annotations

@@ -7,12 +7,15 @@ in silence costs an afternoon.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Self
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import ConfigurationError
+
+_URL_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")
 
 
 class ServiceSettings(BaseSettings):
@@ -39,8 +42,11 @@ class ServiceSettings(BaseSettings):
             raise ConfigurationError(problems) from exc
 
     def masked(self) -> dict[str, object]:
-        """All fields for the start-up log, secrets replaced."""
-        return {
-            name: "********" if isinstance(value, SecretStr) and value.get_secret_value() else value
-            for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
-        }
+        """All fields for the start-up log; secrets and the passwords in URLs are replaced."""
+        return {name: _masked(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _masked(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    return _URL_PASSWORD.sub(r"\1********@", value) if isinstance(value, str) else value

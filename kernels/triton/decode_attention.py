@@ -21,6 +21,7 @@ MAX_DECODE_QUERY_LEN = 8
 """Longest run of query tokens of one sequence that the decode kernel takes."""
 
 _MAX_SPLITS = 64
+_PROGRAMS_PER_PROCESSOR = 2
 _PROGRAM_COST_TOKENS = 96
 """Start and end of a program, in tokens of K and V it could have read meanwhile (about 3 us on an H200)."""
 _MERGE_COST_TOKENS = 96
@@ -196,14 +197,22 @@ def choose_num_splits(programs: int, max_seq_len: int, tile: int, slots: int) ->
 
 
 @functools.cache
-def _tile(target: Target, d_pad: int, cache_bytes: int, rows: int) -> tuple[int, int, int, int]:
-    """Return (tokens per tile, warps, stages, programs per multiprocessor)."""
+def _tile(target: Target, d_pad: int, cache_bytes: int, rows: int) -> tuple[int, int]:
+    """Return (tokens per tile, warps)."""
     if target.is_amd:
-        return max(16, min(64, 4096 // d_pad)), 4, 2, 2
-    block_n = max(16, min(128, 16384 // (d_pad * cache_bytes)))
-    if target.shared_bytes < 128 * 1024:
-        return max(16, block_n // 2), 4, 2, 2
-    return block_n, 8 if rows >= 64 and d_pad >= 128 else 4, 3 if d_pad >= 128 else 4, 2
+        return max(16, min(64, 4096 // d_pad)), 4
+    return max(16, min(128, 16384 // (d_pad * cache_bytes))), 8 if rows >= 64 and d_pad >= 128 else 4
+
+
+def _stages(target: Target, programs: int, slots: int) -> int:
+    """Return the pipeline depth: deeper where programs queue for their turn, if shared memory for two of them allows.
+
+    Two programs with four stages hold as much of a Hopper multiprocessor as three with three do; the third helps while
+    everything runs at once and is a ragged last wave after that.
+    """
+    if target.is_amd:
+        return 2
+    return 4 if programs > slots and target.shared_bytes > 200 * 1024 else 3
 
 
 def decode_attention(
@@ -242,13 +251,14 @@ def decode_attention(
     max_q = triton.next_power_of_2(max_query_len)
     rows = max(16, triton.next_power_of_2(max_q * group))
     target = current_target()
-    block_n, warps, stages, residents = _tile(target, d_pad, kv_cache.element_size(), rows)
+    block_n, warps = _tile(target, d_pad, kv_cache.element_size(), rows)
+    slots = num_processors(query.device) * _PROGRAMS_PER_PROCESSOR
     min_split = fixed_split or 2 * block_n
     if fixed_split:
         splits = triton.cdiv(max_seq_len, fixed_split)
     else:
-        slots = num_processors(query.device) * residents
         splits = choose_num_splits(num_seqs * num_kv_heads, triton.cdiv(max_seq_len, 256) * 256, block_n, slots)
+    stages = _stages(target, num_seqs * num_kv_heads * splits, slots)
     direct = splits == 1
     overlap = target.overlaps_launches and not direct
     partial, lse = out, out

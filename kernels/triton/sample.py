@@ -13,7 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
-_BLOCK = 1024
+_WIDE = 4096
+"""Values a pass takes at a time where it does little with each."""
+_BLOCK = 2048
+"""Likewise where it holds each against eight pivots."""
+_LIMIT = 4096
+"""Values that the search for a cut copies out, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,47 +48,100 @@ def _order_key(x):
 
 
 @triton.jit
-def _cut(row, V, row_max, floor, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the largest key `t >= floor` such that the tokens of key `>= t` weigh at least `target`.
+def _weigh(values, n, row_max, pivots, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return, per pivot, how many of `values[0 .. n)` have a key at or above it, and what they weigh (two fp32 `[8]`).
 
-    A token weighs `exp(x - row_max)` with BY_MASS, else 1. Eight pivots per pass; it ends early once a single token is
-    left between the bounds.
+    A value weighs `exp(value - row_max)` with BY_MASS, else 1.
+    """
+    mass = tl.zeros([BLOCK, 8], tl.float32)
+    count = tl.zeros([BLOCK, 8], tl.float32)
+    for start in tl.range(0, n, BLOCK, num_stages=3):
+        c = start + tl.arange(0, BLOCK)
+        x = tl.load(values + c, mask=c < n, other=float("-inf"))
+        take = (_order_key(x)[:, None] >= pivots[None, :]) & (c < n)[:, None]
+        count += tl.where(take, 1.0, 0.0)
+        if BY_MASS:
+            mass += tl.where(take, tl.exp(x - row_max)[:, None], 0.0)
+    counts = tl.sum(count, 0)
+    return counts, tl.sum(mass, 0) if BY_MASS else counts
+
+
+@triton.jit
+def _narrow(hi, above, weight_above, pivots, counts, weights, target):
+    """Return the pivots that enclose the cut, count and weight at or above the upper one, and the count between."""
+    lane = tl.arange(0, 8)
+    best = tl.max(tl.where(weights >= target, lane, 0), 0)
+    at_best = tl.sum(tl.where(lane == best, counts, 0.0), 0)
+    new_lo = tl.sum(tl.where(lane == best, pivots, 0), 0)
+    next_pivot = tl.sum(tl.where(lane == best + 1, pivots, 0), 0)
+    at_next = tl.sum(tl.where(lane == best + 1, counts, 0.0), 0)
+    new_hi = tl.where(best < 7, tl.minimum(hi, next_pivot), hi)
+    new_above = tl.where(best < 7, at_next, above)
+    weight_at_next = tl.sum(tl.where(lane == best + 1, weights, 0.0), 0)
+    new_weight_above = tl.where(best < 7, weight_at_next, weight_above)
+    return new_lo, new_hi, new_above, new_weight_above, at_best - new_above
+
+
+@triton.jit
+def _collect(row, V, lo, hi, found, BLOCK: tl.constexpr):
+    """Copy the values with keys in `[lo, hi)` to the front of `found`, in order; return how many."""
+    base = 0
+    for start in tl.range(0, V, BLOCK, num_stages=3):
+        c = start + tl.arange(0, BLOCK)
+        x = tl.load(row + c, mask=c < V, other=float("-inf"))
+        key = _order_key(x)
+        take = (key >= lo) & (key < hi) & (c < V)
+        tl.store(found + base + tl.cumsum(take.to(tl.int32), 0) - 1, x, mask=take)
+        base += tl.sum(take.to(tl.int32), 0)
+    tl.debug_barrier()  # other threads read the list than wrote it
+    return base
+
+
+@triton.jit
+def _cut(
+    row,
+    found,  # fp32 [LIMIT], scratch
+    V,
+    row_max,
+    floor,
+    target,
+    BY_MASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    LIMIT: tl.constexpr,
+):
+    """Return the largest key `t >= floor` such that the values of key `>= t` weigh at least `target`.
+
+    The first pivots lie 1, 2, 4 .. 64 below the maximum, the later ones evenly between the two that enclose the cut.
+    Once at most LIMIT values lie between, they are copied out and the search goes on among them; it ends with one.
     """
     lane = tl.arange(0, 8)
-    lo = floor
-    hi = _order_key(row_max) + 1
-    above_hi = 0
-    undecided = V
-    while (hi - lo > 1) & (undecided > 1):
-        step = tl.maximum((hi - lo) // 8, 1)
-        pivot = lo + step * lane
-        mass = tl.zeros([BLOCK, 8], tl.float32)
-        count = tl.zeros([BLOCK, 8], tl.int32)
-        for start in range(0, V, BLOCK):
-            c = start + tl.arange(0, BLOCK)
-            x = tl.load(row + c, mask=c < V, other=float("-inf"))
-            take = (_order_key(x)[:, None] >= pivot[None, :]) & (c < V)[:, None]
-            count += take.to(tl.int32)
-            if BY_MASS:
-                mass += tl.where(take, tl.exp(x - row_max)[:, None], 0.0)
-        counts = tl.sum(count, 0)
-        weights = tl.sum(mass, 0) if BY_MASS else counts.to(tl.float32)
-        best = tl.max(tl.where(weights >= target, lane, 0), 0)
-        at_best = tl.sum(tl.where(lane == best, counts, 0), 0)
-        at_next = tl.sum(tl.where(lane == best + 1, counts, 0), 0)
-        if best < 7:
-            above_hi = at_next
-            hi = tl.minimum(hi, lo + step * (best + 1))
-        lo = lo + step * best
-        undecided = at_best - above_hi
+    far = _order_key(row_max - tl.exp2((7 - lane).to(tl.float32)))
+    pivots = tl.where(lane == 0, floor, tl.maximum(far, floor))
+    counts, weights = _weigh(row, V, row_max, pivots, BY_MASS, BLOCK)
+    top = _order_key(row_max) + 1
+    lo, hi, above, weight_above, between = _narrow(top, 0.0, 0.0, pivots, counts, weights, target)
+    while (hi - lo > 1) & (between > LIMIT):
+        pivots = lo + tl.maximum((hi - lo) // 8, 1) * lane
+        counts, weights = _weigh(row, V, row_max, pivots, BY_MASS, BLOCK)
+        lo, hi, above, weight_above, between = _narrow(hi, above, weight_above, pivots, counts, weights, target)
+    if (hi - lo > 1) & (between > 1):
+        n = _collect(row, V, lo, hi, found, WIDE)
+        outside, weight_outside = above, weight_above
+        while (hi - lo > 1) & (between > 1):
+            pivots = lo + tl.maximum((hi - lo) // 8, 1) * lane
+            counts, weights = _weigh(found, n, row_max, pivots, BY_MASS, BLOCK)
+            lo, hi, above, weight_above, between = _narrow(
+                hi, above, weight_above, pivots, counts + outside, weights + weight_outside, target
+            )
     return lo
 
 
 @triton.jit
 def _mass_from(row, V, row_max, floor, BLOCK: tl.constexpr):
-    """Return the summed `exp(x - row_max)` of the tokens of key `>= floor`."""
+    """Return the summed `exp(x - row_max)` of the values of key `>= floor`."""
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, V, BLOCK):
+    for start in tl.range(0, V, BLOCK, num_stages=3):
         c = start + tl.arange(0, BLOCK)
         x = tl.load(row + c, mask=c < V, other=float("-inf"))
         total += tl.where(_order_key(x) >= floor, tl.exp(x - row_max), 0.0)
@@ -94,6 +152,7 @@ def _mass_from(row, V, row_max, floor, BLOCK: tl.constexpr):
 def sample_kernel(
     logits,  # [S, V]
     scratch,  # fp32 [S, V], penalised logits / temperature
+    candidates,  # fp32 [S, LIMIT]
     temperature,  # fp32 [S]
     top_k,  # int32 [S]
     top_p,  # fp32 [S]
@@ -112,6 +171,8 @@ def sample_kernel(
     FILTER: tl.constexpr,
     PENALISE: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    LIMIT: tl.constexpr,
 ):
     """Grid (row)."""
     s = tl.program_id(0).to(tl.int64)
@@ -119,12 +180,13 @@ def sample_kernel(
     greedy = heat <= 0.0
     divisor = tl.where(greedy, 1.0, heat)
     row = scratch + s * V
+    found = candidates + s * LIMIT
 
-    raw_max = tl.full([BLOCK], float("-inf"), tl.float32)
-    raw_sum = tl.zeros([BLOCK], tl.float32)
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    for start in range(0, V, BLOCK):
-        c = start + tl.arange(0, BLOCK)
+    raw_max = tl.full([WIDE], float("-inf"), tl.float32)
+    raw_sum = tl.zeros([WIDE], tl.float32)
+    top = tl.full([WIDE], float("-inf"), tl.float32)
+    for start in tl.range(0, V, WIDE, num_stages=3):
+        c = start + tl.arange(0, WIDE)
         x = tl.load(logits + s * logits_stride + c, mask=c < V, other=float("-inf")).to(tl.float32)
         new_max = tl.maximum(raw_max, x)
         base = tl.where(new_max == float("-inf"), 0.0, new_max)
@@ -150,11 +212,11 @@ def sample_kernel(
         if not greedy:
             k = tl.load(top_k + s)
             if (k > 0) & (k < V):
-                cut = _cut(row, V, row_max, cut, k.to(tl.float32), False, BLOCK)
+                cut = _cut(row, found, V, row_max, cut, k.to(tl.float32), False, BLOCK, WIDE, LIMIT)
             p = tl.load(top_p + s)
             if p < 1.0:
-                target = p * _mass_from(row, V, row_max, cut, BLOCK)
-                cut = _cut(row, V, row_max, cut, target, True, BLOCK)
+                target = p * _mass_from(row, V, row_max, cut, WIDE)
+                cut = _cut(row, found, V, row_max, cut, target, True, BLOCK, WIDE, LIMIT)
             smallest = tl.load(min_p + s)
             if smallest > 0.0:
                 cut = tl.maximum(cut, _order_key(row_max + tl.log(smallest)))
@@ -163,10 +225,10 @@ def sample_kernel(
     position = tl.load(positions + s)
     low = (position & 0xFFFFFFFF).to(tl.uint32)
     high = (position >> 32).to(tl.uint32)
-    best = tl.full([BLOCK], float("-inf"), tl.float32)
-    where = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, V, BLOCK):
-        c = start + tl.arange(0, BLOCK)
+    best = tl.full([WIDE], float("-inf"), tl.float32)
+    where = tl.zeros([WIDE], tl.int32)
+    for start in tl.range(0, V, WIDE, num_stages=3):
+        c = start + tl.arange(0, WIDE)
         x = tl.load(row + c, mask=c < V, other=float("-inf"))
         score = x
         if not greedy:
@@ -219,14 +281,16 @@ def sample(
     if num_rows == 0:
         return tokens, logprobs
     scratch = torch.empty((num_rows, vocabulary), dtype=torch.float32, device=logits.device)
+    candidates = torch.empty((num_rows, _LIMIT), dtype=torch.float32, device=logits.device)
     filters = (top_k, top_p, min_p)
     filtered = all(f is not None for f in filters)
     if not filtered and any(f is not None for f in filters):
         raise ValueError("top_k, top_p and min_p are given together or not at all")
     said = penalties or Penalties(tokens, tokens, temperature, temperature, temperature)
     sample_kernel[(num_rows,)](
-        logits, scratch, temperature, *(f if f is not None else temperature for f in filters), seeds, positions,
+        logits, scratch, candidates, temperature, *(f if f is not None else temperature for f in filters), seeds, positions,
         said.output_counts, said.prompt_mask, said.repetition, said.presence, said.frequency, tokens, logprobs,
-        logits.stride(0), vocabulary, FILTER=filtered, PENALISE=penalties is not None, BLOCK=_BLOCK, num_warps=16,
+        logits.stride(0), vocabulary, FILTER=filtered, PENALISE=penalties is not None,
+        BLOCK=_BLOCK, WIDE=_WIDE, LIMIT=_LIMIT, num_warps=8,
     )  # fmt: skip
     return tokens, logprobs

@@ -55,7 +55,7 @@ class WorkerStatus:
     """A prefill or decode worker, by its own answer.
 
     Attributes:
-        slot_utilization: Used token slots over allocated ones, running mean.
+        used_slots, allocated_slots: Token slots, summed over sampled steps: their ratio is the utilization.
         transfer: None when its kv_transfer is not in the directory or does not answer.
     """
 
@@ -75,7 +75,8 @@ class WorkerStatus:
     running: int
     waiting: int
     waiting_for_kv: int
-    slot_utilization: float
+    used_slots: int
+    allocated_slots: int
     transfer: TransferStatus | None
 
 
@@ -223,7 +224,8 @@ async def _worker(record: WorkerRecord, transfer: TransferRecord | None) -> Work
         running=reply.running,
         waiting=reply.waiting,
         waiting_for_kv=reply.waiting_for_kv,
-        slot_utilization=reply.slot_utilization,
+        used_slots=reply.used_slots,
+        allocated_slots=reply.allocated_slots,
         transfer=transfer_status,
     )
 

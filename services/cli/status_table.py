@@ -60,7 +60,7 @@ def _workers(workers: list[WorkerStatus]) -> Table:
         blocks = worker.blocks
         numbers = (blocks.total, blocks.free, blocks.cached, blocks.used, blocks.pinned, blocks.quarantined)
         queue = (worker.running, worker.waiting, worker.waiting_for_kv)
-        share = f"{worker.slot_utilization:.1%}"
+        share = f"{worker.used_slots / worker.allocated_slots:.1%}" if worker.allocated_slots else "-"
         table.add_row(worker.worker_id, *map(str, numbers), *map(str, queue), share, escape(worker.reason))
     return table
 

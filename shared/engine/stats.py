@@ -25,7 +25,8 @@ class EngineStats:
         last_step_s: Duration of the last one.
         last_progress_s: `time.monotonic()` of the last completed step; now, while there is nothing to do. Stands still
             if the engine hangs or nothing that waits can be given room.
-        slot_utilization: Used token slots / allocated token slots of running sequences, over all steps; 1.0 before any.
+        used_slots, allocated_slots: Token slots of running sequences, summed over every 16th step: their rates give the
+            utilization over any span.
         preemptions: Times that a running sequence yielded.
         prefix_query_tokens, prefix_hit_tokens: Prompt tokens of started sequences; those of them not computed here.
         prefill_tokens_per_s: Recent speed of steps that were mainly prefill; 0.0 before any.
@@ -42,7 +43,8 @@ class EngineStats:
     steps: int
     last_step_s: float
     last_progress_s: float
-    slot_utilization: float
+    used_slots: int
+    allocated_slots: int
     preemptions: int
     prefix_query_tokens: int
     prefix_hit_tokens: int
@@ -50,6 +52,11 @@ class EngineStats:
     prefilled_tokens: int
     generated_tokens: int
     failure: str
+
+    @property
+    def slot_utilization(self) -> float:
+        """Used / allocated token slots since the start; 1.0 before any."""
+        return self.used_slots / self.allocated_slots if self.allocated_slots else 1.0
 
 
 def slot_usage(running: Seq[Sequence], block_size: int) -> tuple[int, int]:
@@ -72,14 +79,14 @@ class StepMeter:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._used_slots = 0
-        self._allocated_slots = 0
         self._rate_tokens = 0.0
         self._rate_s = 0.0
         self.steps = 0
         self.last_step_s = 0.0
         self.prefilled_tokens = 0
         self.generated_tokens = 0
+        self.used_slots = 0
+        self.allocated_slots = 0
 
     def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence]) -> None:
         """Counts one completed step; `running` are the sequences that run on after it."""
@@ -95,15 +102,10 @@ class StepMeter:
             self._rate_s = _RATE_DECAY * self._rate_s + seconds
         if self.steps % _MEASURE_EVERY == 0:
             used, allocated = slot_usage(running, self._block_size)
-            self._used_slots += used
-            self._allocated_slots += allocated
+            self.used_slots += used
+            self.allocated_slots += allocated
         self.steps += 1
         self.last_step_s = seconds
-
-    @property
-    def slot_utilization(self) -> float:
-        """Ratio of the sums over the measured steps, every 16th."""
-        return self._used_slots / self._allocated_slots if self._allocated_slots else 1.0
 
     @property
     def prefill_tokens_per_s(self) -> float:

@@ -36,6 +36,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:prefix_cache_hits", "Of them, tokens whose KV was reused or fetched.", lambda s: s.prefix_hit_tokens),
     ("tandem_prefilled_tokens", "Prompt tokens computed here.", lambda s: s.prefilled_tokens),
     ("tandem_sampled_tokens", "Tokens sampled here.", lambda s: s.generated_tokens),
+    ("tandem_kv_used_slots", "Token slots in use, summed over sampled steps.", lambda s: s.used_slots),
+    ("tandem_kv_allocated_slots", "Likewise, token slots allocated.", lambda s: s.allocated_slots),
     ("tandem_engine_steps", "Forward passes.", lambda s: s.steps),
 )
 

@@ -27,6 +27,8 @@ import structlog
 
 # ucxx sets a variable of its own on import and UCX then warns that nobody used it.
 os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
+# A peer that went away is an outcome to us, reported with its context; ucxx would print it as an error as well.
+os.environ.setdefault("UCXX_LOG_LEVEL", "FATAL")
 
 from ucxx._lib import libucxx
 from ucxx._lib.arr import Array

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import torch
@@ -107,7 +108,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         arena=arena,
         layout=layout,
         fingerprint=model_fingerprint(directory, config, dtype, layout),
-        served_name=settings.served_model_name or directory.name,
+        served_name=settings.served_model_name or Path(settings.model).name,
         backend_name=backend.name,
         # What the cache could never hold must not be promised.
         max_model_len=min(config.max_model_len, arena.num_blocks * settings.block_size),

@@ -57,7 +57,7 @@ def serve(num_sequences, num_blocks, arrivals_per_step, seed=0):
 )
 def test_allocated_token_slots_are_used(num_blocks, arrivals_per_step):
     scheduler, meter = serve(250, num_blocks, arrivals_per_step)
-    assert meter.slot_utilization >= 0.96
+    assert meter.used_slots >= 0.96 * meter.allocated_slots
     # Preemption is an exception even when memory is what limits the batch.
     assert meter.prefilled_tokens < 1.25 * scheduler.prefix_query_tokens
 

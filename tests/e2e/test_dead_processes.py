@@ -1,0 +1,95 @@
+"""A process that dies costs time or one clear error: never a wrong token, never a leak, and its successor serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+
+import openai
+import pytest
+
+MODEL = "pydoc-mini"
+LONG = "The report was read twice and filed. Nobody asked for a second copy. " * 40
+
+
+def process_of(suite, name: str) -> dict:
+    return next(process for process in suite.status()["processes"] if process["name"] == name)
+
+
+def kill(suite, name: str) -> dict:
+    process = process_of(suite, name)
+    os.kill(process["pid"], signal.SIGKILL)
+    return process
+
+
+def wait_for_successor(suite, dead: dict, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        process = process_of(suite, dead["name"])
+        ready = all(worker["ready"] for worker in suite.status()["workers"])
+        if process["state"] == "ready" and process["pid"] != dead["pid"] and ready:
+            return
+        time.sleep(0.2)
+    raise AssertionError(process_of(suite, dead["name"]))
+
+
+def ask(suite, url: str = "", **fields):
+    arguments = {"prompt": LONG, "max_tokens": 8, "temperature": 0} | fields
+    extra = {"cache_salt": uuid.uuid4().hex, "timing": True, "ignore_eos": True}
+    return suite.client(url).completions.create(model=MODEL, extra_body=extra, **arguments)
+
+
+def timing_of(reply) -> dict:
+    return reply.model_dump()["timing"]["sessions"][0]
+
+
+def test_decode_worker_killed_mid_stream_ends_the_stream_with_a_clear_error(suite):
+    extra = {"ignore_eos": True, "timing": True}
+    stream = suite.client(suite.local_url).completions.create(
+        model=MODEL, prompt=LONG, max_tokens=2000, temperature=0, stream=True, extra_body=extra
+    )
+    next(iter(stream))
+    running = next(w["worker_id"] for w in suite.status()["workers"] if w["role"] == "decode" and w["running"])
+    dead = kill(suite, running)
+    with pytest.raises(openai.APIError) as caught:
+        for _ in stream:
+            pass
+    assert caught.value.code == "worker_lost"
+    assert running in caught.value.message
+    assert ask(suite).choices[0].text == ask(suite, suite.local_url).choices[0].text
+    wait_for_successor(suite, dead)
+    suite.wait_for_baseline()
+
+
+def test_prefill_worker_killed_costs_a_local_prefill(suite):
+    expected = ask(suite).choices[0].text
+    dead = kill(suite, "prefill-0")
+    reply = ask(suite)
+    assert reply.choices[0].text == expected
+    assert timing_of(reply)["mode"] == "local"
+    wait_for_successor(suite, dead)
+    suite.wait_for_baseline()
+
+
+def test_kv_transfer_killed_costs_recomputes_until_its_successor_attached(suite):
+    expected = ask(suite).choices[0].text
+    dead = kill(suite, "prefill-0.transfer")
+    assert ask(suite).choices[0].text == expected
+    wait_for_successor(suite, dead)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        reply = ask(suite)
+        assert reply.choices[0].text == expected
+        if timing_of(reply)["mode"] == "remote_prefill":
+            break
+    assert timing_of(reply)["fetched_blocks"] >= 40
+    suite.wait_for_baseline()
+
+
+def test_redis_killed_loses_no_request(suite):
+    kill(suite, "redis")
+    for _ in range(5):
+        assert ask(suite).choices[0].finish_reason == "length"
+    suite.wait_for_baseline()
