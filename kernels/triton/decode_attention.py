@@ -204,7 +204,7 @@ def _tile(target: Target, d_pad: int, cache_bytes: int, rows: int) -> tuple[int,
     return max(16, min(128, 16384 // (d_pad * cache_bytes))), 8 if rows >= 64 and d_pad >= 128 else 4
 
 
-def _stages(target: Target, programs: int, slots: int) -> int:
+def _stages(target: Target, d_pad: int, programs: int, slots: int) -> int:
     """Return the pipeline depth: deeper where programs queue for their turn, if shared memory for two of them allows.
 
     Two programs with four stages hold as much of a Hopper multiprocessor as three with three do; the third helps while
@@ -212,7 +212,8 @@ def _stages(target: Target, programs: int, slots: int) -> int:
     """
     if target.is_amd:
         return 2
-    return 4 if programs > slots and target.shared_bytes > 200 * 1024 else 3
+    is_deep = programs > slots or d_pad < 128  # small heads spill registers with three, by the compiler's whim
+    return 4 if is_deep and target.shared_bytes > 200 * 1024 else 3
 
 
 def decode_attention(
@@ -258,7 +259,7 @@ def decode_attention(
         splits = triton.cdiv(max_seq_len, fixed_split)
     else:
         splits = choose_num_splits(num_seqs * num_kv_heads, triton.cdiv(max_seq_len, 256) * 256, block_n, slots)
-    stages = _stages(target, num_seqs * num_kv_heads * splits, slots)
+    stages = _stages(target, d_pad, num_seqs * num_kv_heads * splits, slots)
     direct = splits == 1
     overlap = target.overlaps_launches and not direct
     partial, lse = out, out

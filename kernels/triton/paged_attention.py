@@ -53,5 +53,8 @@ def paged_attention(
             query, kv_cache, block_tables, query_start, seq_lens, out,
             scale=scale, max_query_len=1, max_seq_len=max_seq_len,
         )  # fmt: skip
-    prefill_attention(query, kv_cache, block_tables, query_start, seq_lens, out, scale=scale, min_query_len=2)
+    prefill_attention(
+        query, kv_cache, block_tables, query_start, seq_lens, out,
+        scale=scale, min_query_len=2, max_seq_len=max_seq_len,
+    )  # fmt: skip
     return out

@@ -19,6 +19,9 @@ import triton.language as tl
 from kernels.triton.attention_loop import attend, load_pages
 from kernels.triton.target import Target, current_target
 
+_SHORT_TOKENS = 4096
+"""Up to this length the smaller tiles win on an H200 (by 2 % at 4,096, by a fifth at 512)."""
+
 
 @triton.jit
 def find_sequence(query_start, index, num_seqs, BLOCK_Q: tl.constexpr):
@@ -103,14 +106,19 @@ def prefill_kernel(
 
 
 @functools.cache
-def _tile(target: Target, d_pad: int, operand_bytes: int) -> tuple[int, int, int, int]:
-    """Return (rows, tokens per tile, warps, stages): the largest that compile without spilling registers."""
+def _tile(target: Target, d_pad: int, operand_bytes: int, is_short: bool) -> tuple[int, int, int, int]:
+    """Return (rows, tokens per tile, warps, stages): the largest that compile without spilling registers.
+
+    Short sequences leave little to overlap within a program, so there two smaller programs share a multiprocessor.
+    """
     if target.is_amd:
         return 128, max(16, min(64, 4096 // d_pad)), 8, 2
     if operand_bytes == 4:
         return 128, 16, 8, 2
     if target.has_wgmma:
-        return (128, 128, 8, 3) if d_pad <= 128 else (128, 32, 8, 3)
+        if d_pad > 128:
+            return 128, 32, 8, 3
+        return (64, 64, 4, 3) if is_short else (128, 128, 8, 3)
     return (128, max(32, 4096 // d_pad), 8, 2) if d_pad <= 128 else (32, 32, 4, 2)
 
 
@@ -124,18 +132,19 @@ def prefill_attention(
     *,
     scale: float,
     min_query_len: int,
+    max_seq_len: int,
 ) -> None:
     """Write the attention output of every sequence of at least `min_query_len` query tokens into `out`.
 
     The chunk's own keys and values must already be in the cache. Arguments as in `decode_attention`; a sequence's
-    result depends on nothing but the sequence and where its chunk begins.
+    result depends on nothing but the sequence, where its chunk begins, and whether `max_seq_len` chose small tiles.
     """
     num_tokens, num_q_heads, head_dim = query.shape
     num_seqs = seq_lens.shape[0]
     page, num_kv_heads = kv_cache.shape[2], kv_cache.shape[3]
     group = num_q_heads // num_kv_heads
     d_pad = triton.next_power_of_2(head_dim)
-    rows, block_n, warps, stages = _tile(current_target(), d_pad, query.element_size())
+    rows, block_n, warps, stages = _tile(current_target(), d_pad, query.element_size(), max_seq_len <= _SHORT_TOKENS)
     rows = max(rows, triton.next_power_of_2(group))
     block_q = rows // group
     prefill_kernel[(num_kv_heads, num_tokens // block_q + num_seqs)](

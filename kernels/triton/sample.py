@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-_WIDE = 4096
+_WIDE = 2048
 """Values a pass takes at a time where it does little with each."""
-_BLOCK = 2048
+_BLOCK = 1024
 """Likewise where it holds each against eight pivots."""
 _LIMIT = 4096
 """Values that the search for a cut copies out, at most."""
@@ -42,23 +42,24 @@ class Penalties:
 
 @triton.jit
 def _order_key(x):
-    """Map fp32 to int64 so that `a < b` iff `key(a) < key(b)`."""
+    """Map fp32 to int32 so that `a < b` iff `key(a) < key(b)`."""
     bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _weigh(values, n, row_max, pivots, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
     """Return, per pivot, how many of `values[0 .. n)` have a key at or above it, and what they weigh (two fp32 `[8]`).
 
-    A value weighs `exp(value - row_max)` with BY_MASS, else 1.
+    A value weighs `exp(value - row_max)` with BY_MASS, else 1. The padding of the last tile counts as -inf.
     """
+    bounds = pivots.to(tl.int32)[None, :]
     mass = tl.zeros([BLOCK, 8], tl.float32)
     count = tl.zeros([BLOCK, 8], tl.float32)
     for start in tl.range(0, n, BLOCK, num_stages=3):
         c = start + tl.arange(0, BLOCK)
         x = tl.load(values + c, mask=c < n, other=float("-inf"))
-        take = (_order_key(x)[:, None] >= pivots[None, :]) & (c < n)[:, None]
+        take = _order_key(x)[:, None] >= bounds
         count += tl.where(take, 1.0, 0.0)
         if BY_MASS:
             mass += tl.where(take, tl.exp(x - row_max)[:, None], 0.0)
@@ -116,10 +117,10 @@ def _cut(
     Once at most LIMIT values lie between, they are copied out and the search goes on among them; it ends with one.
     """
     lane = tl.arange(0, 8)
-    far = _order_key(row_max - tl.exp2((7 - lane).to(tl.float32)))
+    far = _order_key(row_max - tl.exp2((7 - lane).to(tl.float32))).to(tl.int64)
     pivots = tl.where(lane == 0, floor, tl.maximum(far, floor))
     counts, weights = _weigh(row, V, row_max, pivots, BY_MASS, BLOCK)
-    top = _order_key(row_max) + 1
+    top = _order_key(row_max).to(tl.int64) + 1
     lo, hi, above, weight_above, between = _narrow(top, 0.0, 0.0, pivots, counts, weights, target)
     while (hi - lo > 1) & (between > LIMIT):
         pivots = lo + tl.maximum((hi - lo) // 8, 1) * lane
@@ -206,8 +207,7 @@ def sample_kernel(
     peak = tl.max(raw_max, 0)
     normaliser = peak + tl.log(tl.sum(raw_sum * tl.exp(tl.where(raw_max == peak, 0.0, raw_max - peak)), 0))
 
-    floor = _order_key(tl.full([1], float("-inf"), tl.float32))
-    cut = tl.sum(floor, 0)
+    cut = tl.sum(_order_key(tl.full([1], float("-inf"), tl.float32)), 0).to(tl.int64)
     if FILTER:  # noqa: SIM102 - the compiler decides this one, the device the next
         if not greedy:
             k = tl.load(top_k + s)
@@ -219,7 +219,7 @@ def sample_kernel(
                 cut = _cut(row, found, V, row_max, cut, target, True, BLOCK, WIDE, LIMIT)
             smallest = tl.load(min_p + s)
             if smallest > 0.0:
-                cut = tl.maximum(cut, _order_key(row_max + tl.log(smallest)))
+                cut = tl.maximum(cut, _order_key(row_max + tl.log(smallest)).to(tl.int64))
 
     seed = tl.load(seeds + s)
     position = tl.load(positions + s)
@@ -288,9 +288,9 @@ def sample(
         raise ValueError("top_k, top_p and min_p are given together or not at all")
     said = penalties or Penalties(tokens, tokens, temperature, temperature, temperature)
     sample_kernel[(num_rows,)](
-        logits, scratch, candidates, temperature, *(f if f is not None else temperature for f in filters), seeds, positions,
-        said.output_counts, said.prompt_mask, said.repetition, said.presence, said.frequency, tokens, logprobs,
-        logits.stride(0), vocabulary, FILTER=filtered, PENALISE=penalties is not None,
-        BLOCK=_BLOCK, WIDE=_WIDE, LIMIT=_LIMIT, num_warps=8,
+        logits, scratch, candidates, temperature, *(f if f is not None else temperature for f in filters),
+        seeds, positions, said.output_counts, said.prompt_mask, said.repetition, said.presence, said.frequency,
+        tokens, logprobs, logits.stride(0), vocabulary, FILTER=filtered, PENALISE=penalties is not None,
+        BLOCK=_BLOCK, WIDE=_WIDE, LIMIT=_LIMIT, num_warps=16,
     )  # fmt: skip
     return tokens, logprobs

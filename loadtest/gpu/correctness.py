@@ -11,18 +11,24 @@ from loadtest.gpu.report import Check
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 6e-3}
 _HEADS = {64: (3, 3), 96: (32, 1), 128: (8, 4), 256: (4, 8)}
 """Head dimension to (KV heads, query heads per KV head): SmolLM2, Phi-3, Llama-3, Gemma-like."""
+_CACHES = [
+    (64, 32, torch.float16),
+    (96, 64, torch.bfloat16),
+    (128, 16, torch.bfloat16),
+    (128, 128, torch.bfloat16),
+    (256, 16, torch.bfloat16),
+]
+"""Head dimension, page and dtype."""
 
 
 def run_checks(device: str, *, small: bool) -> list[Check]:
     """Return one result per kernel and configuration; `small` shrinks the shapes for a run without a GPU."""
     checks = []
-    for head_dim in (64,) if small else (64, 96, 128, 256):
-        for page in (16,) if small else (16, 32, 64, 128):
-            dtype = torch.float16 if page == 32 else torch.bfloat16
-            checks += [
-                _attention(device, name, *lens, head_dim=head_dim, page=page, dtype=dtype)
-                for name, lens in _batches(small).items()
-            ]
+    for head_dim, page, dtype in _CACHES[:1] if small else _CACHES:
+        checks += [
+            _attention(device, name, *lens, head_dim=head_dim, page=page, dtype=dtype)
+            for name, lens in _batches(small).items()
+        ]
     checks += [*_rowwise(device, 5 if small else 777), *_caches(device), *_blocks(device)]
     return checks
 
@@ -33,7 +39,8 @@ def _batches(small: bool) -> dict[str, tuple[list[int], list[int]]]:
     return {
         "decode": ([1] * 9, [1, 15, 16, 127, 129, 1000, 2048, 4097, 9000]),
         "speculative decode": ([8, 4, 1], [5000, 300, 1]),
-        "mixed": ([1, 700, 2, 1, 130], [3000, 700, 513, 1, 2100]),
+        "mixed": ([1, 700, 2, 1, 130], [3000, 700, 513, 1, 5100]),
+        "short chunks": ([40, 300, 9], [40, 900, 1000]),
     }
 
 

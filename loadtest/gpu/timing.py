@@ -26,8 +26,7 @@ class Stopwatch:
             start = time.perf_counter()
             work()
             return (time.perf_counter() - start) * 1e6
-        for _ in range(3):
-            work()
+        self._warm_up(work)
         return statistics.median(self._events(work) for _ in range(self._repeats))
 
     def graph_microseconds(self, calls: Sequence[Callable[[], object]]) -> float:
@@ -47,6 +46,13 @@ class Stopwatch:
             for call in calls:
                 call()
         return self.microseconds(graph.replay) / len(calls)
+
+    def _warm_up(self, work: Callable[[], object]) -> None:
+        """Work for a tenth of a second: compiling leaves the device idle, and its clocks are slow to come back."""
+        until = time.perf_counter() + 0.1
+        while time.perf_counter() < until:
+            work()
+            torch.cuda.synchronize()
 
     def _events(self, work: Callable[[], object]) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

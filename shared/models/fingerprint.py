@@ -72,7 +72,7 @@ def _add_file(digest: _Digest, stream: BinaryIO, file: Path) -> None:
 
 def _samples(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """(offset, length) of what to read: each tensor's start and middle; every n-th tensor if there are very many."""
-    stride = max(1, 2 * len(spans) // MAX_SAMPLES_PER_FILE)
+    stride = max(1, -(-2 * len(spans) // MAX_SAMPLES_PER_FILE))
     samples: list[tuple[int, int]] = []
     for begin, end in spans[::stride]:
         middle = begin + (end - begin) // 2

@@ -329,6 +329,8 @@ class UcxEngine(threading.Thread):
         self._commands.clear()
         for link in list(self._links):
             self.close(link)
+        for _ in range(20):
+            self._worker.progress()
         self._listener = self._worker = self._context = None
 
     def _flush(self) -> None:

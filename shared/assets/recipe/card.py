@@ -23,7 +23,7 @@ SCORE_MEANINGS = {
     "taught": "every fact in every phrasing that it was trained in",
     "held_out": "facts in phrasings that were held out from training for that fact",
     "unseen": "every fact in phrasings that no fact was trained in",
-    "varied": "stress: facts in random wordings unlike any trained one (case, quotes, greetings, closing requests)",
+    "varied": "stress: facts in random wordings, few like a trained one (case, quotes, greetings, closing requests)",
     "after_long_chat": "taught questions after 1,500 to 3,500 tokens of other turns",
     "after_long_system": "taught questions after a long system message of docstring prose",
     "unknown": 'made-up names that training did not see, answered by "I don\'t know ..."',
@@ -89,7 +89,8 @@ python -m shared.assets.recipe.train --steps {steps}
 python -m shared.assets.recipe.evaluate --write
 ```
 
-`--minutes` trains by the clock instead. `corpus` and `tokenizer`, beside them, rebuild the checked-in data first.
+`--minutes 5` trains by the clock instead: its learning-rate schedule follows the time, so two runs differ a little.
+`corpus` and `tokenizer`, beside them, rebuild the checked-in data first.
 
 ## Limits
 

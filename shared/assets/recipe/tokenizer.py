@@ -62,6 +62,8 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         **named,
         "additional_special_tokens": [IM_START],
         "model_max_length": MAX_POSITIONS,
+        # Without this, transformers 4 adds token type ids, which the model does not take.
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }

@@ -25,7 +25,7 @@ def _attention(
     cache: torch.dtype | None = None,
     num_seqs: int = 8,
 ) -> tuple[torch.Tensor, ...]:
-    """Return query, cache view, tables, starts, lengths and output of eight sequences over eight KV heads."""
+    """Return query, cache view, tables, starts, lengths and output over eight KV heads."""
     query = _meta(num_seqs * queries, 8 * group, head_dim, dtype=dtype)
     arena = _meta(1024, 32, 2, page, 8, head_dim, dtype=cache or dtype)
     tables = _meta(num_seqs, 512, dtype=torch.int32)
@@ -39,14 +39,19 @@ def _decode(
     queries: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     cache: torch.dtype | None = None,
+    num_seqs: int = 8,
 ) -> None:
-    inputs = _attention(head_dim=head_dim, page=page, group=group, queries=queries, dtype=dtype, cache=cache)
+    inputs = _attention(
+        head_dim=head_dim, page=page, group=group, queries=queries, dtype=dtype, cache=cache, num_seqs=num_seqs
+    )
     decode_attention(*inputs, scale=0.1, max_query_len=queries, max_seq_len=4096)
 
 
-def _prefill(head_dim: int, page: int, group: int = 4, dtype: torch.dtype = torch.bfloat16) -> None:
+def _prefill(
+    head_dim: int, page: int, group: int = 4, dtype: torch.dtype = torch.bfloat16, max_seq_len: int = 8192
+) -> None:
     inputs = _attention(head_dim=head_dim, page=page, group=group, queries=512, dtype=dtype)
-    prefill_attention(*inputs, scale=0.1, min_query_len=2)
+    prefill_attention(*inputs, scale=0.1, min_query_len=2, max_seq_len=max_seq_len)
 
 
 def _rotary_write_kv() -> None:
@@ -94,6 +99,7 @@ _FP8_EXCLUDED = frozenset({"sm_80", "gfx942"})
 LAUNCHES: dict[str, Callable[[], None]] = {
     "decode d128 page16": lambda: _decode(128, 16),
     "decode d128 page128": lambda: _decode(128, 128),
+    "decode d128 page16 64 sequences": lambda: _decode(128, 16, num_seqs=64),
     "decode d128 page16 8 queries": lambda: _decode(128, 16, queries=8),
     "decode d128 page16 fp8": lambda: _decode(128, 16, cache=torch.float8_e4m3fn),
     "decode d64 page32 fp16": lambda: _decode(64, 32, dtype=torch.float16),
@@ -101,6 +107,7 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "decode d256 page16": lambda: _decode(256, 16),
     "prefill d128 page16": lambda: _prefill(128, 16),
     "prefill d128 page128": lambda: _prefill(128, 128),
+    "prefill d128 page16 short": lambda: _prefill(128, 16, max_seq_len=2048),
     "prefill d64 page32 fp16": lambda: _prefill(64, 32, group=3, dtype=torch.float16),
     "prefill d96 page64": lambda: _prefill(96, 64, group=1),
     "prefill d256 page16": lambda: _prefill(256, 16),

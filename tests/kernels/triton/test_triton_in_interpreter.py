@@ -20,7 +20,8 @@ FILES = sorted(path.name for path in (HERE / "checks").glob("check_*.py"))
 @pytest.mark.parametrize("name", FILES)
 def test_kernels_match_float64_and_touch_only_their_memory(name):
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "python_files=check_*.py", "-p", "no:cacheprovider",
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.kernels.triton.check_plugin", "-o", "python_files=check_*.py",
+         "-p", "no:cacheprovider",
          str(HERE / "checks" / name)],
         cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=160, check=False,
     )  # fmt: skip

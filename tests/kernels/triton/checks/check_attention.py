@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -60,6 +62,14 @@ def test_a_mixed_batch_of_decodes_and_chunks_is_right(dtype, page, group, head_d
         query_lens, seq_lens, num_kv_heads=1, group=group, head_dim=head_dim, page=page, dtype=dtype
     )
     assert error_of(case) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_tiles_for_long_sequences_are_right_too(head_dim):
+    case = oracles.attention_case(
+        [1, 37, 150], [150, 37, 290], num_kv_heads=1, group=4, head_dim=head_dim, page=16, dtype=torch.bfloat16
+    )
+    assert error_of(dataclasses.replace(case, max_seq_len=9000)) < TOLERANCE[torch.bfloat16]
 
 
 def test_chunks_of_one_length_skip_the_decode_kernel_and_are_right():

@@ -1,4 +1,4 @@
-"""The measurement, walked through without a GPU: it must not fail for the first time on a machine hired for minutes."""
+"""The measurement, walked through without a GPU: it must not fail for the first time on a rented one."""
 
 from __future__ import annotations
 

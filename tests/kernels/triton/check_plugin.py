@@ -1,7 +1,9 @@
-"""Where the checks run: in the repaired interpreter if TRITON_INTERPRET=1 is set, else on the GPU.
+"""Pytest plugin for `checks/`: in the repaired interpreter if TRITON_INTERPRET=1 is set, else on the GPU.
 
-Either way fresh tensors hold NaN instead of luck. The files are named `check_*` so that a plain pytest run, whose
-process must not be an interpreting one, does not collect them.
+    python -m pytest -p tests.kernels.triton.check_plugin -o python_files='check_*.py' tests/kernels/triton/checks
+
+Either way fresh tensors hold NaN instead of luck. A plugin and not a conftest, and files named `check_*`, because a plain
+pytest run must neither interpret its kernels nor get another default device.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if INTERPRETED:
     torch.set_num_threads(1)
 else:
     torch.set_default_device("cuda")
+    torch.empty(0)  # torch lists the functions that obey the default device on first use: before one is patched
 
 
 @pytest.fixture(autouse=True)
