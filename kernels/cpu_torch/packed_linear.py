@@ -1,9 +1,9 @@
 """Matrix multiplication on a CPU with the weight repacked for oneDNN.
 
 `F.linear` leaves float32 to the BLAS that torch was built with, which re-reads a row-major weight inefficiently when
-few rows are multiplied: a decode step. oneDNN with a weight in its own blocked layout took half the time or less at
-2 to 32 rows (AMD EPYC, two cores) and no longer at any size. The two ops are the ones that torch's own compiler emits;
-they are not public, so `packing_works` proves them before use and everything falls back to `F.linear`.
+few rows are multiplied: a decode step. oneDNN with a weight in its own blocked layout took 0.4 to 0.85 of the time at
+1 to 512 rows (AMD EPYC, two cores). The two ops are the ones that torch's own compiler emits; they are not public, so
+`packing_works` proves them before use and everything falls back to `F.linear`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from kernels.dense_linear import Linear, dense_linear
 
 PACKED_FOR_ROWS = 32
-"""Rows for which oneDNN chooses the layout; it serves any number of rows (8 to 64 give the same layout)."""
+"""Rows for which oneDNN chooses the layout; any number can be multiplied, and a layout for 1 is slow for more."""
 
 
 class PackedLinear:

@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 _FEATURES = (libucxx.Feature.TAG, libucxx.Feature.STREAM, libucxx.Feature.WAKEUP)
 _POLL_S = 1.0
 _CLOSE_PERIOD_NS = 10**9
+_FAREWELL_TURNS = 20
 _QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
 
 
@@ -144,6 +145,9 @@ class UcxEngine(threading.Thread):
         super().__init__(name="ucx-engine", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._options = options
+        self._context: Any = None
+        self._worker: Any = None
+        self._listener: Any = None
         self._requested_port = port
         self._on_link = on_link
         self._on_failure = on_failure
@@ -329,7 +333,8 @@ class UcxEngine(threading.Thread):
         self._commands.clear()
         for link in list(self._links):
             self.close(link)
-        for _ in range(20):
+        # A forced close lets go of its sockets in later turns; without them peers would not hear of it.
+        for _ in range(_FAREWELL_TURNS if self._worker is not None else 0):
             self._worker.progress()
         self._listener = self._worker = self._context = None
 

@@ -27,6 +27,7 @@ from shared.engine.step import ScheduledSequence, StepBatch
 from shared.kv_arena import KvLayout, SharedArena
 from shared.models.config import ModelConfig
 from shared.models.load import load_decoder
+from shared.models.resolve import resolve_model
 
 BLOCK_SIZE = 16
 CHUNK = 32
@@ -205,6 +206,21 @@ def greedy_sequence(prompt, num_output=NUM_OUTPUT):
         sampling=SamplingParams(max_tokens=num_output, temperature=0.0),
         namespace=b"",
     )
+
+
+def test_greedy_output_of_the_bundled_model_equals_transformers(tmp_path):
+    directory = resolve_model("pydoc-mini")
+    oracle = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    source = random.Random(3)
+    prompts = [[source.randrange(8, oracle.config.vocab_size) for _ in range(n)] for n in (1, 16, 33, 70)]
+    sequences = [greedy_sequence(prompt, 12) for prompt in prompts]
+    SteppedLoop(make_runner(*load(directory, tmp_path))).run(sequences)
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        with torch.inference_mode():
+            wanted = oracle.generate(
+                torch.tensor([prompt]), do_sample=False, max_new_tokens=12, min_new_tokens=12, eos_token_id=-1
+            )
+        assert sequence.token_ids == wanted[0].tolist()
 
 
 def test_greedy_output_equals_transformers_when_chunks_and_decodes_share_steps(checkpoint, prompts, expected, tmp_path):

@@ -2,8 +2,8 @@
 
     python -m pytest -p tests.kernels.triton.check_plugin -o python_files='check_*.py' tests/kernels/triton/checks
 
-Either way fresh tensors hold NaN instead of luck. A plugin and not a conftest, and files named `check_*`, because a plain
-pytest run must neither interpret its kernels nor get another default device.
+Either way fresh tensors hold NaN instead of luck. A plugin and not a conftest, and files named `check_*`, because a
+plain pytest run must neither interpret its kernels nor get another default device.
 """
 
 from __future__ import annotations

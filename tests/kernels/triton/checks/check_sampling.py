@@ -52,7 +52,7 @@ def test_filters_keep_exactly_the_right_set(filters):
     logits[0, :8] = torch.tensor([2.0, 1.9, 1.7, 1.4, 1.2, 0.9, 0.8, 0.5])
     top_k, top_p, min_p = filters.get("top_k", 0), filters.get("top_p", 1.0), filters.get("min_p", 0.0)
     kept = oracles.kept_tokens(logits[0], 1.3, top_k, top_p, min_p)
-    tokens, _ = draw(logits.repeat(80, 1), temperature=1.3, **filters)
+    tokens, _ = draw(logits.repeat(56, 1), temperature=1.3, **filters)
     drawn = set(tokens.tolist())
     allowed = set(kept.nonzero()[:, 0].tolist())
     assert drawn <= allowed
@@ -61,8 +61,8 @@ def test_filters_keep_exactly_the_right_set(filters):
 
 def test_draws_follow_the_softmax():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
-    tokens, _ = draw(logits.repeat(300, 1))
-    share = torch.bincount(tokens, minlength=4) / 300
+    tokens, _ = draw(logits.repeat(200, 1))
+    share = torch.bincount(tokens, minlength=4) / 200
     assert (share - logits[0].softmax(-1)).abs().max() < 0.08
 
 
