@@ -19,7 +19,8 @@ FROM python:3.11-slim
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin tandem \
  && install -d -o tandem -g tandem /home/tandem/.cache /home/tandem/.cache/huggingface
 COPY --from=build /opt/tandem /opt/tandem
-ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# OpenMP's threads must not spin: the sidecar and the other workers need the cores.
+ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=passive
 USER tandem
 WORKDIR /home/tandem
 # Compose and Kubernetes choose the role.

@@ -25,6 +25,10 @@ _GATEWAY_GRACE_S = 25.0
 _WORKER_GRACE_S = 35.0
 _TRANSFER_GRACE_S = 15.0
 
+COMPUTE_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+"""For engine processes. OpenMP's threads spin between two operators by default, and take the cores from the sidecar, the
+gateway and each other: with two threads on two shared cores a decode step then takes ten times as long."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
@@ -175,6 +179,7 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_WORKER_MAX_MODEL_LEN": str(spec.max_model_len),
             "TANDEM_WORKER_THREADS": str(spec.threads),
             "TANDEM_WORKER_LOG_LEVEL": spec.log_level,
+            **COMPUTE_ENVIRONMENT,
         },
     )
 

@@ -65,7 +65,7 @@ def _files_of(name: str) -> list[Path]:
     return [path for path in candidates if path.is_file() and ROOT in path.parents]
 
 
-PROVIDED_BY = {"google": "protobuf", "grpc": "grpcio", "ucxx": "ucxx-cu13"}
+PROVIDED_BY = {"google": "protobuf", "grpc": "grpcio", "pydantic_core": "pydantic", "ucxx": "ucxx-cu13"}
 # Only where there is a GPU, imported by the backend that needs it.
 OPTIONAL = {"triton"}
 
