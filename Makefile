@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint types imports protos check-protos bench constraints clean
+.PHONY: help install install-dev up test lint types protos check-protos bench constraints clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -25,15 +25,13 @@ up: install ## Starts Redis, one prefill, one decode and a gateway; Ctrl-C stops
 test: install-dev ## Runs the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: install-dev ## Checks style and format
+lint: install-dev ## Checks style, format, and who may import whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 
 types: install-dev ## Checks types
 	@$(BIN)/mypy
-
-imports: install-dev ## Checks who may import whom
-	@$(BIN)/lint-imports
 
 protos: ## Regenerates the protobuf stubs
 	@.ci/protos $(PROTOS_VENV)

@@ -26,7 +26,7 @@ _WORKER_GRACE_S = 35.0
 _TRANSFER_GRACE_S = 15.0
 
 COMPUTE_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
-"""For engine processes. OpenMP's threads spin between two operators by default, and take the cores from the sidecar, the
+"""For engine processes. OpenMP's threads spin between two operators by default and take the cores from the sidecar, the
 gateway and each other: with two threads on two shared cores a decode step then takes ten times as long."""
 
 

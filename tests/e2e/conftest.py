@@ -119,6 +119,7 @@ async def _generate(worker: dict, prompt: list[int], *, max_tokens: int = 8, **s
         call = rpc.WorkerStub(channel).Generate()
         hello = pb.Hello(gateway_id="test", incarnation=worker["incarnation"], fingerprint=worker["fingerprint"])
         await call.write(pb.GenerateCommand(hello=hello))
+        await call.read()  # accepted; a refusal is raised here
         submit = pb.Submit(
             session_id="direct",
             num_choices=1,
@@ -130,7 +131,7 @@ async def _generate(worker: dict, prompt: list[int], *, max_tokens: int = 8, **s
         )
         await call.write(pb.GenerateCommand(submit=submit))
         async with asyncio.timeout(60):
-            async for message in call:
+            while isinstance(message := await call.read(), pb.StepOutput):
                 result.token_ids += message.token_ids
                 if message.finishes or message.failures:
                     result.finish = message.finishes[0] if message.finishes else None
