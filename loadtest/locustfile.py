@@ -13,7 +13,7 @@ import random
 import time
 from typing import Any
 
-from locust import FastHttpUser, between, events, task
+from locust import HttpUser, between, events, task
 
 from loadtest.workload import draw
 
@@ -31,7 +31,7 @@ def _report(**_: Any) -> None:
     print(f"output tokens: {_totals['tokens']}, {_totals['tokens'] / elapsed_s:.1f} tokens/s over {elapsed_s:.1f} s")
 
 
-class StreamingUser(FastHttpUser):
+class StreamingUser(HttpUser):
     """Asks, reads the stream to its end, thinks for a moment, asks again."""
 
     wait_time = between(0.05, 0.5)
