@@ -36,6 +36,8 @@ def requests_for(concurrency: int, output_tokens: int, seed: int) -> list[ChatRe
 
 def transformers_generate(model_dir: Path, dtype: str) -> Callable[[Sequence[ChatRequest], int], float]:
     """Loads the model; returns a function from (requests, batch size) to wall seconds."""
+    # As the suite's engines have it: fair, and on cores that others use too much faster than spinning threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

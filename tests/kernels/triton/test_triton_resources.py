@@ -23,9 +23,9 @@ MATRIX = {
 }
 """The decode tile has too few rows for wgmma (64) and tcgen05 (128)."""
 
-OTHER_VERSION_SPILL_BYTES = 32
-"""The tiles were tuned with the table's Triton; another one allocates registers otherwise: Triton 3.7.1 spills 16 bytes
-in one kernel, decode with head_dim 96 on sm_100."""
+OTHER_VERSION_SPILL_BYTES = 64
+"""The tiles were tuned with the table's Triton; another one allocates registers otherwise: on sm_100, Triton 3.7.1
+spills 16 bytes in decode with head_dim 96 and 64 bytes in sampling."""
 
 
 @pytest.mark.timeout(170)
