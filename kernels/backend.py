@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+import structlog
 import torch
 
+from kernels.cpu.build import NativeUnavailableError
+from kernels.cpu.library import TYPES, Library, default_library
+from kernels.cpu.packed_linear import NativeLinear
 from kernels.cpu_torch.packed_linear import packed_linear
 from kernels.dense_linear import Linear, dense_linear
 
-BACKENDS = {"reference": "kernels.reference", "cpu": "kernels.cpu_torch", "triton": "kernels.triton"}
+log = structlog.get_logger(__name__)
+
+BACKENDS = {
+    "reference": "kernels.reference",
+    "cpu": "kernels.cpu_torch",
+    "native": "kernels.cpu_torch",  # whose whole steps are native; single ops remain torch's
+    "triton": "kernels.triton",
+}
 
 
 class Ops(Protocol):
@@ -67,29 +79,58 @@ class Backend:
         ops: The ops.
         linear: Makes a matrix multiplication of `(weight [out, in], bias [out] or None)`; may repack the weight, so the
             caller drops its own reference.
+        numerics: Equal where a step's bits are: part of the fingerprint, so that unequal workers never pair.
+        library: The native library that computes whole steps; None = a step is made of `ops`.
     """
 
     name: str
     ops: Ops
     linear: Callable[[torch.Tensor, torch.Tensor | None], Linear]
+    numerics: str = "torch"
+    library: Library | None = None
 
 
-def load_backend(name: str, device: torch.device) -> Backend:
+def load_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
     """Imports a backend; only the chosen one, since triton is absent from CPU images.
 
     Args:
-        name: Key of `BACKENDS`, or "auto": "cpu" on a CPU, else "triton".
+        name: Key of `BACKENDS`, or "auto": on a CPU "native" where it can be built and has the dtype, else "cpu"; on
+            other devices "triton".
         device: Where the tensors will live.
+        dtype: Of weights and activations.
 
     Raises:
         ValueError: No such backend, or it cannot run on `device`.
         ImportError: The backend's own dependency is missing.
     """
     if name == "auto":
-        name = "cpu" if device.type == "cpu" else "triton"
+        name = _best_for_cpu(dtype) if device.type == "cpu" else "triton"
     if name not in BACKENDS:
         raise ValueError(f"unknown kernel backend {name!r}; known: auto, {', '.join(BACKENDS)}")
-    if name == "cpu" and device.type != "cpu":
-        raise ValueError(f"kernel backend 'cpu' cannot run on device {device}")
+    if name in ("cpu", "native") and device.type != "cpu":
+        raise ValueError(f"kernel backend {name!r} cannot run on device {device}")
     ops = cast(Ops, importlib.import_module(BACKENDS[name]))
+    if name == "native":
+        return _native(ops)
     return Backend(name=name, ops=ops, linear=packed_linear if name == "cpu" else dense_linear)
+
+
+def _native(ops: Ops) -> Backend:
+    try:
+        library = default_library()
+    except (NativeUnavailableError, OSError) as exc:
+        raise ValueError(str(exc)) from exc
+    numerics = f"native-{library.isa.name.lower()}"
+    linear = functools.partial(NativeLinear, library)
+    return Backend(name="native", ops=ops, linear=linear, numerics=numerics, library=library)
+
+
+def _best_for_cpu(dtype: torch.dtype) -> str:
+    if dtype not in TYPES:
+        return "cpu"
+    try:
+        default_library()
+    except (NativeUnavailableError, OSError) as exc:
+        log.warning("native_kernels_unavailable", reason=str(exc), costs="decode steps take two to three times as long")
+        return "cpu"
+    return "native"

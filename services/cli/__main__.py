@@ -57,7 +57,7 @@ def up_command(
     kv_cache_bytes: Annotated[str, typer.Option(help="KV cache of each worker")] = "512MiB",
     tier_bytes: Annotated[str, typer.Option(help="Host memory beside each worker for evicted KV")] = "1GiB",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, reference, cpu or triton")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, native, cpu, reference or triton")] = "auto",
     max_model_len: Annotated[int, typer.Option(min=0, help="Context limit in tokens; 0 = the model's")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Per worker; 0 = the machine's cores shared equally")] = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for everything to come up")] = 900,

@@ -27,7 +27,9 @@ class _Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def model_fingerprint(directory: Path, config: ModelConfig, dtype: str, layout: KvLayout) -> Fingerprint:
+def model_fingerprint(
+    directory: Path, config: ModelConfig, dtype: str, layout: KvLayout, numerics: str = "torch"
+) -> Fingerprint:
     """Hash of the weights, the architecture, the dtype and the cache layout.
 
     Weights count by the header of every safetensors file (names, shapes, dtypes, offsets) and by bytes sampled at the
@@ -38,13 +40,14 @@ def model_fingerprint(directory: Path, config: ModelConfig, dtype: str, layout: 
         config: Of the same checkpoint.
         dtype: That the model computes in, from `resolve_dtype`.
         layout: Of the KV cache.
+        numerics: Of the kernels' backend.
 
     Raises:
         ConfigurationError: A weights file is missing or is not safetensors.
     """
     digest = hashlib.blake2b(digest_size=16, person=b"tandem-fp")
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _IRRELEVANT}
-    identity = [LAYOUT_VERSION, dtype, dataclasses.asdict(layout), settings]
+    identity = [LAYOUT_VERSION, dtype, numerics, dataclasses.asdict(layout), settings]
     digest.update(json.dumps(identity, sort_keys=True).encode())
     for file in checkpoint_files(directory):
         with file.open("rb") as stream:

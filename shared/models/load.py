@@ -11,6 +11,7 @@ from kernels.dense_linear import Linear
 from shared.errors import ConfigurationError
 from shared.models.config import ModelConfig
 from shared.models.decoder import Decoder, LayerWeights
+from shared.models.native_decoder import NativeDecoder
 from shared.models.weights import Checkpoint, Progress
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,9 +71,8 @@ class _Loader:
             weight = embedding if config.tie_word_embeddings else self._tensor("lm_head.weight", vocab_shape)
             lm_head = self._backend.linear(weight, None)
         self._refuse_unknown()
-        return Decoder(
-            config, self._backend, embedding=embedding, layers=layers, final_norm=final_norm, lm_head=lm_head
-        )
+        make = Decoder if self._backend.library is None else NativeDecoder
+        return make(config, self._backend, embedding=embedding, layers=layers, final_norm=final_norm, lm_head=lm_head)
 
     def _layer(self, prefix: str) -> LayerWeights:
         config = self._config

@@ -24,7 +24,7 @@ from shared.identity import Fingerprint
 from shared.kv_arena import KvLayout, SharedArena
 from shared.models.config import ModelConfig, resolve_dtype
 from shared.models.fingerprint import model_fingerprint
-from shared.models.load import load_decoder
+from shared.models.load import TORCH_DTYPES, load_decoder
 from shared.models.resolve import resolve_model
 from shared.worker.settings import WorkerSettings
 
@@ -68,7 +68,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
     config = ModelConfig.from_pretrained(directory, max_model_len=settings.max_model_len)
     dtype = resolve_dtype(settings.dtype, device.type)
     layout = KvLayout(config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, dtype)
-    backend = _backend(settings.backend, device)
+    backend = _backend(settings.backend, device, TORCH_DTYPES[dtype])
     model = load_decoder(
         directory,
         config,
@@ -107,7 +107,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         engine=engine,
         arena=arena,
         layout=layout,
-        fingerprint=model_fingerprint(directory, config, dtype, layout),
+        fingerprint=model_fingerprint(directory, config, dtype, layout, backend.numerics),
         served_name=settings.served_model_name or Path(settings.model).name,
         backend_name=backend.name,
         # What the cache could never hold must not be promised.
@@ -116,9 +116,9 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
     )
 
 
-def _backend(name: str, device: torch.device) -> Backend:
+def _backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     try:
-        return load_backend(name, device)
+        return load_backend(name, device, dtype)
     except (ValueError, ImportError) as exc:
         raise ConfigurationError(f"kernel backend: {exc}") from exc
 

@@ -48,7 +48,7 @@ class WorkerSettings(ServiceSettings):
     block_size: Literal[16, 32, 64, 128] = 16
     kv_cache_bytes: int = Field(default=512 << 20, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    backend: Literal["auto", "reference", "cpu", "triton"] = "auto"
+    backend: Literal["auto", "reference", "cpu", "native", "triton"] = "auto"
     device: str = "auto"
     max_model_len: int = Field(default=0, ge=0)
     max_batch_tokens: int = Field(default=512, ge=16)

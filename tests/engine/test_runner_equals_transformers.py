@@ -1,6 +1,7 @@
 """Greedy output of every architecture against transformers, through steps as a scheduler would make them."""
 
 import random
+import shutil
 from collections import deque
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from kernels.backend import load_backend
+from kernels.cpu.build import COMPILERS
 from shared.engine.kv_cache import KvCache
 from shared.engine.runner import ModelRunner
 from shared.engine.sampling_params import SamplingParams
@@ -130,6 +132,12 @@ def expected(checkpoint, prompts):
     return outputs
 
 
+BACKENDS = [
+    "cpu",
+    pytest.param("native", marks=pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")),
+]
+
+
 def load(directory: Path, tmp_path: Path, *, backend: str = "cpu", dtype: str = "float32", with_lm_head: bool = True):
     """A model and a cache full of garbage, as blocks of failed transfers would leave it."""
     config = ModelConfig.from_pretrained(directory)
@@ -208,13 +216,14 @@ def greedy_sequence(prompt, num_output=NUM_OUTPUT):
     )
 
 
-def test_greedy_output_of_the_bundled_model_equals_transformers(tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_output_of_the_bundled_model_equals_transformers(tmp_path, backend):
     directory = resolve_model("pydoc-mini")
     oracle = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     source = random.Random(3)
     prompts = [[source.randrange(8, oracle.config.vocab_size) for _ in range(n)] for n in (1, 16, 33, 70)]
     sequences = [greedy_sequence(prompt, 12) for prompt in prompts]
-    SteppedLoop(make_runner(*load(directory, tmp_path))).run(sequences)
+    SteppedLoop(make_runner(*load(directory, tmp_path, backend=backend))).run(sequences)
     for sequence, prompt in zip(sequences, prompts, strict=True):
         with torch.inference_mode():
             wanted = oracle.generate(
@@ -223,8 +232,11 @@ def test_greedy_output_of_the_bundled_model_equals_transformers(tmp_path):
         assert sequence.token_ids == wanted[0].tolist()
 
 
-def test_greedy_output_equals_transformers_when_chunks_and_decodes_share_steps(checkpoint, prompts, expected, tmp_path):
-    loop = SteppedLoop(make_runner(*load(checkpoint, tmp_path)))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_output_equals_transformers_when_chunks_and_decodes_share_steps(
+    checkpoint, prompts, expected, tmp_path, backend
+):
+    loop = SteppedLoop(make_runner(*load(checkpoint, tmp_path, backend=backend)))
     sequences = [greedy_sequence(prompt) for prompt in prompts]
     loop.run(sequences)
     assert loop.mixed_steps > 10
@@ -246,8 +258,9 @@ def test_reference_backend_gives_the_same_tokens(checkpoint, prompts, expected, 
     assert [s.token_ids[s.num_prompt_tokens :] for s in sequences] == [tokens[:3] for tokens in expected[2:6]]
 
 
-def test_logits_of_every_position_are_close_to_transformers(checkpoint, prompts, tmp_path):
-    model, cache = load(checkpoint, tmp_path)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_of_every_position_are_close_to_transformers(checkpoint, prompts, tmp_path, backend):
+    model, cache = load(checkpoint, tmp_path, backend=backend)
     oracle = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     runner = make_runner(model, cache)
     seen = []

@@ -1,5 +1,6 @@
 """Choosing a backend, and the matrix multiplication that comes with it."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels import backend as backend_module
 from kernels.backend import load_backend
+from kernels.cpu.build import COMPILERS, NativeUnavailableError
 from kernels.cpu_torch import packed_linear as packed_linear_module
 from kernels.cpu_torch.packed_linear import packed_linear, packing_works
 from kernels.dense_linear import DenseLinear
@@ -15,12 +18,26 @@ from kernels.dense_linear import DenseLinear
 CPU = torch.device("cpu")
 
 
-def test_auto_is_the_cpu_backend_on_a_cpu():
+@pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
+def test_auto_is_the_native_backend_where_it_can_be_built():
+    chosen = load_backend("auto", CPU)
+    assert chosen.name == "native"
+    assert chosen.numerics.startswith("native-")
+    assert load_backend("auto", CPU, torch.float16).name == "cpu"
+
+
+def test_auto_is_the_torch_backend_without_a_compiler_and_native_says_why(monkeypatch):
+    def unavailable():
+        raise NativeUnavailableError("no C++ compiler found")
+
+    monkeypatch.setattr(backend_module, "default_library", unavailable)
     assert load_backend("auto", CPU).name == "cpu"
+    with pytest.raises(ValueError, match="no C\\+\\+ compiler found"):
+        load_backend("native", CPU)
 
 
 def test_unknown_backend_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown kernel backend 'metal'; known: auto, reference, cpu, triton"):
+    with pytest.raises(ValueError, match="unknown kernel backend 'metal'; known: auto, reference, cpu, native, triton"):
         load_backend("metal", CPU)
 
 

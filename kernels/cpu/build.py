@@ -1,0 +1,96 @@
+"""Compiles the library on first use, once per source, instruction set and compiler, into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from enum import Enum
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+SOURCE = Path(__file__).parent / "src"
+COMPILERS = ("g++", "clang++")
+FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
+COMPILE_TIMEOUT_S = 300
+
+
+class Isa(Enum):
+    """An instruction set, best first; the value is the compiler's flags."""
+
+    AVX512_BF16 = ("-march=x86-64-v4", "-mavx512bf16")
+    AVX512 = ("-march=x86-64-v4",)
+    AVX2 = ("-march=x86-64-v3",)
+    GENERIC = ()
+
+
+REQUIRED_FLAGS = {
+    Isa.AVX512_BF16: {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"},
+    Isa.AVX512: {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    Isa.AVX2: {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"},
+    Isa.GENERIC: set[str](),
+}
+"""CPU flags, as Linux names them, without which the set's code would trap."""
+
+
+class NativeUnavailableError(RuntimeError):
+    """The library cannot be built here; the message says why."""
+
+
+def supported_isas() -> list[Isa]:
+    """What this processor runs, best first."""
+    flags: set[str] = set()
+    if platform.machine() == "x86_64":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return [isa for isa in Isa if flags >= REQUIRED_FLAGS[isa]]
+
+
+def build(isa: Isa) -> Path:
+    """The compiled library's path. Blocks for some seconds when it is not cached yet.
+
+    Raises:
+        NativeUnavailableError: There is no compiler, or it fails, or the cache cannot be written.
+    """
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise NativeUnavailableError(f"no C++ compiler found (looked for {', '.join(COMPILERS)})")
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30).stdout
+        path = _cache_directory() / f"{isa.name.lower()}-{_digest(isa, version)}.so"
+        if not path.exists():
+            _compile(compiler, isa, path)
+    except (OSError, subprocess.SubprocessError) as exc:
+        detail = exc.stderr.decode(errors="replace")[-2000:] if isinstance(exc, subprocess.CalledProcessError) else exc
+        raise NativeUnavailableError(f"{compiler} did not build the CPU kernels: {detail}") from exc
+    return path
+
+
+def _compile(compiler: str, isa: Isa, path: Path) -> None:
+    """Writes under another name, then renames: processes that start together never load half a file."""
+    log.info("compiling_cpu_kernels", isa=isa.name, compiler=compiler, once=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        output = Path(scratch) / path.name
+        command = [compiler, *FLAGS, *isa.value, "-o", str(output), str(SOURCE / "library.cpp")]
+        subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S)
+        output.replace(path)
+
+
+def _digest(isa: Isa, version: bytes) -> str:
+    digest = hashlib.blake2b(version + " ".join(FLAGS + isa.value).encode(), digest_size=10)
+    for file in sorted(SOURCE.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tandem" / "kernels"

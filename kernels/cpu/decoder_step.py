@@ -1,0 +1,151 @@
+"""All layers of a decoder in one native call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kernels.cpu.library import TYPES, Batch, DecoderShape, LayerPointers, Library
+from kernels.cpu.packed_linear import NativeLinear
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayer:
+    """One layer's weights; norms `[hidden]`, head norms `[head_dim]` or None."""
+
+    attention_norm: torch.Tensor
+    qkv: NativeLinear
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    output: NativeLinear
+    feed_forward_norm: torch.Tensor
+    gate_up: NativeLinear
+    down: NativeLinear
+
+
+class DecoderStep:
+    """A decoder's layers. Calls do not overlap: intermediate buffers belong to the object."""
+
+    def __init__(
+        self,
+        library: Library,
+        layers: Sequence[NativeLayer],
+        *,
+        embedding: torch.Tensor,  # [vocab, hidden]
+        cos_sin: torch.Tensor,  # float32 [max_positions, head_dim]
+        num_heads: int,
+        num_kv_heads: int,
+        intermediate_size: int,
+        eps: float,
+    ) -> None:
+        self._library = library
+        self._hidden = embedding.shape[1]
+        head_dim = cos_sin.shape[1]
+        self._cache_shape = (num_kv_heads, head_dim)
+        self._dtype = embedding.dtype
+        self._kept: list[object] = [embedding, cos_sin, *layers]
+        pointers = (LayerPointers * len(layers))(*(self._pointers(layer) for layer in layers))
+        shape = DecoderShape(
+            self._hidden,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            intermediate_size,
+            len(layers),
+            eps,
+            head_dim**-0.5,
+            TYPES[embedding.dtype],
+        )
+        self._handle: int = library.calls.tandem_decoder(
+            ctypes.byref(shape), pointers, embedding.data_ptr(), cos_sin.data_ptr()
+        )
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._library.calls.tandem_decoder_free(self._handle)
+
+    def __call__(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slot_mapping: torch.Tensor,
+        block_tables: torch.Tensor,
+        query_start: torch.Tensor,
+        seq_lens: torch.Tensor,
+        kv_layers: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Computes a step and stores its keys and values.
+
+        Args:
+            token_ids: int64 `[T]`.
+            positions: int64 `[T]`.
+            slot_mapping: int64 `[T]`; a token of slot -1 is not stored.
+            block_tables: int32 `[S, max_blocks]`, any row stride.
+            query_start: int32 `[S + 1]`.
+            seq_lens: int32 `[S]`.
+            kv_layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, dtype of the weights; mutated.
+
+        Returns:
+            New float32 `[T, hidden]`, before the final norm.
+        """
+        first = kv_layers[0]
+        if first.dtype != self._dtype or first.shape[3:] != self._cache_shape or first.stride(3) != first.shape[4]:
+            raise ValueError(f"KV cache {tuple(first.shape)} of {first.dtype} does not fit the model")
+        hidden = torch.empty(token_ids.shape[0], self._hidden)
+        batch = batch_of(positions, slot_mapping, block_tables, query_start, seq_lens)
+        bases = (ctypes.c_void_p * len(kv_layers))(*(layer.data_ptr() for layer in kv_layers))
+        self._library.calls.tandem_decoder_step(
+            self._handle,
+            self._library.team,
+            ctypes.byref(batch),
+            token_ids.data_ptr(),
+            bases,
+            first.stride(0),
+            first.shape[2],
+            hidden.data_ptr(),
+        )
+        return hidden
+
+    def _pointers(self, layer: NativeLayer) -> LayerPointers:
+        """Norms are widened once and kept here."""
+
+        def wide(norm: torch.Tensor | None) -> int | None:
+            if norm is None:
+                return None
+            kept = norm.float().contiguous()
+            self._kept.append(kept)
+            return kept.data_ptr()
+
+        return LayerPointers(
+            wide(layer.attention_norm),
+            layer.qkv.handle,
+            wide(layer.query_norm),
+            wide(layer.key_norm),
+            layer.output.handle,
+            wide(layer.feed_forward_norm),
+            layer.gate_up.handle,
+            layer.down.handle,
+        )
+
+
+def batch_of(
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_start: torch.Tensor,
+    seq_lens: torch.Tensor,
+) -> Batch:
+    """The C view of a step; valid while the tensors live."""
+    return Batch(
+        positions.shape[0],
+        seq_lens.shape[0],
+        block_tables.stride(0),
+        positions.data_ptr(),
+        slot_mapping.data_ptr(),
+        block_tables.data_ptr(),
+        query_start.data_ptr(),
+        seq_lens.data_ptr(),
+    )

@@ -1,0 +1,62 @@
+// The C interface, mirrored by library.py. All tensors are dense rows unless a stride is given; types are `Type`.
+#include "decoder.hpp"
+
+using namespace tandem;
+
+extern "C" {
+
+Team* tandem_team(int size) { return new Team(size); }
+void tandem_team_free(Team* team) { delete team; }
+
+Linear* tandem_linear(int type, int outputs, int inputs, const void* weight, const void* bias) {
+  return new Linear(static_cast<Type>(type), outputs, inputs, weight, bias);
+}
+void tandem_linear_free(Linear* linear) { delete linear; }
+
+// x float32 [rows, inputs] -> out float32 [rows, outputs]; a norm weight, if given, is applied to x first.
+void tandem_multiply(Team* team, const Linear* linear, const float* x, const float* norm, float eps, int rows,
+                     float* out) {
+  auto packed = allocate<uint32_t>(static_cast<size_t>(rows) * linear->units);
+  team->run([&](int rank) {
+    std::vector<float> normed(linear->inputs);
+    Range mine = part_of(rows, rank, team->size());
+    for (int t = mine.begin; t < mine.end; t++) {
+      const float* row = x + static_cast<size_t>(t) * linear->inputs;
+      if (norm) rms_norm(row, norm, linear->inputs, eps, normed.data());
+      pack_row(linear->type, norm ? normed.data() : row, linear->inputs, &packed[static_cast<size_t>(t) * linear->units]);
+    }
+    team->barrier();
+    multiply(*linear, packed.get(), rows, out, false, rank, team->size());
+  });
+}
+
+void tandem_rms_norm(const float* x, const float* weight, int rows, int width, float eps, float* out) {
+  for (int64_t t = 0; t < rows; t++) rms_norm(x + t * width, weight, width, eps, out + t * width);
+}
+
+void tandem_silu_and_mul(const float* x, int rows, int width, float* out) {
+  for (int64_t t = 0; t < rows; t++) silu_and_mul(x + t * 2 * width, width, out + t * width);
+}
+
+void tandem_paged_attention(Team* team, int type, void* kv_base, int64_t block_stride, int block_size, int kv_heads,
+                            int head_dim, const Batch* batch, const float* query, int heads, float scale, float* out) {
+  const KvLayer kv{kv_base, block_stride, block_size, kv_heads, head_dim, static_cast<Type>(type)};
+  team->run([&](int rank) {
+    AttentionScratch scratch;
+    paged_attention(kv, *batch, query, static_cast<int64_t>(heads) * head_dim, heads, scale, out, rank, team->size(),
+                    scratch);
+  });
+}
+
+Decoder* tandem_decoder(const DecoderShape* shape, const LayerPointers* layers, const void* embedding,
+                        const float* cos_sin) {
+  return new Decoder(*shape, layers, embedding, cos_sin);
+}
+void tandem_decoder_free(Decoder* decoder) { delete decoder; }
+
+void tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const int64_t* token_ids,
+                         void* const* kv_layers, int64_t block_stride, int block_size, float* hidden) {
+  decoder->step(*team, *batch, token_ids, kv_layers, block_stride, block_size, hidden);
+}
+
+}  // extern "C"

@@ -1,0 +1,116 @@
+// Vectors of the instruction set this library is compiled for, and bfloat16. Everything above is written once.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace tandem {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecInt __attribute__((vector_size(kLanes * 4)));
+typedef float VecAt __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint32_t VecBits __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t VecBitsAt __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+#define TANDEM_INLINE static inline __attribute__((always_inline))
+
+TANDEM_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAt*>(p); }
+TANDEM_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAt*>(p) = v; }
+TANDEM_INLINE VecBits load_bits(const uint32_t* p) { return *reinterpret_cast<const VecBitsAt*>(p); }
+TANDEM_INLINE Vec splat(float x) { return Vec{} + x; }
+TANDEM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+TANDEM_INLINE float widen(uint16_t x) {
+  uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+TANDEM_INLINE float widen(float x) { return x; }
+
+// Round to nearest even; a NaN stays one.
+TANDEM_INLINE uint16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+TANDEM_INLINE void narrow(float x, uint16_t* out) { *out = to_bf16(x); }
+TANDEM_INLINE void narrow(float x, float* out) { *out = x; }
+
+TANDEM_INLINE Vec load_wide(const float* p) { return load(p); }
+TANDEM_INLINE Vec load_wide(const uint16_t* p) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  VecBits bits;
+  for (int i = 0; i < kLanes; i++) bits[i] = static_cast<uint32_t>(p[i]) << 16;
+  return (Vec)bits;
+#endif
+}
+
+// Halves are added until one lane is left: one order for every width of input.
+TANDEM_INLINE float sum(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+TANDEM_INLINE float largest(Vec v) {
+  float result = v[0];
+  for (int i = 1; i < kLanes; i++) result = v[i] > result ? v[i] : result;
+  return result;
+}
+
+// e^x for x <= 88, relative error about 3e-7: 2^n times a polynomial of the fraction; exactly 1 at 0.
+TANDEM_INLINE Vec exp(Vec x) {
+  x = max(x, splat(-87.0f));
+  x = x < splat(88.0f) ? x : splat(88.0f);
+  Vec t = x * 1.44269504f;
+  Vec shifted = t + 12582912.0f;
+  Vec whole = shifted - 12582912.0f;
+  Vec f = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  Vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  return (Vec)((VecInt)p + ((VecInt)shifted << 23));
+}
+
+template <int kSpan, int... I>
+TANDEM_INLINE void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
+  Vec low = __builtin_shufflevector(a, b, ((I & kSpan) ? kLanes + I - kSpan : I)...);
+  b = __builtin_shufflevector(a, b, ((I & kSpan) ? kLanes + I : I + kSpan)...);
+  a = low;
+}
+template <int kSpan>
+TANDEM_INLINE void transpose_stage(Vec* rows) {
+  for (int i = 0; i < kLanes; i++)
+    if (!(i & kSpan)) exchange<kSpan>(rows[i], rows[i + kSpan], std::make_integer_sequence<int, kLanes>{});
+}
+// A square of kLanes vectors, in place.
+TANDEM_INLINE void transpose(Vec* rows) {
+  transpose_stage<1>(rows);
+  transpose_stage<2>(rows);
+  if constexpr (kLanes > 4) transpose_stage<(kLanes > 4 ? 4 : 1)>(rows);
+  if constexpr (kLanes > 8) transpose_stage<(kLanes > 8 ? 8 : 1)>(rows);
+}
+
+}  // namespace tandem

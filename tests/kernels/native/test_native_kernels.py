@@ -1,0 +1,224 @@
+"""The native kernels against the oracle on every instruction set of this machine, and equal bits in every batch."""
+
+import ctypes
+import random
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import reference
+from kernels.cpu.build import COMPILERS, supported_isas
+from kernels.cpu.decoder_step import DecoderStep, NativeLayer, batch_of
+from kernels.cpu.library import TYPES, Library
+from kernels.cpu.packed_linear import NativeLinear
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+DTYPES = list(TOLERANCE)
+BLOCK = 8
+SENTINEL = -77.0
+
+
+@pytest.fixture(scope="module", params=supported_isas(), ids=lambda isa: isa.name)
+def library(request):
+    return Library(request.param, 2)
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_near(actual, expected, dtype=torch.float32):
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 7), (33, 64), (97, 129)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_equals_reference_and_a_row_does_not_depend_on_its_batch(library, dtype, outputs, inputs, with_bias):
+    weight = randn(outputs, inputs, seed=1).div(inputs**0.5).to(dtype)
+    bias = randn(outputs, dtype=dtype, seed=2) if with_bias else None
+    linear = NativeLinear(library, weight, bias)
+    x = randn(67, inputs, seed=3).to(dtype).float()
+    whole = linear.multiply(x)
+    assert_near(whole, F.linear(x, weight.float(), None if bias is None else bias.float()))
+    for begin, end in [(0, 1), (1, 4), (5, 22), (3, 67)]:
+        assert linear.multiply(x[begin:end]).equal(whole[begin:end])
+    out = torch.full((5, outputs), SENTINEL)
+    library.calls.tandem_multiply(library.team, linear.handle, x.data_ptr(), None, 0.0, 3, out.data_ptr())
+    assert out[:3].equal(whole[:3])
+    assert bool((out[3:] == SENTINEL).all())
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 64), (7, 100), (33, 17)])
+def test_elementwise_ops_equal_reference(library, rows, width):
+    x, weight, wide = randn(rows, width), randn(width, seed=1), randn(rows, 2 * width, seed=2) * 4
+    out = torch.full((rows + 1, width), SENTINEL)
+    library.calls.tandem_rms_norm(x.data_ptr(), weight.data_ptr(), rows, width, 1e-5, out.data_ptr())
+    assert_near(out[:-1], reference.rms_norm(x, weight, 1e-5))
+    library.calls.tandem_silu_and_mul(wide.data_ptr(), rows, width, out.data_ptr())
+    assert_near(out[:-1], reference.silu_and_mul(wide))
+    assert bool((out[-1] == SENTINEL).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 64), (3, 1, 24), (4, 4, 2), (8, 1, 40)])
+def test_attention_equals_reference_and_ignores_what_lies_past_the_end(library, dtype, heads, kv_heads, head_dim):
+    runs = [(1, 1), (1, 130), (17, 17), (33, 70), (1, 64), (5, 65)]
+    widths = [-(-length // BLOCK) for _, length in runs]
+    ids = list(range(sum(widths) + 1))
+    random.Random(0).shuffle(ids)
+    cache = torch.full((len(ids), 3, 2, BLOCK, kv_heads, head_dim), 1e4, dtype=dtype)[:, 1]
+    tables = torch.full((len(runs), max(widths) + 1), ids.pop(), dtype=torch.int32)
+    for row, ((_, length), width) in enumerate(zip(runs, widths, strict=True)):
+        tables[row, :width] = torch.tensor([ids.pop() for _ in range(width)])
+        for t in range(length):
+            cache[tables[row, t // BLOCK], :, t % BLOCK] = randn(2, kv_heads, head_dim, dtype=dtype, seed=t)
+    starts = torch.tensor([0, *torch.tensor([q for q, _ in runs]).cumsum(0).tolist()], dtype=torch.int32)
+    lengths = torch.tensor([length for _, length in runs], dtype=torch.int32)
+    query = randn(int(starts[-1]), heads, head_dim)
+    empty = torch.empty(query.shape[0], dtype=torch.int64)
+    batch = batch_of(empty, empty, tables, starts, lengths)
+    out = torch.full((query.shape[0] + 1, heads, head_dim), SENTINEL)
+    library.calls.tandem_paged_attention(
+        library.team, TYPES[dtype], cache.data_ptr(), cache.stride(0), BLOCK, kv_heads, head_dim,
+        ctypes.byref(batch), query.data_ptr(), heads, 0.3, out.data_ptr(),
+    )  # fmt: skip
+    expected = reference.paged_attention(
+        query, cache, tables, starts, lengths, scale=0.3, max_query_len=33, max_seq_len=130
+    )
+    assert_near(out[:-1], expected)
+    assert bool((out[-1] == SENTINEL).all())
+
+
+class TinyModel:
+    """Two layers of random weights, once native and once as reference ops."""
+
+    hidden, heads, kv_heads, head_dim, intermediate, vocab = 48, 6, 2, 16, 72, 50
+    eps = 1e-5
+
+    def __init__(self, library, dtype, *, head_norms):
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        shapes = [(width, 48), (48, 96), (144, 48), (48, 72)]
+        self.dtype = dtype
+        self.embedding = randn(self.vocab, self.hidden, seed=9).to(dtype)
+        self.cos_sin = torch.cat(
+            [f(torch.outer(torch.arange(300.0), torch.logspace(0, -3, 8))) for f in (torch.cos, torch.sin)], 1
+        )
+        self.layers = []
+        for i in range(2):
+            weights = [randn(*shape, seed=10 * i + n).div(7).to(dtype) for n, shape in enumerate(shapes)]
+            biases = [randn(shape[0], seed=50 + n).to(dtype) for n, shape in enumerate(shapes)]
+            norms = [1 + randn(size, seed=i + n).div(5).to(dtype) for n, size in enumerate((48, 48, 16, 16))]
+            self.layers.append((weights, biases, norms[:2], norms[2:] if head_norms else [None, None]))
+        self.native = self.step_of(library)
+
+    def step_of(self, library):
+        layers = [
+            NativeLayer(n[0], pairs[0], h[0], h[1], pairs[1], n[1], pairs[2], pairs[3])
+            for w, b, n, h in self.layers
+            for pairs in [[NativeLinear(library, *pair) for pair in zip(w, b, strict=True)]]
+        ]
+        return DecoderStep(
+            library, layers, embedding=self.embedding, cos_sin=self.cos_sin, num_heads=self.heads,
+            num_kv_heads=self.kv_heads, intermediate_size=self.intermediate, eps=self.eps,
+        )  # fmt: skip
+
+    def cache(self, num_blocks=64):
+        return torch.zeros(num_blocks, 2, 2, BLOCK, self.kv_heads, self.head_dim, dtype=self.dtype)
+
+    def run(self, cache, runs, step=None):
+        """`runs`: (token ids, number already computed, block table); returns hidden of the new tokens, per run."""
+        tokens = [t for ids, done, _ in runs for t in ids[done:]]
+        positions = [p for ids, done, _ in runs for p in range(done, len(ids))]
+        slots = [table[p // BLOCK] * BLOCK + p % BLOCK for ids, done, table in runs for p in range(done, len(ids))]
+        counts = [len(ids) - done for ids, done, _ in runs]
+        width = max(len(table) for _, _, table in runs)
+        arguments = [
+            torch.tensor(tokens), torch.tensor(positions), torch.tensor(slots),
+            torch.tensor([table + [table[0]] * (width - len(table)) for _, _, table in runs], dtype=torch.int32),
+            torch.tensor([sum(counts[:i]) for i in range(len(counts) + 1)], dtype=torch.int32),
+            torch.tensor([len(ids) for ids, _, _ in runs], dtype=torch.int32),
+        ]  # fmt: skip
+        layers = [cache[:, i] for i in range(2)]
+        return torch.split((step or self.native)(*arguments, layers), counts)
+
+    def expected(self, ids):
+        """Float32 forward pass of one sequence, by reference ops."""
+        cache, length = self.cache(32).float(), len(ids)
+        x, positions = self.embedding.float()[ids], torch.arange(length)
+        table = torch.arange(32, dtype=torch.int32)[None]
+        for i, (w, b, n, h) in enumerate(self.layers):
+            w, b, n = ([t.float() for t in group] for group in (w, b, n))
+            heads = F.linear(reference.rms_norm(x, n[0], self.eps), w[0], b[0]).view(length, -1, self.head_dim)
+            q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            if h[0] is not None:
+                q, k = (
+                    reference.rms_norm(t.flatten(0, 1), m, self.eps).view(t.shape) for t, m in ((q, h[0]), (k, h[1]))
+                )
+            reference.rotary(q, k, positions, self.cos_sin)
+            reference.write_kv(k, v, cache[:, i], positions)
+            starts, lengths = torch.tensor([0, length]), torch.tensor([length])
+            attended = reference.paged_attention(
+                q,
+                cache[:, i],
+                table,
+                starts,
+                lengths,
+                scale=self.head_dim**-0.5,
+                max_query_len=length,
+                max_seq_len=length,
+            )
+            x = x + F.linear(attended.flatten(1), w[1], b[1])
+            x = x + F.linear(
+                reference.silu_and_mul(F.linear(reference.rms_norm(x, n[1], self.eps), w[2], b[2])), w[3], b[3]
+            )
+        return x
+
+
+def prompts(count, source):
+    tables = list(range(64))
+    source.shuffle(tables)
+    lengths = [source.randint(1, 90) for _ in range(count)]
+    return [
+        ([source.randrange(TinyModel.vocab) for _ in range(n)], [tables.pop() for _ in range(-(-n // BLOCK))])
+        for n in lengths
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_norms", [False, True])
+def test_step_equals_reference_model(library, dtype, head_norms):
+    model = TinyModel(library, dtype, head_norms=head_norms)
+    sequences = prompts(3, random.Random(1))
+    hidden = model.run(model.cache(), [(ids, 0, table) for ids, table in sequences])
+    for (ids, _), actual in zip(sequences, hidden, strict=True):
+        expected = model.expected(ids)
+        error = (actual - expected).norm() / expected.norm()
+        assert float(error) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(4))
+def test_bits_do_not_depend_on_batch_chunks_or_threads(library, dtype, seed):
+    model, source = TinyModel(library, dtype, head_norms=True), random.Random(seed)
+    sequences = prompts(5, source)
+    alone, alone_cache = [], model.cache()
+    for ids, table in sequences:
+        alone += model.run(alone_cache, [(ids, 0, table)])
+    for num_threads in (1, 2, 3):
+        step = model.step_of(Library(library.isa, num_threads))
+        cache, done = model.cache(), [0] * len(sequences)
+        pieces = [[] for _ in sequences]
+        while pending := [i for i, (ids, _) in enumerate(sequences) if done[i] < len(ids)]:
+            chosen = source.sample(pending, source.randint(1, len(pending)))
+            ends = [min(len(sequences[i][0]), done[i] + source.choice([1, 1, 3, 17, 40])) for i in chosen]
+            runs = [(sequences[i][0][:end], done[i], sequences[i][1]) for i, end in zip(chosen, ends, strict=True)]
+            for i, end, hidden in zip(chosen, ends, model.run(cache, runs, step), strict=True):
+                pieces[i].append(hidden)
+                done[i] = end
+        for expected, parts in zip(alone, pieces, strict=True):
+            assert torch.cat(parts).equal(expected)
+        assert cache.equal(alone_cache)
