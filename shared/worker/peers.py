@@ -48,8 +48,10 @@ class Peers:
         for channel in self._channels.values():
             await channel.close()
 
-    async def forget_gone(self) -> None:
-        """Closes channels to incarnations that left the directory."""
-        live = {(r.worker_id, r.incarnation) for r in self._directory.workers()}
-        for key in [key for key in self._channels if key not in live]:
-            await self._channels.pop(key).close()
+    async def run(self) -> None:
+        """Closes channels to incarnations that left the directory, until cancelled."""
+        while True:
+            await self._directory.wait_for_change()
+            live = {(r.worker_id, r.incarnation) for r in self._directory.workers()}
+            for key in [key for key in self._channels if key not in live]:
+                await self._channels.pop(key).close()

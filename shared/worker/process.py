@@ -109,8 +109,8 @@ async def worker_main(
     if loaded is None:
         return
     try:
-        async with _running(settings, role, make_servicer, dispatch, metrics, loaded):
-            await _stopped_or_failed(loaded.engine, stop)
+        async with _running(settings, role, make_servicer, dispatch, metrics, loaded) as tasks:
+            await _stopped_or_failed(loaded.engine, tasks, stop)
     finally:
         loaded.close()
     if failure := loaded.engine.stats().failure:
@@ -118,9 +118,16 @@ async def worker_main(
     log.info("stopped")
 
 
-async def _stopped_or_failed(engine: Engine, stop: asyncio.Event) -> None:
-    """Returns when the process was told to stop, or when the engine cannot step any more."""
+async def _stopped_or_failed(engine: Engine, tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Returns when the process was told to stop, or when the engine cannot step any more.
+
+    Raises:
+        Exception: That ended one of the tasks, none of which ends by itself.
+    """
     while not engine.stats().failure:
+        for task in tasks:
+            if task.done():
+                task.result()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _FAILURE_POLL_S)
             return
@@ -149,8 +156,8 @@ async def _running(
     dispatch: StepDispatch,
     metrics: WorkerMetrics,
     loaded: LoadedEngine,
-) -> AsyncIterator[None]:
-    """Everything that runs between load and exit, brought up and taken down in order."""
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Everything that runs between load and exit, brought up and taken down in order; gives the background tasks."""
     engine = loaded.engine
     identity = _identity(settings, role, loaded)
     host_socket = settings.run_dir / f"{settings.worker_id}.host.sock"
@@ -177,12 +184,12 @@ async def _running(
         engine.start()
         stack.callback(engine.stop)
         stack.push_async_callback(link.close)
-        tasks = [asyncio.create_task(link.run()), asyncio.create_task(save_ahead(engine, link))]
-        for task in tasks:
-            stack.callback(task.cancel)
         await directory.start()
         stack.push_async_callback(directory.close)
         stack.push_async_callback(peers.close)
+        tasks = [asyncio.create_task(work) for work in (link.run(), save_ahead(engine, link), peers.run())]
+        for task in tasks:
+            stack.callback(task.cancel)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         http = await serve_metrics(settings.host, settings.metrics_port, metrics.registry, status.readiness)
@@ -190,7 +197,7 @@ async def _running(
         started_at = time.time()
         await directory.announce(lambda: _record(identity, status, address, started_at))
         log.info("serving", address=address, incarnation=identity.incarnation, metrics=http.url)
-        yield
+        yield tasks
         await _drain(settings, parts, directory)
 
 

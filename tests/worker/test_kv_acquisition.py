@@ -1,0 +1,166 @@
+"""Where a prompt's KV comes from, in which order, and what becomes of every reserved slot."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protos import kv_transfer_pb2 as transfer_pb
+from protos import worker_pb2 as pb
+from shared.engine.block_pool import BlockPool
+from shared.engine.config import EngineConfig
+from shared.engine.engine import Engine
+from shared.engine.sampling_params import SamplingParams
+from shared.engine.sequence import Sequence, SequenceStatus
+from shared.engine.step import StepResult
+from shared.identity import namespace_hash
+from shared.worker.kv_acquisition import KvAcquisition
+from shared.worker.sidecar_link import SidecarLost
+
+BLOCK = 4
+NUM_BLOCKS = 32
+PROMPT_BLOCKS = 6
+
+
+class NoRunner:
+    def execute(self, batch):
+        return StepResult(token_ids=[1 for entry in batch.scheduled if entry.samples], logprobs=[])
+
+
+class FakeLink:
+    """Answers pulls from `has`: holder id -> how many leading blocks it verifies; None = never answers."""
+
+    def __init__(self, has):
+        self.has = has
+        self.is_attached = True
+        self.incarnation = "transfer"
+        self.pulls = []
+        self.gate = None
+
+    async def pull(self, pull):
+        self.pulls.append((pull.holder_id, len(pull.block_ids)))
+        if self.gate is not None:
+            await self.gate.wait()
+        found = self.has.get(pull.holder_id, ())
+        if found is None:
+            raise SidecarLost("gone")
+        verified = [index in found for index in range(len(pull.block_ids))]
+        return transfer_pb.PullReply(verified=verified, missing=verified.count(False), bytes=10 * sum(verified))
+
+
+class NoPeers:
+    def prefill_worker(self, ref):
+        return None
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(
+        NoRunner(),
+        BlockPool(NUM_BLOCKS, BLOCK),
+        EngineConfig(block_size=BLOCK, max_model_len=256),
+        lambda outputs: None,
+    )
+    yield engine
+    engine.check_integrity()
+
+
+def submit(engine):
+    prompt = list(range(100, 100 + PROMPT_BLOCKS * BLOCK + 1))
+    sequence = Sequence(
+        session_id="s",
+        token_ids=prompt,
+        num_prompt_tokens=len(prompt),
+        sampling=SamplingParams(max_tokens=4),
+        namespace=namespace_hash("fp"),
+        status=SequenceStatus.WAITING_FOR_KV,
+    )
+    engine.submit([sequence])
+    return sequence
+
+
+def acquisition(engine, link, sequence):
+    return KvAcquisition(
+        engine=engine,
+        link=link,
+        peers=NoPeers(),
+        worker_id="me",
+        fingerprint="fp",
+        block_size=BLOCK,
+        prefill_timeout_s=1,
+        sequence=sequence,
+        block_hashes=sequence.block_hashes[:PROMPT_BLOCKS],
+        cache_salt="",
+    )
+
+
+def hint(worker_id, num_blocks):
+    return pb.HolderHint(holder=pb.PeerRef(worker_id=worker_id, incarnation="i"), num_blocks=num_blocks)
+
+
+async def test_own_tier_is_asked_before_a_peer_with_a_longer_prefix(engine):
+    link = FakeLink({"": range(2), "peer": range(4)})
+    sequence = submit(engine)
+    report = await acquisition(engine, link, sequence).run([hint("peer", 6), hint("me", 2)], ())
+    assert link.pulls == [("", 2), ("peer", 4)]
+    assert (report.held_blocks, report.missed_blocks, report.mode) == (6, 0, "fetched")
+    assert sequence.num_computed_tokens == PROMPT_BLOCKS * BLOCK
+
+
+async def test_only_the_verified_prefix_counts_when_a_block_in_the_middle_is_bad(engine):
+    link = FakeLink({"peer": (0, 1, 3, 4, 5)})
+    sequence = submit(engine)
+    report = await acquisition(engine, link, sequence).run([hint("peer", 6)], ())
+    assert (report.held_blocks, report.missed_blocks) == (2, 4)
+    assert len(sequence.block_table) == 2
+    assert engine.stats().blocks.used == 2
+
+
+async def test_a_pull_without_an_answer_quarantines_its_slots(engine):
+    sequence = submit(engine)
+    report = await acquisition(engine, FakeLink({"peer": None}), sequence).run([hint("peer", 6)], ())
+    assert (report.held_blocks, report.missed_blocks) == (0, 6)
+    assert engine.stats().blocks.quarantined == 6
+
+
+async def test_slots_of_a_cancelled_acquisition_stay_reserved_until_the_pull_ends(engine):
+    link = FakeLink({"peer": range(6)})
+    link.gate = asyncio.Event()
+    sequence = submit(engine)
+    running = asyncio.create_task(acquisition(engine, link, sequence).run([hint("peer", 6)], ()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    running.cancel()
+    engine.abort([sequence.sequence_id])
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert engine.stats().blocks.free == NUM_BLOCKS - 6
+    link.gate.set()
+    await asyncio.sleep(0.01)
+    assert engine.stats().blocks.free == NUM_BLOCKS
+
+
+async def test_blocks_found_here_are_not_fetched(engine):
+    link = FakeLink({"peer": range(6)})
+    first = submit(engine)
+    await acquisition(engine, link, first).run([hint("peer", 6)], ())
+    second = submit(engine)
+    report = await acquisition(engine, link, second).run([hint("peer", 6)], ())
+    assert report.local_blocks == PROMPT_BLOCKS
+    assert len(link.pulls) == 1
+
+
+async def test_without_holders_or_prefill_workers_the_prompt_is_local(engine):
+    link = FakeLink({})
+    report = await acquisition(engine, link, submit(engine)).run([], [pb.PeerRef(worker_id="gone", incarnation="x")])
+    assert (report.mode, link.pulls) == ("local", [])
+
+
+async def test_a_pool_without_room_ends_the_search(engine):
+    taken = [submit(engine) for _ in range(5)]
+    for other in taken:
+        assert engine.reserve(other, PROMPT_BLOCKS)
+    link = FakeLink({"peer": range(6)})
+    report = await acquisition(engine, link, submit(engine)).run([hint("peer", 6)], ())
+    assert (report.held_blocks, link.pulls) == (0, [])
