@@ -99,9 +99,11 @@ def handoff(results: Sequence[StreamResult]) -> dict[str, float]:
 
 
 def measure(url: str, concurrency: int, output_tokens: int, seed: int) -> tuple[float, list[StreamResult]]:
-    """One round; the cache salt keeps the prefix cache of earlier rounds out of it."""
+    """One round; the cache salt keeps the prefix cache of earlier rounds and of other concurrencies out of it."""
     requests = requests_for(concurrency, output_tokens, seed)
-    seconds, results = asyncio.run(run_streams(url, requests, concurrency, cache_salt=f"round-{seed}"))
+    seconds, results = asyncio.run(
+        run_streams(url, requests, concurrency, cache_salt=f"{concurrency} streams, round {seed}")
+    )
     return sum(r.output_tokens for r in results) / seconds, results
 
 

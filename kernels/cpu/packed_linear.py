@@ -12,10 +12,9 @@ class NativeLinear:
 
     Attributes:
         handle: Of the packed weight; valid as long as this object.
-        dtype: Of the weight.
     """
 
-    __slots__ = ("_library", "_outputs", "dtype", "handle")
+    __slots__ = ("_library", "_outputs", "handle")
 
     def __init__(self, library: Library, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Packs a copy; `weight` and `bias` `[out]` are not kept.
@@ -30,7 +29,6 @@ class NativeLinear:
         outputs, inputs = weight.shape
         self._library = library
         self._outputs = outputs
-        self.dtype = weight.dtype
         self.handle: int = library.calls.tandem_linear(
             TYPES[weight.dtype], outputs, inputs, weight.data_ptr(), None if bias is None else bias.data_ptr()
         )
