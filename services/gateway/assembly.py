@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 
-from services.gateway.app import Gateway
 from services.gateway.dispatcher import Dispatcher
+from services.gateway.gateway import Gateway
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
 from services.gateway.pipeline import Pipeline
@@ -36,11 +36,11 @@ async def assemble(
     try:
         yield Gateway(
             model=model,
+            settings=settings,
             pipeline=Pipeline(model, settings, workers, dispatcher, text_work, metrics),
             health=Health(directory, workers),
             metrics=metrics,
             version=_version(),
-            max_body_bytes=settings.max_body_bytes,
         )
     finally:
         await workers.close()

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from services.gateway.schemas.body import GenerationBody, Refusal
+from services.gateway.schemas.body import Body, Refusal
 from shared.errors import Cancelled, InvalidRequest, RequestTooLarge, UnsupportedField
 
 UnknownFields = Literal["refuse", "ignore"]
-B = TypeVar("B", bound=GenerationBody)
+B = TypeVar("B", bound=Body)
 
 MAX_MESSAGE_CHARS = 500
 
@@ -50,12 +50,31 @@ def parse_body(raw: bytes, schema: type[B], unknown_fields: UnknownFields) -> B:
         InvalidRequest: Not JSON, not an object, a wrong type or range, or a field that nobody knows.
         UnsupportedField: A field that is known and not served.
     """
+    return validate(parse_object(raw), schema, unknown_fields)
+
+
+def parse_object(raw: bytes) -> dict[str, object]:
+    """The body as a JSON object.
+
+    Raises:
+        InvalidRequest: Not JSON, or not an object.
+    """
     try:
         content = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
         raise InvalidRequest(f"the request body is not valid JSON: {exc}") from exc
     if not isinstance(content, dict):
         raise InvalidRequest("the request body must be a JSON object")
+    return content
+
+
+def validate(content: dict[str, object], schema: type[B], unknown_fields: UnknownFields) -> B:
+    """A JSON object as a typed body.
+
+    Raises:
+        InvalidRequest: A wrong type or range, or a field that nobody knows.
+        UnsupportedField: A field that is known and not served.
+    """
     try:
         body = schema.model_validate(content)
     except ValidationError as exc:

@@ -9,9 +9,10 @@ import orjson
 from services.gateway.choice_text import Delta, TokenEntry
 from services.gateway.generation import Usage
 from services.gateway.logprobs import completion_logprobs
-from services.gateway.replies import DONE, CollectedChoice, usage_block
+from services.gateway.replies import DONE, CollectedChoice, openai_failure, usage_block
 from services.gateway.request import GenerationRequest
 from services.gateway.stream_chunks import ChunkTemplate
+from shared.errors import TandemError
 from shared.tokenization.tokenizer import Tokenizer
 
 
@@ -71,6 +72,10 @@ class CompletionReply:
         if timing is not None:
             extra["timing"] = timing
         return (self._chunks.ending(extra) if extra else b"") + DONE
+
+    def failure(self, error: TandemError) -> bytes:
+        """An error event."""
+        return openai_failure(error)
 
     def _whole_choice(self, choice: CollectedChoice) -> dict[str, object]:
         return {

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, as a reply of their own or as an event inside a stream."""
+"""Errors in the shape of the API that was called: OpenAI's, Anthropic's or KServe's."""
 
 from __future__ import annotations
 
@@ -10,29 +10,50 @@ from shared.errors import InvalidRequest, TandemError
 
 RETRY_AFTER_S = "1"
 
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 
 def error_body(error: TandemError) -> bytes:
-    """`{"error": {...}}` as JSON."""
-    return orjson.dumps(
-        {
-            "error": {
-                "message": error.message,
-                "type": error.openai_type,
-                "param": error.param,
-                "code": error.code,
-            }
-        }
-    )
+    """OpenAI's `{"error": {...}}` as JSON."""
+    return orjson.dumps(_openai(error.message, error.openai_type, error.param, error.code))
 
 
-def error_response(error: TandemError) -> Response:
-    """The reply to a request that failed before anything else was sent."""
+def anthropic_error(message: str, status: int) -> dict[str, object]:
+    """Anthropic's `{"type": "error", "error": {...}}`."""
+    return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(status, "api_error"), "message": message}}
+
+
+def error_response(error: TandemError, path: str = "") -> Response:
+    """The reply to a request that failed before anything else was sent; the path tells whose shape is expected."""
     headers = {"retry-after": RETRY_AFTER_S} if error.retryable else None
-    return Response(error_body(error), status_code=error.http_status, media_type="application/json", headers=headers)
+    body = _in_shape_of(path, error.http_status, error.message, error.openai_type, error.param, error.code)
+    return Response(body, status_code=error.http_status, media_type="application/json", headers=headers)
 
 
-def framework_error_response(exc: HTTPException) -> Response:
+def framework_error_response(exc: HTTPException, path: str = "") -> Response:
     """The reply where routing itself failed: no such path, or not with this method."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-    body = {"error": {"message": exc.detail, "type": InvalidRequest.openai_type, "param": None, "code": code}}
-    return Response(orjson.dumps(body), status_code=exc.status_code, media_type="application/json", headers=exc.headers)
+    body = _in_shape_of(path, exc.status_code, exc.detail, InvalidRequest.openai_type, None, code)
+    return Response(body, status_code=exc.status_code, media_type="application/json", headers=exc.headers)
+
+
+def _in_shape_of(path: str, status: int, message: str, kind: str, param: str | None, code: str) -> bytes:
+    if path.startswith("/v1/messages"):
+        return orjson.dumps(anthropic_error(message, status))
+    if path == "/v2" or path.startswith("/v2/"):
+        return orjson.dumps({"error": message})
+    return orjson.dumps(_openai(message, kind, param, code))
+
+
+def _openai(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -62,14 +62,35 @@ class Pipeline:
             TandemError: It cannot be served, as the message says.
         """
         body = parse_body(raw, ChatBody, self._settings.unknown_fields)
+        return await self.chat_generation(body, len(raw), received_s)
+
+    async def chat_generation(self, body: ChatBody, num_chars: int, received_s: float) -> Generation:
+        """Starts what a typed chat body asks for: the way in for every API that can be said as a chat.
+
+        Args:
+            body: Checked field by field.
+            num_chars: About how long it is; long ones are rendered beside the event loop.
+            received_s: When it was complete, `time.monotonic()`.
+
+        Raises:
+            TandemError: It cannot be served, as the message says.
+        """
+        request = await self.chat_request(body, num_chars, created=int(time.time()))
+        return await self._start(request, Stamps(received_s))
+
+    async def chat_request(self, body: ChatBody, num_chars: int, *, created: int) -> GenerationRequest:
+        """The request behind a typed chat body, rendered and checked, not tokenized and not started.
+
+        Raises:
+            TandemError: It cannot be served, as the message says.
+        """
         self._model.check_name(body.model)
         template = self._model.chat_template
         if template is None:
             raise InvalidRequest("the model has no chat template: use /v1/completions", param="messages")
         messages = template_messages(body.messages, self._settings.unknown_fields)
-        prompt = await self._text_work.run(partial(template.render, messages), is_short=len(raw) <= INLINE_CHARS)
-        request = chat_request(body, prompt, self._model, self._settings, created=int(time.time()))
-        return await self._start(request, Stamps(received_s))
+        prompt = await self._text_work.run(partial(template.render, messages), is_short=num_chars <= INLINE_CHARS)
+        return chat_request(body, prompt, self._model, self._settings, created=created)
 
     async def completion(self, raw: bytes, received_s: float) -> Generation:
         """Starts what a completion body asks for.
@@ -92,7 +113,8 @@ class Pipeline:
 
     async def _start(self, request: GenerationRequest, stamps: Stamps) -> Generation:
         """Tokenizes, checks against the context length, and submits; the caller closes what it gets."""
-        prompts = [await self._tokenize(prompt, request) for prompt in request.prompts]
+        special = request.add_special_tokens
+        prompts = [await self.tokenize(prompt, add_special_tokens=special) for prompt in request.prompts]
         stamps.tokenized_s = time.monotonic()
         mailbox = Mailbox()
         sessions = [self._session(prompt, request, mailbox) for prompt in prompts]
@@ -124,10 +146,11 @@ class Pipeline:
         )
         return Session(prompt, request.sampling_for(max_tokens), request.num_choices, mailbox)
 
-    async def _tokenize(self, prompt: str | list[int], request: GenerationRequest) -> list[int]:
+    async def tokenize(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a prompt; long texts are tokenized beside the event loop."""
         if not isinstance(prompt, str):
             return prompt
-        encode = partial(self._model.tokenizer.encode, prompt, add_special_tokens=request.add_special_tokens)
+        encode = partial(self._model.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
         return await self._text_work.run(encode, is_short=len(prompt) <= INLINE_CHARS)
 
     def _echo(self, request: GenerationRequest, session: Session) -> str:

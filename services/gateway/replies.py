@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.gateway.choice_text import Delta, TokenEntry
+from services.gateway.error_reply import error_body
 from services.gateway.generation import Generation, Usage
+from shared.errors import TandemError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -57,6 +59,15 @@ class ReplyFormat(Protocol):
     def closing(self, usage: Usage, timing: dict[str, object] | None) -> bytes:
         """The events after the last delta, `[DONE]` included."""
         ...
+
+    def failure(self, error: TandemError) -> bytes:
+        """The last events of a stream that failed after it began."""
+        ...
+
+
+def openai_failure(error: TandemError) -> bytes:
+    """OpenAI's error event and end mark."""
+    return b"data: " + error_body(error) + b"\n\n" + DONE
 
 
 async def collect(generation: Generation) -> list[CollectedChoice]:

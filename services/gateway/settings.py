@@ -30,6 +30,7 @@ class GatewaySettings(ServiceSettings):
         max_body_bytes: Larger bodies are refused unread.
         max_choices: Bound on prompts x n of one request.
         max_stop_strings, max_stop_chars: Bounds on `stop`.
+        cors_origins: Web pages of these origins may call, separated by commas; "*" = all, "" = none.
         drain_s: How long open requests may go on after SIGTERM.
     """
 
@@ -58,3 +59,10 @@ class GatewaySettings(ServiceSettings):
     max_choices: int = Field(default=1024, ge=1)
     max_stop_strings: int = Field(default=16, ge=0)
     max_stop_chars: int = Field(default=1024, ge=1)
+
+    cors_origins: str = ""
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """`cors_origins`, one by one."""
+        return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]

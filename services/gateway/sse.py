@@ -9,9 +9,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
-from services.gateway.error_reply import error_body, error_response
+from services.gateway.error_reply import error_response
 from services.gateway.generation import Generation
-from services.gateway.replies import DONE, ReplyFormat
+from services.gateway.replies import ReplyFormat
 from services.gateway.timing import timing_block
 from shared.errors import Cancelled, InternalError, TandemError
 
@@ -49,7 +49,7 @@ class EventStream(Response):
             first = await anext(batches)
         except TandemError as exc:
             self._on_failure(exc)
-            await error_response(exc)(scope, receive, send)
+            await error_response(exc, scope["path"])(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await _send_part(send, self._reply.opening() + self._reply.events(first))
@@ -59,12 +59,12 @@ class EventStream(Response):
             last = self._closing()
         except TandemError as exc:
             self._on_failure(exc)
-            last = _error_event(exc)
+            last = self._reply.failure(exc)
         except Exception:
             log.exception("stream_failed", request_id=self._generation.request.request_id)
             error = InternalError("internal error; the gateway's log has the details")
             self._on_failure(error)
-            last = _error_event(error)
+            last = self._reply.failure(error)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _closing(self) -> bytes:
@@ -75,7 +75,3 @@ class EventStream(Response):
 async def _send_part(send: Send, body: bytes) -> None:
     if body:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def _error_event(error: TandemError) -> bytes:
-    return b"data: " + error_body(error) + b"\n\n" + DONE

@@ -177,7 +177,7 @@ def _sampling(body: GenerationBody, model: ServedModel) -> SamplingParams:
         repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
         logit_bias=_logit_bias(body.logit_bias or {}, model.vocab_size),
         min_tokens=min_tokens,
-        stop_token_ids=frozenset(_token_ids(body.stop_token_ids or [], model.vocab_size, "stop_token_ids")),
+        stop_token_ids=frozenset(checked_token_ids(body.stop_token_ids or [], model.vocab_size, "stop_token_ids")),
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=body.num_logprobs,
     )
@@ -206,7 +206,12 @@ def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
     return parsed
 
 
-def _token_ids(token_ids: Sequence[object], vocab_size: int, param: str) -> list[int]:
+def checked_token_ids(token_ids: Sequence[object], vocab_size: int, param: str) -> list[int]:
+    """Token ids of the vocabulary.
+
+    Raises:
+        InvalidRequest: One is not.
+    """
     checked: list[int] = []
     for token_id in token_ids:
         if type(token_id) is not int or not 0 <= token_id < vocab_size:
@@ -228,5 +233,5 @@ def _prompts(prompt: object, vocab_size: int) -> tuple[str | list[int], ...]:
     if isinstance(prompt[0], list):
         if not all(isinstance(part, list) for part in prompt):
             raise InvalidRequest("'prompt' must not mix text and token ids", param="prompt")
-        return tuple(_token_ids(part, vocab_size, "prompt") for part in prompt)
-    return (_token_ids(prompt, vocab_size, "prompt"),)
+        return tuple(checked_token_ids(part, vocab_size, "prompt") for part in prompt)
+    return (checked_token_ids(prompt, vocab_size, "prompt"),)

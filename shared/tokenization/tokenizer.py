@@ -64,6 +64,11 @@ class Tokenizer:
         """What a token stands for, special tokens by their name; b"" for ids that only pad the vocabulary."""
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
+    def token_name(self, token_id: int) -> str:
+        """The vocabulary's own spelling of a token; "" for ids that only pad the vocabulary."""
+        name: str | None = self._raw.id_to_token(token_id)
+        return name or ""
+
     def token_text(self, token_id: int) -> str:
         """The same for people to read: bytes that are not whole UTF-8 become U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")

@@ -31,10 +31,16 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class GenerationBody(BaseModel):
-    """Fields of both `/v1/chat/completions` and `/v1/completions`; vLLM's names where OpenAI has none."""
+class Body(BaseModel):
+    """A JSON object that a client sends. What no field claims is kept, so that it can be refused with its reason."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    refused: ClassVar[dict[str, Refusal]] = {}
+
+
+class GenerationBody(Body):
+    """Fields of both `/v1/chat/completions` and `/v1/completions`; vLLM's names where OpenAI has none."""
 
     refused: ClassVar[dict[str, Refusal]] = {
         "use_beam_search": Refusal("beam search is not built", (False,)),

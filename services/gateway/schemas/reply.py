@@ -1,0 +1,21 @@
+"""Base of the typed replies."""
+
+from __future__ import annotations
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+
+class Reply(BaseModel):
+    """A JSON reply; the same class serves it and describes it in openapi.json."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    def content(self) -> dict[str, object]:
+        """As JSON values."""
+        return self.model_dump(mode="json")
+
+    def response(self, status_code: int = 200) -> Response:
+        """As an HTTP reply."""
+        return Response(orjson.dumps(self.content()), status_code=status_code, media_type="application/json")
