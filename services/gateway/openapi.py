@@ -65,11 +65,8 @@ def described(
     responses |= {status: {"description": "See the schema", "model": model} for status, model in (also or {}).items()}
     extra: dict[str, Any] = {}
     if body is not None:
-        schemas = [
-            model.model_json_schema(ref_template=REF) for model in (body if isinstance(body, tuple) else (body,))
-        ]
-        for schema, model in zip(schemas, body if isinstance(body, tuple) else (body,), strict=True):
-            _add_refused(schema, model)
+        models = body if isinstance(body, tuple) else (body,)
+        schemas = [_with_refused(model.model_json_schema(ref_template=REF), model) for model in models]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         extra["requestBody"] = {"required": True, "content": {body_type: {"schema": schema}}}
     return {"responses": responses, "openapi_extra": extra}
