@@ -1,0 +1,153 @@
+"""Tandem's CPU engine beside transformers and llama.cpp: the same shapes, threads and requests, in one run.
+
+    python -m loadtest.engine.compare --shapes 135m 500m --json loadtest/engine/results/NAME.json
+
+Every contestant has a process of its own and sleeps while another is measured; rounds are interleaved, medians printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.engine.contestant import Remote
+from loadtest.engine.read_roof import read_roof_bytes_per_s
+from loadtest.engine.shapes import checkpoint
+
+GROUPS = {
+    "bfloat16": ("tandem:bfloat16", "transformers:bfloat16", "llama.cpp:bf16"),
+    "int8": ("tandem:int8", "llama.cpp:q8_0"),
+    "int4": ("tandem:int4", "llama.cpp:q4_0"),
+}
+"""What is set side by side; the first is Tandem."""
+
+TASKS: dict[str, dict[str, object]] = {
+    "decode 1": {"do": "decode", "batch": 1, "context": 128, "steps": 32},
+    "decode 8": {"do": "decode", "batch": 8, "context": 128, "steps": 16},
+    "decode 32": {"do": "decode", "batch": 32, "context": 128, "steps": 8},
+    "prefill 512": {"do": "prefill", "tokens": 512},
+}
+TRANSFORMERS_WAYS = ("1", "8", "16", "32", "continuous")
+WORKLOAD_REQUESTS = 64
+
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+@contextmanager
+def contestants(names: tuple[str, ...], directory: Path, threads: int) -> Iterator[list[Remote]]:
+    """The processes of a group, ended together."""
+    remotes = [Remote(name, directory, threads) for name in names]
+    try:
+        yield remotes
+    finally:
+        for remote in remotes:
+            remote.close()
+
+
+def measure(remotes: list[Remote], rounds: int, console: Console) -> dict[str, dict[str, float]]:
+    """Median seconds by task and contestant."""
+    table: dict[str, dict[str, float]] = {}
+    for task, what in TASKS.items():
+        samples: dict[str, list[float]] = {remote.name: [] for remote in remotes}
+        for number in range(rounds + 1):
+            for remote in remotes:
+                seconds = remote.run(**what)
+                if number:  # the first round warms up
+                    samples[remote.name].append(seconds)
+        table[task] = {name: statistics.median(values) for name, values in samples.items()}
+        console.print(task, {name: f"{1e3 * value:.1f} ms" for name, value in table[task].items()})
+    return table
+
+
+def measure_workload(remotes: list[Remote], rounds: int, ways: tuple[str, ...], console: Console) -> dict[str, float]:
+    """Median seconds of the whole workload by contestant and way."""
+    samples: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for remote in remotes:
+            for how in ways if remote.name.startswith("transformers") else ("own",):
+                key = remote.name if how == "own" else f"{remote.name}, {_WAY_NAMES.get(how, f'batches of {how}')}"
+                samples.setdefault(key, []).append(remote.run(do="workload", count=WORKLOAD_REQUESTS, how=how))
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    console.print("workload", {name: f"{value:.1f} s" for name, value in medians.items()})
+    return medians
+
+
+_WAY_NAMES = {"1": "one by one", "continuous": "continuous batching"}
+
+
+def main() -> None:
+    """Prints a table per shape and kind of weights, and JSON with `--json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["135m"])
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workload-rounds", type=int, default=1)
+    parser.add_argument("--ways", nargs="*", default=list(TRANSFORMERS_WAYS), help="transformers' ways of the workload")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tandem" / "bench-models")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    console = Console(width=120)
+    report: dict[str, object] = {"machine": machine(options.threads)}
+    console.print(report["machine"])
+    for shape in options.shapes:
+        directory = checkpoint(shape, options.cache)
+        weight_bytes = (directory / "model.safetensors").stat().st_size
+        for group in options.groups:
+            roof = read_roof_bytes_per_s(options.threads)
+            with contestants(GROUPS[group], directory, options.threads) as remotes:
+                times = measure(remotes, options.rounds, console)
+                workload = measure_workload(remotes, options.workload_rounds, tuple(options.ways), console)
+            print_group(console, f"{shape}, {group}", times, workload)
+            report[f"{shape}, {group}"] = {
+                "read_roof_gb_per_s": roof / 1e9,
+                "bfloat16_weight_bytes": weight_bytes,
+                "seconds": times,
+                "workload_seconds": workload,
+            }
+            if group == "bfloat16":
+                share = weight_bytes / roof / times["decode 1"][GROUPS[group][0]]
+                console.print(f"read roof {roof / 1e9:.1f} GB/s; Tandem's decode 1 at {share:.2f} of it")
+            if options.json:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def print_group(console: Console, title: str, times: dict[str, dict[str, float]], workload: dict[str, float]) -> None:
+    """Milliseconds, and how many times as long the others take as Tandem."""
+    names = list(next(iter(times.values())))
+    table = Table(title=f"{title}: ms per step (x Tandem)")
+    for column in ("", *names):
+        table.add_column(column, justify="right")
+    for task, row in times.items():
+        table.add_row(task, *(f"{1e3 * row[name]:.1f} ({row[name] / row[names[0]]:.2f})" for name in names))
+    console.print(table)
+    table = Table(title=f"{title}: {WORKLOAD_REQUESTS} requests, seconds (x Tandem)")
+    for column in ("", "s", "x Tandem"):
+        table.add_column(column, justify="right")
+    for name, seconds in workload.items():
+        table.add_row(name, f"{seconds:.1f}", f"{seconds / workload[names[0]]:.2f}")
+    console.print(table)
+
+
+def machine(threads: int) -> str:
+    """Hardware and versions, in a line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    packages = ("torch", "transformers", "llama_cpp_python")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"{model}, {threads} of {os.cpu_count()} threads, Python {platform.python_version()}, {versions}"
+
+
+if __name__ == "__main__":
+    main()
