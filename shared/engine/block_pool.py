@@ -151,6 +151,10 @@ class BlockPool:
         _record(name, self._sealed_events, undoes=self._evicted_events)
         return block
 
+    def is_sealed(self, name: BlockHash) -> bool:
+        """Some block carries the name."""
+        return name in self._index
+
     def match_prefix(self, names: Sequence[BlockHash]) -> list[BlockId]:
         """Blocks of the longest known prefix of a hash chain; takes no references."""
         blocks: list[BlockId] = []

@@ -73,17 +73,24 @@ class BlockTables:
             sequence.block_table += blocks
         return True
 
-    def seal_computed(self, sequence: Sequence) -> bool:
-        """Seals the blocks that became full; True if there were any."""
-        num_full = sequence.num_computed_tokens // self._block_size
+    def seal_computed(self, sequence: Sequence, num_computed: int, *, may_merge: bool = True) -> bool:
+        """Seals the blocks that became full with the first `num_computed` tokens; True if there were any.
+
+        With `may_merge`, a block whose content is in the cache already is given up for that one. Not while a step
+        reads it by its number: then it, and those after it, are left for a later call.
+        """
+        num_full = num_computed // self._block_size
         if num_full == sequence.num_sealed_blocks:
             return False
         self.name_blocks(sequence, num_full)
         table, hashes = sequence.block_table, sequence.block_hashes
-        for i in range(sequence.num_sealed_blocks, num_full):
+        first = sequence.num_sealed_blocks
+        for i in range(first, num_full):
+            if not may_merge and self._pool.is_sealed(hashes[i]):
+                break
             table[i] = self._pool.seal(table[i], hashes[i])
-        sequence.num_sealed_blocks = num_full
-        return True
+            sequence.num_sealed_blocks = i + 1
+        return sequence.num_sealed_blocks > first
 
     def drop(self, sequence: Sequence) -> None:
         """Gives up all blocks of a sequence; sealed ones stay in the cache as long as there is room."""

@@ -2,19 +2,21 @@
 
     event loop thread                         |  step thread
     submit, abort, release                    |  schedule()            lock held
-    attach_cached, reserve, commit, pin, ...  |  runner.execute()      no lock: the forward pass
+    attach_cached, reserve, commit, pin, ...  |  launch(), result()    no lock: the forward pass
         all short, lock held                  |  update(), on_step()   lock held, then not
 
-While a forward pass runs the others may take, seal and free blocks, but never those of a sequence in the step.
+While a forward pass runs the others may take, seal and free blocks, but never those of a sequence in the step. A runner
+that takes two steps gets the second while it computes the first: see `pipeline`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from dataclasses import dataclass
 
 import structlog
 
@@ -22,22 +24,24 @@ from shared.engine.acquisition import KvAcquisition
 from shared.engine.admission import check_admissible
 from shared.engine.block_pool import BlockPool
 from shared.engine.config import EngineConfig
+from shared.engine.pipeline import LaunchedStep, OneStepAtATime, PipelinedRunner, Runner
 from shared.engine.scheduler import Scheduler
 from shared.engine.sequence import Sequence
 from shared.engine.stats import EngineStats, StepMeter
-from shared.engine.step import StepBatch, StepOutputs, StepResult
+from shared.engine.step import StepBatch, StepOutputs
 from shared.errors import ConfigurationError, InternalError, Overloaded, Unavailable
 from shared.identity import BlockHash, BlockId, SequenceId
 
 _log = structlog.get_logger(__name__)
 
 
-class Runner(Protocol):
-    """Runs the model. Only the step thread calls it."""
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step that the runner has."""
 
-    def execute(self, batch: StepBatch) -> StepResult:
-        """One forward pass; reads the sequences, changes none."""
-        ...
+    batch: StepBatch
+    step: LaunchedStep
+    started_s: float
 
 
 class Engine:
@@ -46,7 +50,7 @@ class Engine:
     Every submitted sequence appears in exactly one `StepOutputs.finished`, whatever happens.
 
     Args:
-        runner: Computes the steps.
+        runner: Computes the steps; only the step thread calls it.
         pool: Blocks of the runner's KV cache; the engine's own from now on.
         config: Limits and policies.
         on_step: Takes the outputs, called from the step thread without the lock: once after each step, and between
@@ -54,11 +58,15 @@ class Engine:
     """
 
     def __init__(
-        self, runner: Runner, pool: BlockPool, config: EngineConfig, on_step: Callable[[StepOutputs], None]
+        self,
+        runner: Runner | PipelinedRunner,
+        pool: BlockPool,
+        config: EngineConfig,
+        on_step: Callable[[StepOutputs], None],
     ) -> None:
         if config.block_size != pool.block_size:
             raise ConfigurationError(f"block_size is {config.block_size}, the pool's is {pool.block_size}")
-        self._runner = runner
+        self._runner = runner if isinstance(runner, PipelinedRunner) else OneStepAtATime(runner)
         self._pool = pool
         self._config = config
         self._on_step = on_step
@@ -71,6 +79,8 @@ class Engine:
         self._is_stopping = False
         self._failure = ""
         self._last_progress_s = time.monotonic()
+        self._in_flight: deque[_Launched] = deque()
+        self._step_ended_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Life
@@ -247,27 +257,38 @@ class Engine:
 
     def _step(self) -> bool:
         with self._changed:
-            while not self._is_woken and not self._is_stopping:
+            while not (self._is_woken or self._is_stopping or self._in_flight):
                 self._changed.wait()
-            if self._is_stopping:
+            if self._is_stopping and not self._in_flight:
                 return False
-            batch = self._scheduler.schedule()
+            batch = self._schedule()
             self._is_woken = bool(batch.scheduled)
             # What a step would delay, or what no step will bring.
             is_due = not batch.scheduled or self._scheduler.has_urgent_outputs
             outputs = self._scheduler.take_outputs() if is_due else StepOutputs()
         self._deliver(outputs)
         if batch.scheduled:
-            self._deliver(self._compute(batch))
+            self._in_flight.append(_Launched(batch, self._runner.launch(batch), time.monotonic()))
+        if self._in_flight and (not batch.scheduled or len(self._in_flight) == self._runner.max_in_flight):
+            self._deliver(self._take_back(self._in_flight.popleft()))
         return True
 
-    def _compute(self, batch: StepBatch) -> StepOutputs:
-        started_s = time.monotonic()
-        result = self._runner.execute(batch)
+    def _schedule(self) -> StepBatch:
+        if self._is_stopping:
+            return StepBatch([])
+        if self._in_flight:
+            self._scheduler.assume(self._in_flight[-1].batch)
+        return self._scheduler.schedule()
+
+    def _take_back(self, launched: _Launched) -> StepOutputs:
+        """Waits for a step and takes in what it computed."""
+        result = launched.step.result()
         with self._changed:
-            outputs = self._scheduler.update(batch, result)
-            self._last_progress_s = time.monotonic()
-            self._meter.record(batch, self._last_progress_s - started_s, self._scheduler.running)
+            outputs = self._scheduler.update(launched.batch, result)
+            started_s = max(launched.started_s, self._step_ended_s)
+            self._step_ended_s = self._last_progress_s = time.monotonic()
+            self._meter.record(launched.batch, self._step_ended_s - started_s, self._scheduler.running)
+            self._is_woken = True
         return outputs
 
     def _deliver(self, outputs: StepOutputs) -> None:

@@ -53,3 +53,8 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         """Logits depend on what was generated before."""
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def depends_on_output(self) -> bool:
+        """A token can be chosen only when the one before it is known, not merely being computed."""
+        return self.has_penalties

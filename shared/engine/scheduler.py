@@ -24,6 +24,7 @@ from shared.engine.sequence import FinishReason, Sequence, SequenceStatus
 from shared.engine.siblings import Siblings
 from shared.engine.step import ScheduledSequence, StepBatch, StepOutputs, StepResult, TokenLogprobs
 from shared.engine.step_budget import GROWTH_BLOCKS, StepBudget
+from shared.engine.steps_in_flight import StepsInFlight
 from shared.engine.waiting_queue import Waiting, WaitingQueue
 from shared.errors import InternalError
 from shared.identity import BlockId, SequenceId
@@ -33,7 +34,8 @@ class Scheduler:
     """Owns the queues and every unfinished sequence. Guarded by the engine's lock.
 
     Between `schedule()` and the matching `update()` a step is in flight without the lock: sequences in it keep their
-    blocks until `update()`, whatever happens to them meanwhile.
+    blocks until `update()`, whatever happens to them meanwhile. After `assume()` the next step can be scheduled before
+    that: its sequences count the tokens of the first as computed and, where it samples, hold a token yet unknown.
 
     Attributes:
         tables: Block tables of the sequences.
@@ -51,8 +53,7 @@ class Scheduler:
         self._acquiring: dict[SequenceId, Sequence] = {}
         self._waiting = WaitingQueue(config.policy, config.max_overtakes)
         self._running: list[Sequence] = []
-        self._in_flight: set[SequenceId] = set()
-        self._aborted_in_flight: set[SequenceId] = set()
+        self._flights = StepsInFlight()
         self._outputs = StepOutputs()
         self.num_preemptions = 0
         self.prefix_query_tokens = 0
@@ -83,7 +84,7 @@ class Scheduler:
     def queued_prefill_tokens(self) -> int:
         """Tokens to compute before everything present decodes, counting no cache hits of waiting sequences."""
         waiting = sum(entry.sequence.num_uncomputed_tokens for entry in self._waiting)
-        return waiting + sum(s.num_uncomputed_tokens for s in self._running if not _decodes(s))
+        return waiting + sum(s.num_uncomputed_tokens for s in self._running if not s.decodes)
 
     # Coming and going
 
@@ -114,49 +115,65 @@ class Scheduler:
         """
         for sequence_id in sequence_ids:
             sequence = self._sequences.get(sequence_id)
-            if sequence_id in self._in_flight:
-                self._aborted_in_flight.add(sequence_id)
-            elif sequence is not None:
+            if sequence is not None and not self._flights.abort(sequence):
                 self._finish(sequence, FinishReason.ABORTED)
 
     def abort_all(self) -> None:
         """Ends everything; no step may be in flight, or it must have failed."""
-        self._in_flight.clear()
-        self._aborted_in_flight.clear()
+        for sequence in self._flights.clear():
+            self.tables.drop(sequence)
         self.abort(list(self._sequences))
 
     # One step
 
     def schedule(self) -> StepBatch:
-        """Chooses what the next step computes and gives it blocks; empty if nothing can run now."""
-        assert not self._in_flight, "a step is in flight"
+        """Chooses what the next step computes and gives it blocks; empty if nothing can run now.
+
+        With a step in flight, `assume` it first; the result is also empty where the next depends on its outcome.
+        """
+        if self._flights and not self._can_run_ahead():
+            return StepBatch([])
         num_preemptions = self.num_preemptions
         scheduled = self._schedule_running()
-        while not scheduled and self._running and self._yield_blocks():
+        while not scheduled and self._running and not self._flights and self._yield_blocks():
             scheduled = self._schedule_running()
         if self.num_preemptions == num_preemptions:
             scheduled += self._schedule_waiting(scheduled)
-        self._in_flight = {entry.sequence.sequence_id for entry in scheduled}
+        self._flights.begin(entry.sequence for entry in scheduled)
         return StepBatch(scheduled)
+
+    def assume(self, batch: StepBatch) -> None:
+        """Counts a step in flight as computed, so that the next one can be scheduled; `update` tells its tokens."""
+        for entry in batch.scheduled:
+            if not entry.sequence.is_finished:
+                entry.assume()
 
     def update(self, batch: StepBatch, result: StepResult) -> StepOutputs:
         """Takes in what the step computed; returns everything that changed since the last outputs."""
         assert len(result.token_ids) == sum(entry.samples for entry in batch.scheduled), "a token per sampling sequence"
         sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
         for entry in batch.scheduled:
-            sequence = entry.sequence
-            sequence.num_computed_tokens = entry.num_computed + entry.num_new_tokens
-            has_sealed = self.tables.seal_computed(sequence)
             token = next(sampled) if entry.samples else None
-            if sequence.sequence_id in self._aborted_in_flight:
-                self._finish(sequence, FinishReason.ABORTED)
-            elif token is not None:
-                self._append_token(sequence, *token)
-            elif sequence.is_prefill_only:
-                self._report_prefill(sequence, has_sealed)
-        self._in_flight.clear()
-        self._aborted_in_flight.clear()
+            is_aborted = self._flights.end(entry.sequence)
+            if not entry.sequence.is_finished:
+                self._settle(entry, token, is_aborted=is_aborted)
+            elif self._flights.has_left(entry.sequence):
+                self.tables.drop(entry.sequence)
         return self.take_outputs()
+
+    def _settle(
+        self, entry: ScheduledSequence, token: tuple[int, TokenLogprobs | None] | None, *, is_aborted: bool
+    ) -> None:
+        """Takes in what a step computed for a sequence that has not ended meanwhile."""
+        sequence = entry.sequence
+        entry.assume()
+        has_sealed = self.tables.seal_computed(sequence, entry.end, may_merge=sequence not in self._flights)
+        if is_aborted:
+            self._finish(sequence, FinishReason.ABORTED)
+        elif token is not None:
+            self._take_token(sequence, entry.end, *token)
+        elif sequence.is_prefill_only:
+            self._report_prefill(sequence, entry.end, has_sealed)
 
     def take_outputs(self) -> StepOutputs:
         """Everything that changed since the last call or update."""
@@ -171,16 +188,22 @@ class Scheduler:
 
     # Scheduling
 
+    def _can_run_ahead(self) -> bool:
+        """The next step needs neither the tokens of the one in flight nor any of its blocks."""
+        return self._num_growing() <= self._pool.num_allocatable and not any(
+            s.sampling is not None and s.sampling.depends_on_output for s in self._running
+        )
+
     def _schedule_running(self) -> list[ScheduledSequence]:
         self._make_room_for_decodes()
-        decoding = [s for s in self._running if _decodes(s) and self.tables.grow(s, s.num_tokens)]
-        scheduled = [_schedule(s, 1) for s in decoding]
+        decoding = [s for s in self._running if s.decodes and not s.is_complete and self.tables.grow(s, s.num_tokens)]
+        scheduled = [ScheduledSequence.next_of(s, 1) for s in decoding]
         tokens = self._config.max_batch_tokens - len(scheduled)
         for sequence in self._running:
-            if tokens > 0 and not _decodes(sequence):
+            if tokens > 0 and not sequence.decodes:
                 chunk = self._grow_by_chunk(sequence, tokens)
                 if chunk:
-                    scheduled.append(_schedule(sequence, chunk))
+                    scheduled.append(ScheduledSequence.next_of(sequence, chunk))
                     tokens -= chunk
         return scheduled
 
@@ -195,7 +218,7 @@ class Scheduler:
             self._start(sequence)
             chunk = self._grow_by_chunk(sequence, budget.tokens)
             if chunk:
-                started.append(_schedule(sequence, chunk))
+                started.append(ScheduledSequence.next_of(sequence, chunk))
                 budget.tokens -= chunk
                 budget.sequences -= 1
         return started
@@ -242,7 +265,7 @@ class Scheduler:
         sequence.status = SequenceStatus.RUNNING
         self._running.append(sequence)
         if sequence.is_prefill_only:
-            self._report_prefill(sequence, has_sealed=sequence.num_sealed_blocks > 0)
+            self._report_prefill(sequence, sequence.num_computed_tokens, has_sealed=sequence.num_sealed_blocks > 0)
 
     def _grow_by_chunk(self, sequence: Sequence, max_tokens: int) -> int:
         """Tokens of the sequence's next chunk, blocks allocated; 0 if it is complete or there is no block."""
@@ -263,7 +286,7 @@ class Scheduler:
 
         That is what is left when each begun prompt is complete and each sequence that decodes has grown a little.
         """
-        promised = sum(GROWTH_BLOCKS if _decodes(s) else self.tables.num_missing_blocks(s) for s in self._running)
+        promised = sum(GROWTH_BLOCKS if s.decodes else self.tables.num_missing_blocks(s) for s in self._running)
         return self._pool.num_allocatable - promised
 
     def make_spare(self, n: int, sequence: Sequence) -> bool:
@@ -277,13 +300,13 @@ class Scheduler:
         return True
 
     def _make_room_for_decodes(self) -> None:
+        while self._num_growing() > self._pool.num_allocatable and self._yield_blocks():
+            pass
+
+    def _num_growing(self) -> int:
+        """Sequences that need a block for the next token that they decode."""
         block_size = self._pool.block_size
-        while True:
-            growing = sum(
-                1 for s in self._running if _decodes(s) and s.num_computed_tokens == len(s.block_table) * block_size
-            )
-            if growing <= self._pool.num_allocatable or not self._yield_blocks():
-                return
+        return sum(1 for s in self._running if s.decodes and s.num_computed_tokens == len(s.block_table) * block_size)
 
     def _yield_blocks(self) -> bool:
         """Somebody gives up blocks: one that only waits, else the cheapest running one unless it runs alone."""
@@ -324,8 +347,8 @@ class Scheduler:
 
     # Ending
 
-    def _append_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
-        sequence.token_ids.append(token_id)
+    def _take_token(self, sequence: Sequence, index: int, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        sequence.token_ids[index] = token_id
         self._outputs.tokens.append((sequence, token_id, logprobs))
         sampling = sequence.sampling
         assert sampling is not None, "a prefill-only sequence was sampled"
@@ -333,13 +356,13 @@ class Scheduler:
         if is_eos or token_id in sampling.stop_token_ids:
             sequence.stop_token_id = token_id
             self._finish(sequence, FinishReason.STOP)
-        elif sequence.num_output_tokens >= sampling.max_tokens:
+        elif index + 1 - sequence.num_prompt_tokens >= sampling.max_tokens:
             self._finish(sequence, FinishReason.LENGTH)
 
-    def _report_prefill(self, sequence: Sequence, has_sealed: bool) -> None:
+    def _report_prefill(self, sequence: Sequence, num_computed: int, has_sealed: bool) -> None:
         if has_sealed:
             self._outputs.prefilled.append(sequence)
-        if not sequence.num_uncomputed_tokens:
+        if num_computed == sequence.num_tokens:
             self._finish(sequence, FinishReason.SEALED)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -351,9 +374,10 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
+        sequence.forget_pending_tokens()
         if reason is FinishReason.SEALED:
             self.tables.pin(sequence)
-        else:
+        elif not self._flights.leave(sequence):
             self.tables.drop(sequence)
         self._outputs.finished.append(sequence)
 
@@ -366,19 +390,6 @@ class Scheduler:
             InternalError: They are not.
         """
         self._pool.check_integrity()
-        self.tables.check_references(self._sequences.values(), reserved)
+        self.tables.check_references([*self._sequences.values(), *self._flights.leaving], reserved)
         if len(self._sequences) != len(self._acquiring) + len(self._waiting) + len(self._running):
             raise InternalError("a sequence is in two groups or in none")
-
-
-def _decodes(sequence: Sequence) -> bool:
-    return sequence.num_uncomputed_tokens == 1
-
-
-def _schedule(sequence: Sequence, num_new_tokens: int) -> ScheduledSequence:
-    return ScheduledSequence(
-        sequence=sequence,
-        num_computed=sequence.num_computed_tokens,
-        num_new_tokens=num_new_tokens,
-        samples=num_new_tokens == sequence.num_uncomputed_tokens and not sequence.is_prefill_only,
-    )

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from shared.engine.sampling_params import SamplingParams
 from shared.identity import BlockHash, BlockId, SequenceId, SessionId
 
+PENDING_TOKEN = -1
+"""Stands in `token_ids` for a token that a step in flight samples; only ever the last one."""
+
 _sequence_ids = itertools.count(1)
 
 
@@ -97,6 +100,23 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """How far the KV lags behind the tokens."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """Only its last token, known or pending, has no KV yet."""
+        return len(self.token_ids) - self.num_computed_tokens == 1
+
+    @property
+    def is_complete(self) -> bool:
+        """The last token it may have is being sampled."""
+        sampling = self.sampling
+        is_pending = self.token_ids[-1] == PENDING_TOKEN
+        return is_pending and sampling is not None and self.num_output_tokens >= sampling.max_tokens
+
+    def forget_pending_tokens(self) -> None:
+        """Removes the place of a token whose step no longer matters."""
+        while self.token_ids and self.token_ids[-1] == PENDING_TOKEN:
+            self.token_ids.pop()
 
     @property
     def is_prefill_only(self) -> bool:

@@ -8,8 +8,9 @@ Nothing else passes: the scheduler knows no tensors, the runner no queues.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
-from shared.engine.sequence import Sequence
+from shared.engine.sequence import PENDING_TOKEN, Sequence
 from shared.identity import BlockHash
 
 
@@ -26,6 +27,24 @@ class ScheduledSequence:
     num_computed: int
     num_new_tokens: int
     samples: bool
+
+    @classmethod
+    def next_of(cls, sequence: Sequence, num_new_tokens: int) -> Self:
+        """The sequence's next tokens."""
+        reaches_end = num_new_tokens == sequence.num_uncomputed_tokens
+        return cls(sequence, sequence.num_computed_tokens, num_new_tokens, reaches_end and not sequence.is_prefill_only)
+
+    @property
+    def end(self) -> int:
+        """Index of the first token that the step does not compute, hence of the one that it samples."""
+        return self.num_computed + self.num_new_tokens
+
+    def assume(self) -> None:
+        """Counts the step as computed in the sequence; a token that it samples is pending. Idempotent."""
+        if self.sequence.num_computed_tokens < self.end:
+            self.sequence.num_computed_tokens = self.end
+            if self.samples:
+                self.sequence.token_ids.append(PENDING_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from shared.engine.block_pool import BlockPool
 from shared.engine.config import EngineConfig
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.scheduler import Scheduler
-from shared.engine.sequence import Sequence, SequenceStatus
+from shared.engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
 from shared.engine.step import StepBatch, StepOutputs, StepResult
 from shared.identity import Fingerprint, SessionId, namespace_hash
 
@@ -52,6 +52,7 @@ class FakeRunner:
         self.block_size = block_size
         self.memory = [[0] * block_size for _ in range(num_blocks)]
         self.batches = []
+        self.sampled = {}
 
     def fill(self, slots, token_ids, first_block=0):
         """Puts the KV of a prompt's blocks into slots, as a transport would."""
@@ -60,20 +61,49 @@ class FakeRunner:
             self.memory[slot] = values[i * self.block_size : (i + 1) * self.block_size]
 
     def execute(self, batch: StepBatch) -> StepResult:
+        return LateStep(self, batch).result()
+
+    def compute(self, batch, token_lists, tables) -> StepResult:
+        """The step, with what the sequences were when it was launched."""
         self.batches.append([(e.sequence.sequence_id, e.num_computed, e.num_new_tokens) for e in batch.scheduled])
-        token_ids = []
-        for entry in batch.scheduled:
-            sequence, end = entry.sequence, entry.num_computed + entry.num_new_tokens
-            values = digests(sequence.token_ids, sequence.namespace)
-            for position in range(end):
-                block = self.memory[sequence.block_table[position // self.block_size]]
+        token_ids, sampled = [], {}
+        for entry, tokens, table in zip(batch.scheduled, token_lists, tables, strict=True):
+            sequence_id, namespace = entry.sequence.sequence_id, entry.sequence.namespace
+            if tokens[-1] == PENDING_TOKEN:
+                tokens[-1] = self.sampled[sequence_id]
+            values = digests(tokens, namespace)
+            for position in range(entry.end):
+                block = self.memory[table[position // self.block_size]]
                 if position >= entry.num_computed:
                     block[position % self.block_size] = values[position]
                 assert block[position % self.block_size] == values[position], f"foreign KV at position {position}"
             if entry.samples:
-                assert end == sequence.num_tokens
-                token_ids.append(next_token(sequence.token_ids, sequence.namespace))
+                assert entry.end == len(tokens)
+                token_ids.append(next_token(tokens, namespace))
+                sampled[sequence_id] = token_ids[-1]
+        self.sampled = sampled
         return StepResult(token_ids=token_ids, logprobs=[None] * len(token_ids))
+
+
+class LateStep:
+    """Reads the sequences when it is launched and touches the cache as late as it can: when its result is taken."""
+
+    def __init__(self, runner, batch):
+        self.runner, self.batch = runner, batch
+        self.token_lists = [list(e.sequence.token_ids) for e in batch.scheduled]
+        self.tables = [list(e.sequence.block_table) for e in batch.scheduled]
+
+    def result(self):
+        return self.runner.compute(self.batch, self.token_lists, self.tables)
+
+
+class PipelinedFakeRunner(FakeRunner):
+    """Takes two steps at a time, like a device."""
+
+    max_in_flight = 2
+
+    def launch(self, batch):
+        return LateStep(self, batch)
 
 
 def sequence(token_ids, max_tokens=8, *, session="s", acquiring=False, arrival_s=None, **fields):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shared.engine.sequence import FinishReason
-from tests.engine.fake_runner import Bench, continuation, merge, prompt, sequence
+from tests.engine.fake_runner import Bench, LateStep, continuation, merge, prompt, sequence
 
 NUM_BLOCKS = 14
 
@@ -15,13 +15,15 @@ NUM_BLOCKS = 14
 class SchedulerMachine(RuleBasedStateMachine):
     """A worker in small: steps, in whose flight everything else may happen, fetches, peers' pins, saves, aborts."""
 
+    max_in_flight = 1
+
     def __init__(self):
         super().__init__()
         self.bench = Bench(num_blocks=NUM_BLOCKS, max_batch_tokens=12, max_sequences=4, max_overtakes=3)
         self.submitted = []
         self.aborted = set()
         self.released = set()
-        self.in_flight = None
+        self.in_flight = []
         self.fetches = []  # (sequence, first block, slots)
         self.quarantined = []
         self.pins = []
@@ -30,27 +32,29 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # The step thread
 
-    @precondition(lambda self: self.in_flight is None)
+    @precondition(lambda self: len(self.in_flight) < self.max_in_flight)
     @rule()
     def begin_step(self):
-        batch = self.bench.scheduler.schedule()
+        scheduler = self.bench.scheduler
+        if self.in_flight:
+            scheduler.assume(self.in_flight[-1].batch)
+        batch = scheduler.schedule()
         if batch.scheduled:
-            self.in_flight = (batch, self.bench.runner.execute(batch))
+            self.in_flight.append(LateStep(self.bench.runner, batch))
         else:
-            merge(self.bench.outputs, self.bench.scheduler.take_outputs())
+            merge(self.bench.outputs, scheduler.take_outputs())
 
-    @precondition(lambda self: self.in_flight is not None)
+    @precondition(lambda self: self.in_flight)
     @rule()
     def end_step(self):
-        batch, result = self.in_flight
-        self.in_flight = None
-        merge(self.bench.outputs, self.bench.scheduler.update(batch, result))
+        step = self.in_flight.pop(0)
+        merge(self.bench.outputs, self.bench.scheduler.update(step.batch, step.result()))
 
-    @precondition(lambda self: self.in_flight is None)
     @rule()
     def whole_steps(self):
         for _ in range(4):
-            self.begin_step()
+            if len(self.in_flight) < self.max_in_flight:
+                self.begin_step()
             if self.in_flight:
                 self.end_step()
 
@@ -166,7 +170,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         bench = self.bench
-        if self.in_flight:
+        while self.in_flight:
             self.end_step()
         for _, _, _, slots in self.fetches:
             bench.acquisition.discard(slots)
@@ -202,6 +206,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens = Counter(one.sequence_id for one, *_ in self.bench.outputs.tokens)
         assert all(tokens[one.sequence_id] == one.num_output_tokens for one in self.submitted)
 
+
+class PipelinedMachine(SchedulerMachine):
+    """The next step begins before the outcome of the last is known."""
+
+    max_in_flight = 2
+
+
+TestPipelinedScheduler = PipelinedMachine.TestCase
+TestPipelinedScheduler.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
