@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.cpu.library import TYPES, Batch, DecoderShape, LayerPointers, Library
+from kernels.cpu.library import KV_TYPES, TYPES, Batch, DecoderShape, LayerPointers, Library
 from kernels.cpu.packed_linear import NativeLinear
+from kernels.reference.quantized_kv import SCALE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,6 @@ class DecoderStep:
         self._hidden = embedding.shape[1]
         head_dim = cos_sin.shape[1]
         self._cache_shape = (num_kv_heads, head_dim)
-        self._dtype = embedding.dtype
         self._kept: list[object] = [embedding, cos_sin, *layers]
         pointers = (LayerPointers * len(layers))(*(self._pointers(layer) for layer in layers))
         shape = DecoderShape(
@@ -86,13 +86,16 @@ class DecoderStep:
             block_tables: int32 `[S, max_blocks]`, any row stride.
             query_start: int32 `[S + 1]`.
             seq_lens: int32 `[S]`.
-            kv_layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, dtype of the weights; mutated.
+            kv_layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, float32 or bfloat16, or int8 rows
+                with scales as in `kernels.reference.quantized_kv`; mutated.
 
         Returns:
             New float32 `[T, hidden]`, before the final norm.
         """
         first = kv_layers[0]
-        if first.dtype != self._dtype or first.shape[3:] != self._cache_shape or first.stride(3) != first.shape[4]:
+        heads, width = self._cache_shape
+        row = (heads, width + SCALE_BYTES if first.dtype == torch.int8 else width)
+        if first.dtype not in KV_TYPES or first.shape[3:] != row or first.stride(3) != first.shape[4]:
             raise ValueError(f"KV cache {tuple(first.shape)} of {first.dtype} does not fit the model")
         hidden = torch.empty(token_ids.shape[0], self._hidden)
         batch = batch_of(positions, slot_mapping, block_tables, query_start, seq_lens)
@@ -102,8 +105,9 @@ class DecoderStep:
             self._library.team,
             ctypes.byref(batch),
             token_ids.data_ptr(),
+            KV_TYPES[first.dtype],
             bases,
-            first.stride(0),
+            first.stride(0) * first.element_size(),
             first.shape[2],
             hidden.data_ptr(),
         )

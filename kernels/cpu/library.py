@@ -11,7 +11,10 @@ import torch
 from kernels.cpu.build import Isa, build, supported_isas
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""Of weights and of the cache."""
+"""Of weights."""
+
+KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""Of the KV cache; `KvType` in kv_layer.hpp."""
 
 
 class Batch(ctypes.Structure):
@@ -68,9 +71,10 @@ SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_rms_norm": (None, (_P, _P, _I, _I, _F, _P)),
     "tandem_silu_and_mul": (None, (_P, _I, _I, _P)),
     "tandem_paged_attention": (None, (_P, _I, _P, _L, _I, _I, _I, POINTER(Batch), _P, _I, _F, _P)),
+    "tandem_write_kv": (None, (_I, _P, _L, _I, _I, _I, _I, _P, _P, _P)),
     "tandem_decoder": (_P, (POINTER(DecoderShape), POINTER(LayerPointers), _P, _P)),
     "tandem_decoder_free": (None, (_P,)),
-    "tandem_decoder_step": (None, (_P, _P, POINTER(Batch), _P, POINTER(c_void_p), _L, _I, _P)),
+    "tandem_decoder_step": (None, (_P, _P, POINTER(Batch), _P, _I, POINTER(c_void_p), _L, _I, _P)),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from kernels.reference.quantized_kv import dequantize_rows, is_quantized
+
 
 def paged_attention(
     query: torch.Tensor,
@@ -24,7 +26,8 @@ def paged_attention(
     Args:
         query: `[T, Hq, D]`, last dimension contiguous; `Hq` is a multiple of `Hk`.
         kv_cache: `[num_blocks, 2, block_size, Hk, D]`, one layer's view of the arena (any block stride). Slots past
-            `seq_lens` in a sequence's last block must hold finite numbers: backends mask scores, not values.
+            `seq_lens` in a sequence's last block must hold finite numbers: backends mask scores, not values. Of int8 it
+            is quantized, see `quantized_kv`.
         block_tables: int32 `[S, max_blocks]`; entries past a sequence's last block must still name some block.
         query_start: int32 `[S + 1]`; tokens of sequence `s` are `[query_start[s], query_start[s + 1])`.
         seq_lens: int32 `[S]`, cached tokens including this step's.
@@ -37,11 +40,11 @@ def paged_attention(
     """
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     num_heads, num_kv_heads, block_size = query.shape[1], kv_cache.shape[3], kv_cache.shape[2]
+    widen = dequantize_rows if is_quantized(kv_cache) else torch.Tensor.float
     starts, lengths = query_start.tolist(), seq_lens.tolist()
     for s, length in enumerate(lengths):
         blocks = block_tables[s, : -(-length // block_size)].long()
-        keys = kv_cache[blocks, 0].flatten(0, 1)[:length].float()  # [length, Hk, D]
-        values = kv_cache[blocks, 1].flatten(0, 1)[:length].float()
+        keys, values = (widen(kv_cache[blocks, part].flatten(0, 1)[:length]) for part in (0, 1))  # [length, Hk, D]
         first_position = length - (starts[s + 1] - starts[s])
         for i, t in enumerate(range(starts[s], starts[s + 1])):
             visible = first_position + i + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from kernels.reference.quantized_kv import is_quantized, quantize_rows
+
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
     """Writes token `t` to slot `slot_mapping[t]`, which is `block_id * block_size + offset`.
@@ -11,10 +13,13 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slo
     Args:
         key: `[T, Hk, D]`; heads contiguous, any token stride.
         value: `[T, Hk, D]`, likewise.
-        kv_cache: `[num_blocks, 2, block_size, Hk, D]`, one layer's view of the arena (any block stride); mutated.
+        kv_cache: `[num_blocks, 2, block_size, Hk, D]`, one layer's view of the arena (any block stride); mutated. Of
+            int8 it is quantized, see `quantized_kv`.
         slot_mapping: int64 `[T]`, distinct; a token of slot -1 is not stored.
     """
     block_size = kv_cache.shape[2]
+    if is_quantized(kv_cache):
+        key, value = quantize_rows(key), quantize_rows(value)
     for token, slot in enumerate(slot_mapping.tolist()):
         if slot >= 0:
             kv_cache[slot // block_size, 0, slot % block_size] = key[token]

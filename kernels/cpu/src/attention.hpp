@@ -1,31 +1,19 @@
 // Causal grouped-query attention over the paged cache, decode rows and prefill chunks alike.
 //
-// Keys are visited in tiles of 64 that start at position 0, so a row's online softmax takes the same steps however the
-// prompt was chunked. A tile of keys is transposed once and then serves all rows of a KV head.
+// A row sees its keys in splits of 512, a split in tiles of 64, both counted from position 0; within a split goes an
+// online softmax, and the splits' results are folded one after the other. So a row takes the same steps however the
+// prompt was chunked. Short runs of queries over long contexts leave their splits to several threads, which changes who
+// computes a split, never what is folded in which order.
 #pragma once
-#include <algorithm>
-#include <vector>
+#include <atomic>
 
-#include "linear.hpp"
+#include "attention_tile.hpp"
+#include "team.hpp"
 
 namespace tandem {
 
-inline constexpr int kTileKeys = 64;
-inline constexpr int kTileRows = 32;   // query rows that share a transposed tile, if the group is not larger
-inline constexpr int kScoreVecs = 4;   // accumulators per row
-inline constexpr int kRowBlock = kLanes == 16 ? 4 : 2;
-
-// One layer of the arena: [num_blocks, 2, block_size, kv_heads, head_dim], blocks `block_stride` elements apart.
-struct KvLayer {
-  void* base;
-  int64_t block_stride;
-  int block_size, kv_heads, head_dim;
-  Type type;
-
-  int64_t offset(int64_t block, int is_value, int slot, int head) const {
-    return block * block_stride + ((static_cast<int64_t>(is_value) * block_size + slot) * kv_heads + head) * head_dim;
-  }
-};
+inline constexpr int kTileRows = 32;  // query rows that share a tile, if the group is not larger
+inline constexpr int kSplitKeys = 512;
 
 struct Batch {
   int num_tokens, num_sequences, table_width;
@@ -33,84 +21,70 @@ struct Batch {
   const int32_t *tables, *query_start, *seq_lens;
 };
 
-TANDEM_INLINE void write_head(const KvLayer& kv, int64_t slot, int is_value, int head, const float* from) {
-  int64_t at = kv.offset(slot / kv.block_size, is_value, static_cast<int>(slot % kv.block_size), head);
-  for (int d = 0; d < kv.head_dim; d++) {
-    if (kv.type == Type::f32)
-      static_cast<float*>(kv.base)[at + d] = from[d];
-    else
-      static_cast<uint16_t*>(kv.base)[at + d] = to_bf16(from[d]);
-  }
-}
-
-// Rows of one KV head, one run of query tokens. Owned by a thread and reused.
-struct AttentionScratch {
-  std::vector<float> query, keys, scores, values, out, peak, total;
-
-  void reserve(int rows, int head_dim) {
-    size_t dim = (head_dim + kLanes - 1) / kLanes * kLanes;
-    query.resize(rows * dim);
-    out.resize(rows * dim);
-    keys.resize(kTileKeys * dim);
-    values.resize(kTileKeys * dim);
-    scores.resize(static_cast<size_t>(rows) * kTileKeys);
-    peak.resize(rows);
-    total.resize(rows);
-  }
+// A run of query tokens of one sequence under one KV head, and the keys it attends to: all, or one split of them.
+struct AttentionItem {
+  int sequence, token, tokens, head, split;  // split -1: all
 };
 
-template <typename T>
-TANDEM_INLINE void copy_head(const T* from, int head_dim, float* to) {
-  int d = 0;
-  for (; d + kLanes <= head_dim; d += kLanes) store(to + d, load_wide(from + d));
-  for (; d < head_dim; d++) to[d] = widen(from[d]);
-}
+// Who has what to do in a step; the same for all layers.
+class AttentionPlan {
+ public:
+  std::vector<AttentionItem> items;
+  std::vector<float> partials;  // rows of `row_floats`
+  std::atomic<int> next{0};     // ticket of the next item
 
-// Keys become [dim][64], values [64][dim], float32; a tile's missing keys repeat its last one and are masked.
-template <typename T>
-static void load_tile(const KvLayer& kv, const int32_t* table, int head, int first, int count, int dim,
-                      AttentionScratch& s) {
-  const T* base = static_cast<const T*>(kv.base);
-  float rows[kLanes * 512];
-  for (int group = 0; group < count; group += kLanes) {
-    for (int lane = 0; lane < kLanes; lane++) {
-      int key = group + lane < count ? group + lane : count - 1;
-      int position = first + key, block = position / kv.block_size, slot = position % kv.block_size;
-      copy_head(base + kv.offset(table[block], 0, slot, head), kv.head_dim, rows + lane * dim);
-      if (group + lane < count)
-        copy_head(base + kv.offset(table[block], 1, slot, head), kv.head_dim, &s.values[static_cast<size_t>(key) * dim]);
-    }
-    for (int d = 0; d < dim; d += kLanes) {
-      Vec square[kLanes];
-      for (int lane = 0; lane < kLanes; lane++) square[lane] = load(rows + lane * dim + d);
-      transpose(square);
-      for (int i = 0; i < kLanes; i++) store(&s.keys[static_cast<size_t>(d + i) * kTileKeys + group], square[i]);
-    }
-  }
-}
-
-template <int kRows>
-static void score_rows(const float* query, const float* keys, int head_dim, int dim, float* scores) {
-  for (int column = 0; column < kTileKeys; column += kScoreVecs * kLanes) {
-    Vec acc[kRows][kScoreVecs] = {};
-    for (int d = 0; d < head_dim; d++)
-      for (int v = 0; v < kScoreVecs; v++) {
-        Vec key = load(keys + d * kTileKeys + column + v * kLanes);
-        for (int m = 0; m < kRows; m++) acc[m][v] += key * query[m * dim + d];
+  void prepare(const Batch& batch, int heads, int kv_heads, int head_dim) {
+    heads_ = heads;
+    row_floats_ = padded_dim(head_dim) + 2;
+    const int run = run_tokens(heads / kv_heads);
+    int64_t rows = 0;
+    items.clear();
+    first_row_.assign(batch.num_sequences, -1);
+    for (int seq = 0; seq < batch.num_sequences; seq++) {
+      int begin = batch.query_start[seq], end = batch.query_start[seq + 1];
+      int splits = (batch.seq_lens[seq] + kSplitKeys - 1) / kSplitKeys;
+      if (splits > 1 && end - begin <= run) {
+        first_row_[seq] = rows;
+        rows += static_cast<int64_t>(splits) * (end - begin) * heads;
+        for (int split = 0; split < splits; split++)
+          for (int head = 0; head < kv_heads; head++) items.push_back({seq, begin, end - begin, head, split});
+        continue;
       }
-    for (int m = 0; m < kRows; m++)
-      for (int v = 0; v < kScoreVecs; v++) store(scores + m * kTileKeys + column + v * kLanes, acc[m][v]);
+      for (int token = begin; token < end; token += run)
+        for (int head = 0; head < kv_heads; head++)
+          items.push_back({seq, token, end - token < run ? end - token : run, head, -1});
+    }
+    partials.resize(static_cast<size_t>(rows) * row_floats_);
+    next.store(0, std::memory_order_relaxed);
   }
-}
+
+  static int run_tokens(int group) { return kTileRows / group > 0 ? kTileRows / group : 1; }
+
+  bool is_split(int seq) const { return first_row_[seq] >= 0; }
+
+  // [dim] unnormalised output, then peak and total, of one split, token and query head of a split sequence.
+  float* partial(const Batch& batch, int seq, int split, int token, int head) {
+    int begin = batch.query_start[seq], count = batch.query_start[seq + 1] - begin;
+    int64_t row = first_row_[seq] + (static_cast<int64_t>(split) * count + token - begin) * heads_ + head;
+    return &partials[static_cast<size_t>(row) * row_floats_];
+  }
+
+ private:
+  int heads_ = 0, row_floats_ = 0;
+  std::vector<int64_t> first_row_;
+};
 
 // Turns a row's scores into weights relative to the new peak and rescales what was summed so far.
-TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible, int dim) {
+template <KvType type>
+TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible) {
   float* scores = &s.scores[static_cast<size_t>(row) * kTileKeys];
-  for (int j = visible > 0 ? visible : 0; j < kTileKeys; j++) scores[j] = -INFINITY;
   if (visible <= 0) {
     std::memset(scores, 0, sizeof(float) * kTileKeys);
     return;
   }
+  if constexpr (kPaired<type> && type == KvType::i8)
+    for (int j = 0; j < kTileKeys; j += kLanes) store(scores + j, load(scores + j) * load(&s.key_scales[j]));
+  for (int j = visible; j < kTileKeys; j++) scores[j] = -INFINITY;
   Vec top = load(scores);
   for (int j = kLanes; j < kTileKeys; j += kLanes) top = max(top, load(scores + j));
   float before = s.peak[row], peak = largest(top);
@@ -120,93 +94,157 @@ TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible, int dim) {
     Vec score = load(scores + j);
     Vec weight = exp(score - peak);
     weight = score > splat(-INFINITY) ? weight : Vec{};
-    store(scores + j, weight);
     sums += weight;
+    if constexpr (kPaired<type> && type == KvType::i8) weight *= load(&s.value_scales[j]);
+    store(scores + j, weight);
   }
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<type>)
+    for (int j = 0; j < kTileKeys; j += 32)  // in place: words of pairs
+      _mm512_storeu_si512(scores + j / 2, (__m512i)_mm512_cvtne2ps_pbh((__m512)load(scores + j + 16), (__m512)load(scores + j)));
+#endif
   if (peak != before) {
     float shrink = exp(splat(before - peak))[0];
     s.total[row] *= shrink;
-    float* out = &s.out[static_cast<size_t>(row) * dim];
-    for (int d = 0; d < dim; d += kLanes) store(out + d, load(out + d) * shrink);
+    float* out = &s.out[static_cast<size_t>(row) * s.dim];
+    for (int d = 0; d < s.dim; d += kLanes) store(out + d, load(out + d) * shrink);
   }
   s.peak[row] = peak;
   s.total[row] += sum(sums);
 }
 
-template <int kRows>
-static void weigh_rows(const float* weights, const float* values, int count, int dim, float* out) {
-  for (int d = 0; d < dim; d += kLanes) {
-    Vec acc[kRows];
-    for (int m = 0; m < kRows; m++) acc[m] = load(out + m * dim + d);
-    for (int j = 0; j < count; j++) {
-      Vec value = load(values + static_cast<size_t>(j) * dim + d);
-      for (int m = 0; m < kRows; m++) acc[m] += value * weights[m * kTileKeys + j];
-    }
-    for (int m = 0; m < kRows; m++) store(out + m * dim + d, acc[m]);
-  }
-}
-
-// `rows` rows of query, [tokens][group]; the first token sits at `position`. Leaves normalised rows in s.out.
-template <typename T>
-static void attend(const KvLayer& kv, const int32_t* table, int head, int rows, int group, int position, int dim,
-                   AttentionScratch& s) {
+// Rows [tokens][group] over keys [first_key, first_key + 512) at most; the first token sits at `position`. Fills out,
+// peak and total.
+template <KvType type>
+static void attend_split(const KvLayer& kv, const int32_t* table, int head, int rows, int group, int position,
+                         int first_key, AttentionScratch& s) {
+  constexpr bool paired = kPaired<type>;
   std::fill(s.out.begin(), s.out.end(), 0.0f);
   std::fill(s.peak.begin(), s.peak.end(), -INFINITY);
   std::fill(s.total.begin(), s.total.end(), 0.0f);
-  int length = position + (rows - 1) / group + 1;
-  for (int first = 0; first < length; first += kTileKeys) {
-    int count = length - first < kTileKeys ? length - first : kTileKeys;
-    load_tile<T>(kv, table, head, first, count, dim, s);
+  const int last_key = std::min(position + (rows - 1) / group + 1, first_key + kSplitKeys);
+  const int dim = s.dim, units = paired ? (kv.head_dim + 1) / 2 : kv.head_dim;
+  float *query = s.query.data(), *scores = s.scores.data(), *out = s.out.data();
+  const float *keys = s.keys.data(), *values = s.values.data();
+  for (int first = first_key; first < last_key; first += kTileKeys) {
+    int count = std::min(last_key - first, kTileKeys);
+    int columns = (count + kScoreVecs * kLanes - 1) / (kScoreVecs * kLanes) * (kScoreVecs * kLanes);
+    int value_units = paired ? (count + 1) / 2 : count;
+    load_tile<type>(kv, table, head, first, count, s);
     auto each_block = [&](auto whole, auto single) {
       int row = 0;
       for (; row + kRowBlock <= rows; row += kRowBlock) whole(row);
       for (; row < rows; row++) single(row);
     };
-    float *query = s.query.data(), *scores = s.scores.data(), *out = s.out.data();
-    const float *keys = s.keys.data(), *values = s.values.data();
     each_block(
-        [&](int r) { score_rows<kRowBlock>(query + r * dim, keys, kv.head_dim, dim, scores + r * kTileKeys); },
-        [&](int r) { score_rows<1>(query + r * dim, keys, kv.head_dim, dim, scores + r * kTileKeys); });
-    for (int row = 0; row < rows; row++) {
-      int visible = position + row / group + 1 - first;
-      soften(s, row, visible < count ? visible : count, dim);
-    }
-    each_block([&](int r) { weigh_rows<kRowBlock>(scores + r * kTileKeys, values, count, dim, out + r * dim); },
-               [&](int r) { weigh_rows<1>(scores + r * kTileKeys, values, count, dim, out + r * dim); });
-  }
-  for (int row = 0; row < rows; row++) {
-    float inverse = 1.0f / s.total[row];
-    for (int d = 0; d < kv.head_dim; d++) s.out[static_cast<size_t>(row) * dim + d] *= inverse;
+        [&](int r) { score_rows<paired, kRowBlock>(query + r * dim, dim, keys, units, columns, scores + r * kTileKeys); },
+        [&](int r) { score_rows<paired, 1>(query + r * dim, dim, keys, units, columns, scores + r * kTileKeys); });
+    for (int row = 0; row < rows; row++) soften<type>(s, row, std::min(position + row / group + 1 - first, count));
+    each_block([&](int r) { weigh_rows<paired, kRowBlock>(scores + r * kTileKeys, values, value_units, dim, out + r * dim); },
+               [&](int r) { weigh_rows<paired, 1>(scores + r * kTileKeys, values, value_units, dim, out + r * dim); });
   }
 }
 
-// This rank's share of the batch. `query` is [T] rows `query_stride` apart of [heads][head_dim] float32;
-// `out` [T][heads][head_dim].
-static void paged_attention(const KvLayer& kv, const Batch& batch, const float* query, int64_t query_stride,
-                            int num_heads, float scale, float* out, int rank, int size, AttentionScratch& s) {
-  int group = num_heads / kv.kv_heads, dim = (kv.head_dim + kLanes - 1) / kLanes * kLanes;
-  int run = kTileRows / group > 0 ? kTileRows / group : 1, item = 0;
-  s.reserve(run * group, kv.head_dim);
-  for (int seq = 0; seq < batch.num_sequences; seq++) {
-    int begin = batch.query_start[seq], end = batch.query_start[seq + 1];
-    for (int token = begin; token < end; token += run)
-      for (int head = 0; head < kv.kv_heads; head++) {
-        if (item++ % size != rank) continue;
-        int tokens = end - token < run ? end - token : run;
-        for (int r = 0; r < tokens * group; r++) {
-          const float* from = query + (token + r / group) * query_stride + (head * group + r % group) * kv.head_dim;
-          for (int d = 0; d < kv.head_dim; d++) s.query[static_cast<size_t>(r) * dim + d] = from[d] * scale;
-        }
-        const int32_t* table = batch.tables + static_cast<int64_t>(seq) * batch.table_width;
-        int position = batch.seq_lens[seq] - (end - token);
-        if (kv.type == Type::f32)
-          attend<float>(kv, table, head, tokens * group, group, position, dim, s);
-        else
-          attend<uint16_t>(kv, table, head, tokens * group, group, position, dim, s);
-        for (int r = 0; r < tokens * group; r++)
-          std::memcpy(out + (static_cast<int64_t>(token + r / group) * num_heads + head * group + r % group) * kv.head_dim,
-                      &s.out[static_cast<size_t>(r) * dim], sizeof(float) * kv.head_dim);
+// Folds a later split into what the earlier ones gave; one function, so that all callers round alike.
+__attribute__((noinline)) static void fold(float* all_out, float* all_peak, float* all_total, const float* out,
+                                           float peak, float total, int dim) {
+  float top = peak > *all_peak ? peak : *all_peak;
+  float keep = exp(splat(*all_peak - top))[0], add = exp(splat(peak - top))[0];
+  for (int d = 0; d < dim; d += kLanes) store(all_out + d, load(all_out + d) * keep + load(out + d) * add);
+  *all_total = *all_total * keep + total * add;
+  *all_peak = top;
+}
+
+__attribute__((noinline)) static void normalise_row(const float* from, float total, int head_dim, float* to) {
+  float inverse = 1.0f / total;
+  for (int d = 0; d < head_dim; d++) to[d] = from[d] * inverse;
+}
+
+TANDEM_INLINE void load_query(const float* from, int head_dim, float scale, bool paired, int dim, float* to) {
+  for (int d = 0; d < head_dim; d++) to[d] = from[d] * scale;
+  for (int d = head_dim; d < dim; d++) to[d] = 0.0f;
+  if (!paired) return;
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(to);
+  for (int d = 0; d < dim; d += 2) {
+    uint32_t pair = to_bf16(to[d]) | static_cast<uint32_t>(to_bf16(to[d + 1])) << 16;
+    pairs[d / 2] = pair;
+  }
+}
+
+// One item; leaves rows in all_out, all_peak, all_total, over all splits or the item's own.
+template <KvType type>
+static void attend(const KvLayer& kv, const int32_t* table, const AttentionItem& item, int group, int position,
+                   AttentionScratch& s) {
+  const int rows = item.tokens * group, length = position + item.tokens;
+  int split = item.split < 0 ? 0 : item.split, end = item.split < 0 ? (length + kSplitKeys - 1) / kSplitKeys : split + 1;
+  for (int first = split; split < end; split++) {
+    attend_split<type>(kv, table, item.head, rows, group, position, split * kSplitKeys, s);
+    if (split == first) {
+      s.all_out.swap(s.out);
+      s.all_peak.swap(s.peak);
+      s.all_total.swap(s.total);
+      continue;
+    }
+    for (int row = 0; row < rows; row++)
+      if (position + row / group >= split * kSplitKeys)
+        fold(&s.all_out[static_cast<size_t>(row) * s.dim], &s.all_peak[row], &s.all_total[row],
+             &s.out[static_cast<size_t>(row) * s.dim], s.peak[row], s.total[row], s.dim);
+  }
+}
+
+// Takes items until there are none left. `query` is [T] rows `query_stride` apart of [heads][head_dim] float32; `out`
+// [T][heads][head_dim] receives what is not split. Threads then meet, and `merge_attention` completes it.
+static void paged_attention(const KvLayer& kv, const Batch& batch, AttentionPlan& plan, const float* query,
+                            int64_t query_stride, int heads, float scale, float* out, AttentionScratch& s) {
+  const int group = heads / kv.kv_heads, head_dim = kv.head_dim;
+  s.reserve(AttentionPlan::run_tokens(group) * group, head_dim);
+  const bool paired = kv.type == KvType::i8 ? kPaired<KvType::i8> : kv.type == KvType::bf16 && kPaired<KvType::bf16>;
+  for (int ticket; (ticket = plan.next.fetch_add(1, std::memory_order_relaxed)) < static_cast<int>(plan.items.size());) {
+    const AttentionItem& item = plan.items[ticket];
+    const int rows = item.tokens * group, first_head = item.head * group;
+    for (int r = 0; r < rows; r++)
+      load_query(query + (item.token + r / group) * query_stride + (first_head + r % group) * head_dim, head_dim, scale,
+                 paired, s.dim, &s.query[static_cast<size_t>(r) * s.dim]);
+    const int32_t* table = batch.tables + static_cast<int64_t>(item.sequence) * batch.table_width;
+    int position = batch.seq_lens[item.sequence] - (batch.query_start[item.sequence + 1] - item.token);
+    if (kv.type == KvType::f32)
+      attend<KvType::f32>(kv, table, item, group, position, s);
+    else if (kv.type == KvType::bf16)
+      attend<KvType::bf16>(kv, table, item, group, position, s);
+    else
+      attend<KvType::i8>(kv, table, item, group, position, s);
+    for (int r = 0; r < rows; r++) {
+      const float* from = &s.all_out[static_cast<size_t>(r) * s.dim];
+      int token = item.token + r / group, head = first_head + r % group;
+      if (item.split < 0) {
+        normalise_row(from, s.all_total[r], head_dim, out + (static_cast<int64_t>(token) * heads + head) * head_dim);
+        continue;
       }
+      float* to = plan.partial(batch, item.sequence, item.split, token, head);
+      std::memcpy(to, from, sizeof(float) * s.dim);
+      to[s.dim] = s.all_peak[r];
+      to[s.dim + 1] = s.all_total[r];
+    }
+  }
+}
+
+// Folds the splits of tokens `mine` into `out`; overwrites their partial results. Any thread may take any tokens.
+static void merge_attention(const Batch& batch, AttentionPlan& plan, Range mine, int heads, int head_dim, float* out) {
+  const int dim = padded_dim(head_dim);
+  for (int seq = 0; seq < batch.num_sequences; seq++) {
+    if (!plan.is_split(seq)) continue;
+    int end = std::min(batch.query_start[seq + 1], mine.end);
+    for (int token = std::max(batch.query_start[seq], mine.begin); token < end; token++) {
+      int position = batch.seq_lens[seq] - (batch.query_start[seq + 1] - token);
+      for (int head = 0; head < heads; head++) {
+        float* all = plan.partial(batch, seq, 0, token, head);
+        for (int split = 1; split * kSplitKeys <= position; split++) {
+          const float* next = plan.partial(batch, seq, split, token, head);
+          fold(all, all + dim, all + dim + 1, next, next[dim], next[dim + 1], dim);
+        }
+        normalise_row(all, all[dim + 1], head_dim, out + (static_cast<int64_t>(token) * heads + head) * head_dim);
+      }
+    }
   }
 }
 

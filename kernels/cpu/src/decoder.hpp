@@ -7,6 +7,7 @@
 
 #include "attention.hpp"
 #include "elementwise.hpp"
+#include "linear.hpp"
 
 namespace tandem {
 
@@ -14,7 +15,7 @@ namespace tandem {
 struct DecoderShape {
   int32_t hidden, heads, kv_heads, head_dim, intermediate, num_layers;
   float eps, scale;
-  int32_t type;  // of the embedding and of the cache
+  int32_t type;  // of the embedding
 };
 
 // Mirrored by `LayerPointers` in decoder_step.py; norms are float32, head norms null where the architecture has none.
@@ -38,10 +39,13 @@ class Decoder {
         qkv_width_((shape.heads + 2 * shape.kv_heads) * shape.head_dim) {}
 
   // Computes the step; `hidden` [T, hidden] receives the stream before the final norm.
-  void step(Team& team, const Batch& batch, const int64_t* token_ids, void* const* kv_layers, int64_t block_stride,
-            int block_size, float* hidden) {
+  // `kv_layers` are the layers' bases in the arena, whose blocks are `block_stride` bytes apart.
+  void step(Team& team, const Batch& batch, const int64_t* token_ids, KvType kv_type, uint8_t* const* kv_layers,
+            int64_t block_stride, int block_size, float* hidden) {
     reserve(batch.num_tokens, team.size());
-    team.run([&](int rank) { walk(team, rank, batch, token_ids, kv_layers, block_stride, block_size, hidden); });
+    plan_.prepare(batch, shape_.heads, shape_.kv_heads, shape_.head_dim);
+    const KvLayer kv{nullptr, block_stride, block_size, shape_.kv_heads, shape_.head_dim, kv_type};
+    team.run([&](int rank) { walk(team, rank, batch, token_ids, kv, kv_layers, hidden); });
   }
 
  private:
@@ -58,24 +62,25 @@ class Decoder {
     for (auto& row : rows_) row.resize(widest);
   }
 
-  void walk(Team& team, int rank, const Batch& batch, const int64_t* token_ids, void* const* kv_layers,
-            int64_t block_stride, int block_size, float* hidden) {
+  void walk(Team& team, int rank, const Batch& batch, const int64_t* token_ids, KvLayer kv, uint8_t* const* kv_layers,
+            float* hidden) {
     const int size = team.size(), tokens = batch.num_tokens;
     const Range mine = part_of(tokens, rank, size);
     embed(mine, token_ids, hidden);
     for (size_t index = 0; index < layers_.size(); index++) {
       const LayerPointers& layer = layers_[index];
-      const KvLayer kv{kv_layers[index], block_stride,    block_size, shape_.kv_heads,
-                       shape_.head_dim,  static_cast<Type>(shape_.type)};
+      kv.base = kv_layers[index];
       normalise(mine, hidden, layer.attention_norm, *layer.qkv, rank);
       team.barrier();
+      if (rank == 0) plan_.next.store(0, std::memory_order_relaxed);  // nobody takes items between these barriers
       multiply(*layer.qkv, packed_.data(), tokens, qkv_.data(), false, rank, size);
       team.barrier();
       place_heads(mine, layer, kv, batch);
       team.barrier();
-      paged_attention(kv, batch, qkv_.data(), qkv_width_, shape_.heads, shape_.scale, attended_.data(), rank, size,
+      paged_attention(kv, batch, plan_, qkv_.data(), qkv_width_, shape_.heads, shape_.scale, attended_.data(),
                       scratch_[rank]);
       team.barrier();
+      merge_attention(batch, plan_, mine, shape_.heads, shape_.head_dim, attended_.data());
       for (int t = mine.begin; t < mine.end; t++)
         pack(*layer.output, &attended_[static_cast<size_t>(t) * layer.output->inputs], t);
       team.barrier();
@@ -145,6 +150,7 @@ class Decoder {
   const int qkv_width_;
   std::vector<uint32_t> packed_;
   std::vector<float> qkv_, attended_, gate_up_;
+  AttentionPlan plan_;
   std::vector<AttentionScratch> scratch_;
   std::vector<std::vector<float>> rows_;
 };

@@ -38,14 +38,32 @@ void tandem_silu_and_mul(const float* x, int rows, int width, float* out) {
   for (int64_t t = 0; t < rows; t++) silu_and_mul(x + t * 2 * width, width, out + t * width);
 }
 
-void tandem_paged_attention(Team* team, int type, void* kv_base, int64_t block_stride, int block_size, int kv_heads,
+// `block_stride` is in bytes; the base is of the layer's first block. `kv_type` is a `KvType`.
+void tandem_paged_attention(Team* team, int kv_type, void* kv_base, int64_t block_stride, int block_size, int kv_heads,
                             int head_dim, const Batch* batch, const float* query, int heads, float scale, float* out) {
-  const KvLayer kv{kv_base, block_stride, block_size, kv_heads, head_dim, static_cast<Type>(type)};
+  const KvLayer kv{static_cast<uint8_t*>(kv_base), block_stride, block_size, kv_heads, head_dim,
+                   static_cast<KvType>(kv_type)};
+  AttentionPlan plan;
+  plan.prepare(*batch, heads, kv_heads, head_dim);
   team->run([&](int rank) {
     AttentionScratch scratch;
-    paged_attention(kv, *batch, query, static_cast<int64_t>(heads) * head_dim, heads, scale, out, rank, team->size(),
-                    scratch);
+    paged_attention(kv, *batch, plan, query, static_cast<int64_t>(heads) * head_dim, heads, scale, out, scratch);
+    team->barrier();
+    merge_attention(*batch, plan, part_of(batch->num_tokens, rank, team->size()), heads, head_dim, out);
   });
+}
+
+// key, value float32 [tokens, kv_heads, head_dim] to the slots; -1 is skipped.
+void tandem_write_kv(int kv_type, void* kv_base, int64_t block_stride, int block_size, int kv_heads, int head_dim,
+                     int tokens, const int64_t* slots, const float* key, const float* value) {
+  const KvLayer kv{static_cast<uint8_t*>(kv_base), block_stride, block_size, kv_heads, head_dim,
+                   static_cast<KvType>(kv_type)};
+  for (int64_t row = 0; row < static_cast<int64_t>(tokens) * kv_heads; row++) {
+    int64_t slot = slots[row / kv_heads];
+    if (slot < 0) continue;
+    write_head(kv, slot, 0, static_cast<int>(row % kv_heads), key + row * head_dim);
+    write_head(kv, slot, 1, static_cast<int>(row % kv_heads), value + row * head_dim);
+  }
 }
 
 Decoder* tandem_decoder(const DecoderShape* shape, const LayerPointers* layers, const void* embedding,
@@ -54,9 +72,11 @@ Decoder* tandem_decoder(const DecoderShape* shape, const LayerPointers* layers, 
 }
 void tandem_decoder_free(Decoder* decoder) { delete decoder; }
 
-void tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const int64_t* token_ids,
+// As in `tandem_paged_attention`; `kv_layers` holds the base of every layer.
+void tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const int64_t* token_ids, int kv_type,
                          void* const* kv_layers, int64_t block_stride, int block_size, float* hidden) {
-  decoder->step(*team, *batch, token_ids, kv_layers, block_stride, block_size, hidden);
+  decoder->step(*team, *batch, token_ids, static_cast<KvType>(kv_type), reinterpret_cast<uint8_t* const*>(kv_layers),
+                block_stride, block_size, hidden);
 }
 
 }  // extern "C"

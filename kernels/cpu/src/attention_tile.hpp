@@ -1,0 +1,202 @@
+// A tile of 64 cached keys and values, in the form that the inner loops want, and those loops.
+//
+// Two forms. Plain: float32, keys [dim][64], values [64][dim]. Paired, where the processor multiplies pairs of bfloat16
+// and the cache holds nothing wider: keys [dim / 2][64] words of two neighbouring dimensions, values [32][dim] words of
+// two neighbouring keys; 8-bit integers are exact in bfloat16, their scales are applied to scores and weights.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "kv_layer.hpp"
+
+namespace tandem {
+
+inline constexpr int kTileKeys = 64;
+inline constexpr int kScoreVecs = 4;  // vectors that accumulate a row's scores, or a part of its output
+inline constexpr int kRowBlock = kLanes == 16 ? 4 : 2;
+
+#if defined(__AVX512BF16__)
+template <KvType type>
+inline constexpr bool kPaired = type != KvType::f32;
+#else
+template <KvType type>
+inline constexpr bool kPaired = false;
+#endif
+
+// Dimensions are padded to whole tiles of registers: 32 of them are 16 pairs.
+TANDEM_INLINE int padded_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
+
+// Rows of one KV head, one run of query tokens. Owned by a thread and reused.
+struct AttentionScratch {
+  int dim = 0;                       // padded
+  std::vector<float> query;          // [rows][dim], or words of pairs in its first half
+  std::vector<float> keys, values;   // words, if paired
+  std::vector<float> square;         // rows to be transposed
+  std::vector<float> key_scales, value_scales;
+  std::vector<float> scores;         // [rows][64]; after softening the weights, in words of pairs if paired
+  std::vector<float> peak, total, out;              // of the current split
+  std::vector<float> all_peak, all_total, all_out;  // of all splits so far
+
+  void reserve(int rows, int head_dim) {
+    dim = padded_dim(head_dim);
+    size_t flat = static_cast<size_t>(rows) * dim;
+    for (auto* part : {&query, &out, &all_out}) part->resize(flat);
+    for (auto* part : {&peak, &total, &all_peak, &all_total}) part->resize(rows);
+    keys.resize(static_cast<size_t>(kTileKeys) * dim);
+    values.resize(static_cast<size_t>(kTileKeys) * dim);
+    square.resize(static_cast<size_t>(kLanes) * dim);
+    key_scales.resize(kTileKeys);
+    value_scales.resize(kTileKeys);
+    scores.resize(static_cast<size_t>(rows) * kTileKeys);
+  }
+};
+
+TANDEM_INLINE uint32_t* words(std::vector<float>& floats) { return reinterpret_cast<uint32_t*>(floats.data()); }
+
+// Where the rows of up to 64 neighbouring positions lie.
+struct TileRows {
+  const uint8_t *key[kTileKeys], *value[kTileKeys];
+
+  TileRows(const KvLayer& kv, const int32_t* table, int head, int first, int count) {
+    const int64_t pitch = static_cast<int64_t>(kv.kv_heads) * kv.row_bytes();
+    for (int key_index = 0; key_index < count;) {
+      int position = first + key_index, slot = position % kv.block_size;
+      const uint8_t* k = kv.row(table[position / kv.block_size], 0, slot, head);
+      const uint8_t* v = kv.row(table[position / kv.block_size], 1, slot, head);
+      for (; slot < kv.block_size && key_index < count; slot++, key_index++, k += pitch, v += pitch) {
+        key[key_index] = k;
+        value[key_index] = v;
+      }
+    }
+  }
+};
+
+// Missing keys are zeros; their scores are masked.
+template <KvType type>
+static void load_plain(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
+  float* square = s.square.data();
+  for (int group = 0; group < count; group += kLanes) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      int key = group + lane;
+      float* to = square + lane * s.dim;
+      if (key < count)
+        read_row<type>(rows.key[key], head_dim, to), read_row<type>(rows.value[key], head_dim, &s.values[key * s.dim]);
+      else
+        std::memset(to, 0, sizeof(float) * head_dim);
+    }
+    for (int d = 0; d < s.dim; d += kLanes) {
+      Vec vecs[kLanes];
+      for (int lane = 0; lane < kLanes; lane++) vecs[lane] = load(square + lane * s.dim + d);
+      transpose(vecs);
+      for (int i = 0; i < kLanes; i++) store(&s.keys[static_cast<size_t>(d + i) * kTileKeys + group], vecs[i]);
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+// 32 elements from `d` on as bfloat16, zeros past the end.
+template <KvType type>
+TANDEM_INLINE __m512i load_pairs(const uint8_t* row, int d, int head_dim) {
+  __mmask32 mask = d + 32 <= head_dim ? ~0u : (1u << (head_dim - d)) - 1;
+  if constexpr (type == KvType::bf16) {
+    return _mm512_maskz_loadu_epi16(mask, row + 2 * d);
+  } else {
+    __m256i raw = _mm256_maskz_loadu_epi8(mask, row + d);
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(raw)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(raw, 1)));
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  }
+}
+
+template <KvType type>
+static void load_paired(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
+  uint32_t *keys = words(s.keys), *values = words(s.values);
+  for (int group = 0; group < count; group += kLanes)
+    for (int d = 0; d < s.dim; d += 32) {
+      Vec square[kLanes];
+      for (int lane = 0; lane < kLanes; lane++)
+        square[lane] = group + lane < count ? (Vec)load_pairs<type>(rows.key[group + lane], d, head_dim) : Vec{};
+      transpose(square);
+      for (int i = 0; i < kLanes; i++) store((float*)&keys[(d / 2 + i) * kTileKeys + group], square[i]);
+    }
+  const __m512i low = (__m512i)(__v32hi){0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int key = 0; key < count; key += 2)
+    for (int d = 0; d < s.dim; d += 32) {
+      __m512i even = load_pairs<type>(rows.value[key], d, head_dim);
+      __m512i odd = key + 1 < count ? load_pairs<type>(rows.value[key + 1], d, head_dim) : _mm512_setzero_si512();
+      uint32_t* to = values + key / 2 * s.dim + d;
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(even, high, odd));
+    }
+  if constexpr (type == KvType::i8)
+    for (int key = 0; key < kTileKeys; key++) {
+      s.key_scales[key] = key < count ? row_scale(rows.key[key], head_dim) : 0.0f;
+      s.value_scales[key] = key < count ? row_scale(rows.value[key], head_dim) : 0.0f;
+    }
+}
+#endif
+
+template <KvType type>
+TANDEM_INLINE void load_tile(const KvLayer& kv, const int32_t* table, int head, int first, int count,
+                             AttentionScratch& s) {
+  const TileRows rows(kv, table, head, first, count);
+#if defined(__AVX512BF16__)
+  if constexpr (kPaired<type>) return load_paired<type>(rows, count, kv.head_dim, s);
+#endif
+  load_plain<type>(rows, count, kv.head_dim, s);
+}
+
+// sum + a * b of float32, or of pairs of bfloat16; `b` is one word for all lanes.
+template <bool paired>
+TANDEM_INLINE Vec accumulate(Vec sum, Vec a, float b) {
+#if defined(__AVX512BF16__)
+  if constexpr (paired) {
+    uint32_t word;
+    std::memcpy(&word, &b, 4);
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(word));
+  }
+#endif
+  return sum + a * b;
+}
+
+// scores [kRows][64] of queries [kRows][query_pitch]; `units` words each.
+template <bool paired, int kRows>
+static void score_rows(const float* query, int query_pitch, const float* keys, int units, int columns, float* scores) {
+  for (int column = 0; column < columns; column += kScoreVecs * kLanes) {
+    Vec acc[kRows][kScoreVecs] = {};
+    for (int u = 0; u < units; u++)
+      for (int v = 0; v < kScoreVecs; v++) {
+        Vec key = load(keys + u * kTileKeys + column + v * kLanes);
+        for (int m = 0; m < kRows; m++) acc[m][v] = accumulate<paired>(acc[m][v], key, query[m * query_pitch + u]);
+      }
+    for (int m = 0; m < kRows; m++)
+      for (int v = 0; v < kScoreVecs; v++) store(scores + m * kTileKeys + column + v * kLanes, acc[m][v]);
+  }
+}
+
+// out [kRows][dim] += weights [kRows][64] times values; `units` keys or pairs of keys.
+template <bool paired, int kRows, int kVecs>
+TANDEM_INLINE void weigh_part(const float* weights, const float* values, int units, int dim, float* out) {
+  Vec acc[kRows][kVecs];
+  for (int m = 0; m < kRows; m++)
+    for (int v = 0; v < kVecs; v++) acc[m][v] = load(out + m * dim + v * kLanes);
+  for (int j = 0; j < units; j++)
+    for (int v = 0; v < kVecs; v++) {
+      Vec value = load(values + static_cast<size_t>(j) * dim + v * kLanes);
+      for (int m = 0; m < kRows; m++) acc[m][v] = accumulate<paired>(acc[m][v], value, weights[m * kTileKeys + j]);
+    }
+  for (int m = 0; m < kRows; m++)
+    for (int v = 0; v < kVecs; v++) store(out + m * dim + v * kLanes, acc[m][v]);
+}
+
+template <bool paired, int kRows>
+static void weigh_rows(const float* weights, const float* values, int units, int dim, float* out) {
+  int d = 0;
+  for (; d + kScoreVecs * kLanes <= dim; d += kScoreVecs * kLanes)
+    weigh_part<paired, kRows, kScoreVecs>(weights, values + d, units, dim, out + d);
+  for (; d < dim; d += kLanes) weigh_part<paired, kRows, 1>(weights, values + d, units, dim, out + d);
+}
+
+}  // namespace tandem
