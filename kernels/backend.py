@@ -80,6 +80,7 @@ class Backend:
         linear: Makes a matrix multiplication of `(weight [out, in], bias [out] or None)`; may repack the weight, so the
             caller drops its own reference.
         numerics: Equal where a step's bits are: part of the fingerprint, so that unequal workers never pair.
+        any_kv_dtype: The KV cache may be float32, bfloat16 or int8 whatever the weights are; else it is of their dtype.
         library: The native library that computes whole steps; None = a step is made of `ops`.
     """
 
@@ -88,6 +89,7 @@ class Backend:
     linear: Callable[[torch.Tensor, torch.Tensor | None], Linear]
     numerics: str = "torch"
     library: Library | None = None
+    any_kv_dtype: bool = False
 
 
 def load_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
@@ -112,7 +114,8 @@ def load_backend(name: str, device: torch.device, dtype: torch.dtype = torch.flo
     ops = cast(Ops, importlib.import_module(BACKENDS[name]))
     if name == "native":
         return _native(ops)
-    return Backend(name=name, ops=ops, linear=packed_linear if name == "cpu" else dense_linear)
+    linear = packed_linear if name == "cpu" else dense_linear
+    return Backend(name=name, ops=ops, linear=linear, any_kv_dtype=name == "reference")
 
 
 def _native(ops: Ops) -> Backend:
@@ -122,7 +125,7 @@ def _native(ops: Ops) -> Backend:
         raise ValueError(str(exc)) from exc
     numerics = f"native-{library.isa.name.lower()}"
     linear = functools.partial(NativeLinear, library)
-    return Backend(name="native", ops=ops, linear=linear, numerics=numerics, library=library)
+    return Backend(name="native", ops=ops, linear=linear, numerics=numerics, library=library, any_kv_dtype=True)
 
 
 def _best_for_cpu(dtype: torch.dtype) -> str:

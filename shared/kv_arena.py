@@ -5,6 +5,7 @@ Block-major, so that one block is one contiguous run of bytes, sent and received
     [num_blocks, num_layers, 2 (key, value), block_size, num_kv_heads, head_dim]
      `------------------ one block: `block_bytes` -----------------------------'
 
+Blocks of int8 hold, behind the head_dim values of every head, their float32 scale: a row is head_dim + 4 bytes then.
 A layer's view `arena[:, layer]` is strided by whole blocks; kernels take that stride. Imports no torch: the engine
 wraps `SharedArena.buffer` in a tensor, kv_transfer in UCX arrays.
 """
@@ -24,7 +25,10 @@ from shared.errors import ConfigurationError
 
 LAYOUT_VERSION = 1
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+SCALE_BYTES = 4
+"""Behind every row of an int8 cache; see `kernels.reference.quantized_kv`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,18 @@ class KvLayout:
 
     @property
     def block_shape(self) -> tuple[int, int, int, int, int]:
-        """`(num_layers, 2, block_size, num_kv_heads, head_dim)`."""
-        return (self.num_layers, 2, self.block_size, self.num_kv_heads, self.head_dim)
+        """`(num_layers, 2, block_size, num_kv_heads, row_elements)`."""
+        return (self.num_layers, 2, self.block_size, self.num_kv_heads, self.row_elements)
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of one token's row of one head: its values and, of int8, their scale."""
+        return self.head_dim + (SCALE_BYTES if self.dtype == "int8" else 0)
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers."""
-        elements = self.num_layers * 2 * self.block_size * self.num_kv_heads * self.head_dim
+        elements = self.num_layers * 2 * self.block_size * self.num_kv_heads * self.row_elements
         return elements * DTYPE_BYTES[self.dtype]
 
     @property

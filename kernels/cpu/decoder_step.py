@@ -86,8 +86,8 @@ class DecoderStep:
             block_tables: int32 `[S, max_blocks]`, any row stride.
             query_start: int32 `[S + 1]`.
             seq_lens: int32 `[S]`.
-            kv_layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, float32 or bfloat16, or int8 rows
-                with scales as in `kernels.reference.quantized_kv`; mutated.
+            kv_layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, float32, bfloat16, or int8 with
+                scales as in `kernels.reference.quantized_kv`; mutated.
 
         Returns:
             New float32 `[T, hidden]`, before the final norm.

@@ -58,6 +58,7 @@ class ClusterSpec:
     kv_cache_bytes: int = 512 << 20
     tier_bytes: int = 1 << 30
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     backend: str = "auto"
     threads: int = 1
     max_model_len: int = 0
@@ -175,6 +176,7 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_WORKER_ARENA_DIR": str(spec.arena_dir),
             "TANDEM_WORKER_KV_CACHE_BYTES": str(spec.kv_cache_bytes),
             "TANDEM_WORKER_DTYPE": spec.dtype,
+            "TANDEM_WORKER_KV_CACHE_DTYPE": spec.kv_cache_dtype,
             "TANDEM_WORKER_BACKEND": spec.backend,
             "TANDEM_WORKER_MAX_MODEL_LEN": str(spec.max_model_len),
             "TANDEM_WORKER_THREADS": str(spec.threads),

@@ -7,7 +7,12 @@ import torch
 from shared.errors import ConfigurationError
 from shared.kv_arena import KvLayout, SharedArena
 
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 class KvCache:
@@ -16,7 +21,7 @@ class KvCache:
     Attributes:
         layout: Geometry of a block.
         num_blocks: Blocks in all.
-        tensor: `[num_blocks, num_layers, 2, block_size, num_kv_heads, head_dim]`, CPU, contiguous.
+        tensor: `[num_blocks, num_layers, 2, block_size, num_kv_heads, row_elements]`, CPU, contiguous.
         layers: `layer(i)` for all layers, made once.
     """
 
@@ -36,7 +41,7 @@ class KvCache:
         self.layers = [self.tensor[:, index] for index in range(layout.num_layers)]
 
     def layer(self, index: int) -> torch.Tensor:
-        """One layer's view `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, strided by whole blocks."""
+        """One layer's view `[num_blocks, 2, block_size, num_kv_heads, row_elements]`, strided by whole blocks."""
         return self.layers[index]
 
 

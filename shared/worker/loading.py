@@ -42,6 +42,7 @@ class LoadedEngine:
     engine: Engine
     arena: SharedArena
     layout: KvLayout
+    dtype: str
     fingerprint: Fingerprint
     served_name: str
     backend_name: str
@@ -67,8 +68,9 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
     directory = resolve_model(settings.model)
     config = ModelConfig.from_pretrained(directory, max_model_len=settings.max_model_len)
     dtype = resolve_dtype(settings.dtype, device.type)
-    layout = KvLayout(config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, dtype)
     backend = _backend(settings.backend, device, TORCH_DTYPES[dtype])
+    kv_dtype = _kv_dtype(settings.kv_cache_dtype, dtype, backend)
+    layout = KvLayout(config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, kv_dtype)
     model = load_decoder(
         directory,
         config,
@@ -102,11 +104,14 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         ),
         on_step,
     )
-    log.info("loaded", seconds=round(time.monotonic() - started_s, 2), dtype=dtype, blocks=arena.num_blocks)
+    log.info(
+        "loaded", seconds=round(time.monotonic() - started_s, 2), dtype=dtype, kv=kv_dtype, blocks=arena.num_blocks
+    )
     return LoadedEngine(
         engine=engine,
         arena=arena,
         layout=layout,
+        dtype=dtype,
         fingerprint=model_fingerprint(directory, config, dtype, layout, backend.numerics),
         served_name=settings.served_model_name or Path(settings.model).name,
         backend_name=backend.name,
@@ -121,6 +126,22 @@ def _backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         return load_backend(name, device, dtype)
     except (ValueError, ImportError) as exc:
         raise ConfigurationError(f"kernel backend: {exc}") from exc
+
+
+def _kv_dtype(wanted: str, dtype: str, backend: Backend) -> str:
+    """The KV cache's element type.
+
+    Raises:
+        ConfigurationError: The backend caches in the weights' dtype only.
+    """
+    if wanted in ("auto", dtype):
+        return dtype
+    if not backend.any_kv_dtype:
+        raise ConfigurationError(
+            f"kv_cache_dtype is {wanted}, but the {backend.name} backend caches in the weights' {dtype} only; "
+            "the native CPU backend has all of them"
+        )
+    return wanted
 
 
 class _LoadingLog:

@@ -222,7 +222,7 @@ def _identity(settings: WorkerSettings, role: Role, loaded: LoadedEngine) -> Wor
         incarnation=new_incarnation(),
         fingerprint=Fingerprint(loaded.fingerprint),
         model=loaded.served_name,
-        dtype=loaded.layout.dtype,
+        dtype=loaded.dtype,
         backend=loaded.backend_name,
         block_size=loaded.layout.block_size,
         max_model_len=loaded.max_model_len,

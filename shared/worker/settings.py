@@ -23,6 +23,7 @@ class WorkerSettings(ServiceSettings):
         run_dir: For this worker's own Unix socket.
         arena_dir: For the KV arena file; must be memory-backed and shared with kv_transfer.
         kv_cache_bytes: Size of the arena; rounded down to whole blocks.
+        kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head.
         max_model_len: Context limit in tokens; 0 = the model's own.
         max_batch_tokens: Tokens computed per step at most.
         max_sequences: Sequences running at once at most.
@@ -48,6 +49,7 @@ class WorkerSettings(ServiceSettings):
     block_size: Literal[16, 32, 64, 128] = 16
     kv_cache_bytes: int = Field(default=512 << 20, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     backend: Literal["auto", "reference", "cpu", "native", "triton"] = "auto"
     device: str = "auto"
     max_model_len: int = Field(default=0, ge=0)

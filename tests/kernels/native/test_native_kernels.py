@@ -66,7 +66,9 @@ def test_elementwise_ops_equal_reference(library, rows, width):
 
 
 @pytest.mark.parametrize("dtype", KV_DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 64), (3, 1, 24), (4, 4, 2), (8, 1, 40), (2, 1, 130)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(6, 2, 64), (3, 1, 24), (4, 4, 2), (8, 1, 40), (2, 1, 130)]
+)
 def test_attention_equals_reference_and_ignores_what_lies_past_the_end(library, dtype, heads, kv_heads, head_dim):
     runs = [(1, 1), (1, 130), (17, 17), (33, 70), (1, 64), (5, 65), (1, 1030), (3, 513), (40, 530)]
     widths = [-(-length // BLOCK) for _, length in runs]
