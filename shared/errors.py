@@ -15,7 +15,8 @@
     |- Unavailable               503  no worker can take this now
     |  |- WorkerLost             503  the worker died, drained or was cut off
     |  |- StaleIncarnation       503  the call meant an earlier life of the process
-    |  `- FingerprintMismatch    503  two processes whose KV is not interchangeable
+    |  |- FingerprintMismatch    503  two processes whose KV is not interchangeable
+    |  `- PeerNotAllowed         503  the caller's certificate does not give it that call
     `- ConfigurationError        ---  start-up only: settings, model files, ports
 
 `code` is stable: it is what clients, metrics and the wire see. Servicers turn errors into gRPC status through
@@ -157,6 +158,14 @@ class FingerprintMismatch(Unavailable):
 
     code = "fingerprint_mismatch"
     grpc_status = "FAILED_PRECONDITION"
+
+
+class PeerNotAllowed(Unavailable):
+    """The caller's certificate does not give it the right to this call."""
+
+    code = "peer_not_allowed"
+    grpc_status = "PERMISSION_DENIED"
+    retryable = False
 
 
 class ConfigurationError(TandemError):

@@ -16,8 +16,9 @@ import msgspec
 import typer
 from rich.console import Console
 
+from services.cli.certificates import fleet_members, issue_certificates
 from services.cli.chat import Conversation, chat, first_model
-from services.cli.cluster import ClusterSpec, free_port
+from services.cli.cluster import ClusterSpec, free_port, with_certificates
 from services.cli.doctor import examine, print_findings
 from services.cli.down import down
 from services.cli.preflight import check_port, check_shared_memory, default_threads, served_name
@@ -63,6 +64,7 @@ def up_command(
     threads: Annotated[int, typer.Option(min=0, help="Per worker; 0 = the machine's cores shared equally")] = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for everything to come up")] = 900,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS between the services")] = False,
     run_dir: RunDir = None,
 ) -> None:
     """Starts Redis, workers with their sidecars, and a gateway.
@@ -95,9 +97,29 @@ def up_command(
         raise ConfigurationError(
             f"a cluster already runs in {spec.run_dir} (pid {pid}): `tandem down` stops it, or give another --run-dir"
         )
+    if tls:
+        spec = with_certificates(spec)
     check_port(spec.host, spec.port)
     check_shared_memory(spec)
     (up_detached if detach else up_in_foreground)(spec, Console())
+
+
+@app.command("certs")
+def certs_command(
+    directory: Annotated[Path, typer.Argument(help="The authority's key stays here; each member gets a directory")],
+    prefill: Annotated[list[str] | None, typer.Option(help="Id of a prefill worker; repeat for more")] = None,
+    decode: Annotated[list[str] | None, typer.Option(help="Id of a decode worker; repeat for more")] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Name or address on top of localhost; repeat for more")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Validity")] = 365,
+) -> None:
+    """Makes a certificate authority and a certificate for every service; run it again to renew them.
+
+    Without worker ids the workers' certificates speak for any worker of their role.
+    """
+    members = fleet_members(prefill or (), decode or ())
+    absolute = issue_certificates(directory, members, hosts=host or (), days=days)
+    for member in members:
+        typer.echo(absolute / member.directory_name)
 
 
 @app.command("down")

@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from services.cli.certificates import Member, fleet_members, issue_certificates
 from services.cli.process import ProcessSpec, python_module
 from shared.directory.redis_server import find_redis_binary, redis_command
 from shared.errors import ConfigurationError
+from shared.rpc.tls import PeerRole
 
 # Each service bounds its own drain below this; what is still there then is stuck.
 _GATEWAY_GRACE_S = 25.0
@@ -44,6 +46,7 @@ class ClusterSpec:
         tier_bytes: Host memory per worker for blocks that its cache evicted.
         threads: Compute threads per worker.
         max_model_len: 0 = the model's own.
+        tls_dir: Certificates as `tandem certs` issues them; None = plaintext between the services.
         ready_timeout_s: For all of it to come up.
     """
 
@@ -63,6 +66,7 @@ class ClusterSpec:
     threads: int = 1
     max_model_len: int = 0
     log_level: str = "info"
+    tls_dir: Path | None = None
     ready_timeout_s: float = 900.0
 
     @property
@@ -86,6 +90,12 @@ class ClusterSpec:
         """Shared memory of this cluster's workers, nobody else's."""
         return Path("/dev/shm") / f"tandem-{os.getuid()}-{self.cluster_id}"
 
+    def tls_environment(self, variable: str, role: PeerRole, member_id: str = "") -> dict[str, str]:
+        """What tells a service where its certificate is; nothing without TLS."""
+        if self.tls_dir is None:
+            return {}
+        return {variable: str(self.tls_dir / Member(role, member_id).directory_name)}
+
     def worker_id(self, name: str) -> str:
         """A Redis that others use too may hold other clusters' workers of that name."""
         return f"{name}-{self.cluster_id}" if self.redis_url else name
@@ -96,6 +106,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def with_certificates(spec: ClusterSpec) -> ClusterSpec:
+    """The same cluster with mutual TLS: certificates are issued anew in its run directory."""
+    prefill_ids = [spec.worker_id(f"prefill-{index}") for index in range(spec.prefill)]
+    decode_ids = [spec.worker_id(f"decode-{index}") for index in range(spec.decode)]
+    return replace(spec, tls_dir=issue_certificates(spec.run_dir / "tls", fleet_members(prefill_ids, decode_ids)))
 
 
 def plan(spec: ClusterSpec) -> tuple[str, list[ProcessSpec]]:
@@ -152,6 +169,7 @@ def _transfer(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_TRANSFER_REDIS_URL": redis_url,
             "TANDEM_TRANSFER_TIER_BYTES": str(spec.tier_bytes),
             "TANDEM_TRANSFER_LOG_LEVEL": spec.log_level,
+            **spec.tls_environment("TANDEM_TRANSFER_TLS_DIR", PeerRole.TRANSFER, worker_id),
         },
     )
 
@@ -181,6 +199,7 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_WORKER_MAX_MODEL_LEN": str(spec.max_model_len),
             "TANDEM_WORKER_THREADS": str(spec.threads),
             "TANDEM_WORKER_LOG_LEVEL": spec.log_level,
+            **spec.tls_environment("TANDEM_WORKER_TLS_DIR", PeerRole("prefill" if is_prefill else "decode"), worker_id),
             **COMPUTE_ENVIRONMENT,
         },
     )
@@ -200,5 +219,6 @@ def _gateway(spec: ClusterSpec, redis_url: str) -> ProcessSpec:
             "TANDEM_GATEWAY_SERVED_MODEL_NAME": spec.served_model_name,
             "TANDEM_GATEWAY_REDIS_URL": redis_url,
             "TANDEM_GATEWAY_LOG_LEVEL": spec.log_level,
+            **spec.tls_environment("TANDEM_GATEWAY_TLS_DIR", PeerRole.GATEWAY),
         },
     )

@@ -87,6 +87,7 @@ class _Run:
             run_dir=str(spec.run_dir),
             log_dir=str(spec.log_dir),
             arena_dir=str(spec.arena_dir),
+            tls_dir=str(spec.tls_dir or ""),
             supervisor_pid=os.getpid(),
             phase="starting",
             processes=[],

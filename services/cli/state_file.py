@@ -43,6 +43,7 @@ class ClusterState:
     Attributes:
         error: Why the cluster failed to start; "" otherwise.
         startup_s: From the supervisor's start to readiness; 0 until then.
+        tls_dir: Certificates of the services; "" = plaintext.
         arena_dir: Shared memory to remove when nothing runs any more.
     """
 
@@ -56,6 +57,7 @@ class ClusterState:
     phase: Phase
     processes: list[ProcessEntry]
     startup_s: float = 0.0
+    tls_dir: str = ""
     error: str = ""
 
     @property

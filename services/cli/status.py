@@ -14,7 +14,7 @@ from protos import kv_transfer_pb2, kv_transfer_pb2_grpc, worker_pb2, worker_pb2
 from services.cli.state_file import ClusterState, living, read_state
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord, TransferRecord, WorkerRecord
-from shared.rpc.channel import open_channel
+from shared.rpc import PeerRole, TlsFiles, open_channel
 
 _CALL_TIMEOUT_S = 2.0
 
@@ -124,9 +124,10 @@ async def cluster_status(run_dir: Path) -> ClusterStatus | None:
     state = read_state(run_dir)
     if state is None:
         return None
+    tls = TlsFiles(Path(state.tls_dir) / PeerRole.OPERATOR) if state.tls_dir else None
     async with Directory(state.redis_url) as directory:
         transfers = {record.worker_id: record for record in directory.transfers()}
-        answers = await asyncio.gather(*(_worker(r, transfers.get(r.worker_id)) for r in directory.workers()))
+        answers = await asyncio.gather(*(_worker(r, transfers.get(r.worker_id), tls) for r in directory.workers()))
         processes = _processes(state, _members(directory))
         healthy = directory.healthy
     workers = sorted((w for w in answers if w is not None), key=lambda w: w.worker_id)
@@ -198,11 +199,12 @@ def _processes(state: ClusterState, members: dict[int, _Member]) -> list[Process
     return result
 
 
-async def _worker(record: WorkerRecord, transfer: TransferRecord | None) -> WorkerStatus | None:
+async def _worker(record: WorkerRecord, transfer: TransferRecord | None, tls: TlsFiles | None) -> WorkerStatus | None:
     """None when the worker does not answer: its record is older than its death."""
+    channel = open_channel(record.address, tls=tls, peer=(PeerRole(record.role), record.worker_id))
     reply, transfer_status = await asyncio.gather(
-        _ask(record.address, lambda channel: worker_pb2_grpc.WorkerStub(channel).Status(worker_pb2.StatusRequest())),
-        _transfer(transfer),
+        _ask(channel, lambda channel: worker_pb2_grpc.WorkerStub(channel).Status(worker_pb2.StatusRequest())),
+        _transfer(transfer, tls),
     )
     if reply is None:
         return None
@@ -230,12 +232,13 @@ async def _worker(record: WorkerRecord, transfer: TransferRecord | None) -> Work
     )
 
 
-async def _transfer(record: TransferRecord | None) -> TransferStatus | None:
+async def _transfer(record: TransferRecord | None, tls: TlsFiles | None) -> TransferStatus | None:
     if record is None:
         return None
     request = kv_transfer_pb2.TransferStatusRequest()
     reply = await _ask(
-        record.fetch_address, lambda channel: kv_transfer_pb2_grpc.KvFetchStub(channel).TransferStatus(request)
+        open_channel(record.fetch_address, tls=tls, peer=(PeerRole.TRANSFER, record.worker_id)),
+        lambda channel: kv_transfer_pb2_grpc.KvFetchStub(channel).TransferStatus(request),
     )
     if reply is None:
         return None
@@ -254,10 +257,10 @@ async def _transfer(record: TransferRecord | None) -> TransferStatus | None:
     )
 
 
-async def _ask(address: str, call: Callable[[grpc.aio.Channel], Awaitable[R]]) -> R | None:
+async def _ask(channel: grpc.aio.Channel, call: Callable[[grpc.aio.Channel], Awaitable[R]]) -> R | None:
     """The reply, or None when the process does not give one in time."""
     try:
-        async with asyncio.timeout(_CALL_TIMEOUT_S), open_channel(address) as channel:
+        async with asyncio.timeout(_CALL_TIMEOUT_S), channel:
             return await call(channel)
     except (grpc.aio.AioRpcError, TimeoutError):
         return None

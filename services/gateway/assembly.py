@@ -23,7 +23,8 @@ async def assemble(
     settings: GatewaySettings, model: ServedModel, directory: Directory, gateway_id: str
 ) -> AsyncIterator[Gateway]:
     """A gateway connected to its workers, until the block is left."""
-    workers, text_work, metrics = Workers(directory, gateway_id, model.name), TextWork(), RequestMetrics(model.name)
+    workers = Workers(directory, gateway_id, model.name, settings.tls)
+    text_work, metrics = TextWork(), RequestMetrics(model.name)
     dispatcher = Dispatcher(
         directory,
         workers,

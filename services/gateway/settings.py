@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from shared.rpc import TlsFiles
 from shared.settings import ServiceSettings
 
 
@@ -18,6 +20,7 @@ class GatewaySettings(ServiceSettings):
         model: Directory or hub id of the checkpoint whose tokenizer and chat template are used.
         served_model_name: What clients call it, and what workers announce; "" = the last part of `model`.
         gateway_id: "" = a random one.
+        tls_dir: Certificate, key and authorities for gRPC, see `shared/rpc/tls.py`; unset = plaintext.
         unknown_fields: Whether a field that no schema knows is refused or ignored.
         placement: `remote` prefills elsewhere whenever there is a prefill worker and a whole block to compute, `local`
             never does, `auto` takes the cheaper one as soon as the rates are measured, and is `remote` until then.
@@ -42,6 +45,7 @@ class GatewaySettings(ServiceSettings):
     served_model_name: str = ""
     gateway_id: str = ""
     redis_url: str = "redis://127.0.0.1:6379/0"
+    tls_dir: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
@@ -66,3 +70,8 @@ class GatewaySettings(ServiceSettings):
     def allowed_origins(self) -> list[str]:
         """`cors_origins`, one by one."""
         return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """This service's identity towards the others; None = plaintext."""
+        return TlsFiles(self.tls_dir) if self.tls_dir else None

@@ -20,7 +20,7 @@ from shared.directory.records import WorkerRecord
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import TandemError, WorkerLost, error_from_code
 from shared.identity import SessionId
-from shared.rpc import error_from_rpc, open_channel
+from shared.rpc import PeerRole, TlsFiles, error_from_rpc, open_channel
 
 log = structlog.get_logger(__name__)
 
@@ -47,14 +47,16 @@ class WorkerStream:
         self._is_open = True
 
     @classmethod
-    async def open(cls, record: WorkerRecord, gateway_id: str, timeout_s: float) -> WorkerStream:
+    async def open(
+        cls, record: WorkerRecord, gateway_id: str, timeout_s: float, tls: TlsFiles | None = None
+    ) -> WorkerStream:
         """Connects and waits until the worker accepted this gateway.
 
         Raises:
             StaleIncarnation, FingerprintMismatch: The process at that address is not the one that the record means.
             WorkerLost: Nobody answers.
         """
-        channel = open_channel(record.address)
+        channel = open_channel(record.address, tls=tls, peer=(PeerRole(record.role), record.worker_id))
         call = rpc.WorkerStub(channel).Generate()
         hello = pb.Hello(gateway_id=gateway_id, incarnation=record.incarnation, fingerprint=record.fingerprint)
         try:

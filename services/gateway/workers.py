@@ -16,6 +16,7 @@ from shared.directory.client import Directory
 from shared.directory.records import WorkerRecord
 from shared.errors import TandemError, WorkerLost
 from shared.identity import Incarnation, WorkerId
+from shared.rpc import TlsFiles
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +33,11 @@ class Workers:
     is gone keeps its stream while it has sessions: the directory is a hint.
     """
 
-    def __init__(self, directory: Directory, gateway_id: str, model: str) -> None:
+    def __init__(self, directory: Directory, gateway_id: str, model: str, tls: TlsFiles | None = None) -> None:
         self._directory = directory
         self._gateway_id = gateway_id
         self._model = model
+        self._tls = tls
         self._streams: dict[Incarnation, WorkerStream] = {}
         self._keepers: dict[Incarnation, asyncio.Task[None]] = {}
         self._sent_prefill: dict[WorkerId, dict[Session, int]] = {}
@@ -131,7 +133,7 @@ class Workers:
         while self._is_announced(record):
             opened_s = time.monotonic()
             try:
-                stream = await WorkerStream.open(record, self._gateway_id, CONNECT_TIMEOUT_S)
+                stream = await WorkerStream.open(record, self._gateway_id, CONNECT_TIMEOUT_S, self._tls)
             except TandemError as exc:
                 log.warning("worker_unreachable", worker_id=record.worker_id, code=exc.code, error=exc.message)
             else:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import grpc
-
 from protos import kv_transfer_pb2_grpc as rpc
 from shared.directory.records import TransferRecord
 from shared.errors import FingerprintMismatch, StaleIncarnation, WorkerLost
 from shared.identity import Fingerprint
-from shared.rpc import open_channel
+from shared.rpc import ChannelPool, PeerRole, TlsFiles
 
 
 class TransferPeers:
@@ -18,11 +16,12 @@ class TransferPeers:
 
     Args:
         transfers: The directory's present snapshot.
+        tls: With it, whoever answers at a record's address must prove to be that record's kv_transfer.
     """
 
-    def __init__(self, transfers: Callable[[], Sequence[TransferRecord]]) -> None:
+    def __init__(self, transfers: Callable[[], Sequence[TransferRecord]], tls: TlsFiles | None = None) -> None:
         self._transfers = transfers
-        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._channels = ChannelPool[tuple[str, str]](tls)
         self._absent: set[tuple[str, str]] = set()
 
     def resolve(self, holder_id: str, incarnation: str, fingerprint: Fingerprint) -> TransferRecord:
@@ -49,22 +48,19 @@ class TransferPeers:
 
     def stub(self, record: TransferRecord) -> rpc.KvFetchAsyncStub:
         """Where to call a holder."""
-        key = (record.incarnation, record.fetch_address)
-        if key not in self._channels:
-            self._channels[key] = open_channel(record.fetch_address)
-        return rpc.KvFetchStub(self._channels[key])
+        key = (str(record.incarnation), record.fetch_address)
+        channel = self._channels.channel(key, record.fetch_address, (PeerRole.TRANSFER, record.worker_id))
+        return rpc.KvFetchStub(channel)
 
     async def forget_gone(self) -> None:
         """Closes the channels of incarnations that have been absent from the directory since the last call."""
-        live = {(record.incarnation, record.fetch_address) for record in self._transfers()}
-        absent = self._channels.keys() - live
+        live = {(str(record.incarnation), record.fetch_address) for record in self._transfers()}
+        absent = self._channels.keys - live
         # Only at the second look: a channel may carry a transfer of a holder that is late with its heartbeat.
         for key in absent & self._absent:
-            await self._channels.pop(key).close()
+            await self._channels.forget(key)
         self._absent = absent
 
     async def close(self) -> None:
         """Closes every channel."""
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        await self._channels.close()

@@ -106,7 +106,7 @@ class TransferService:
         self._grants = GrantBook()
         self._sender = BlockSender(self._grants, self._executor)
         self._receiver = BlockReceiver(transport, self._executor)
-        self._peers = TransferPeers(self._directory.transfers)
+        self._peers = TransferPeers(self._directory.transfers, settings.tls)
         self._puller = Puller(settings.worker_id, self._tier, self._peers, self._receiver, self._executor)
         self._metrics = TransferMetrics(self._figures)
         self._mismatched_blocks = 0
@@ -125,7 +125,7 @@ class TransferService:
             await self._transport.start(self._sender.serve)
         except TransportError as exc:
             raise ConfigurationError(f"UCX does not start with ucx_tls={settings.ucx_tls!r}: {exc}") from exc
-        fetch_server, control_server = new_server(), new_server()
+        fetch_server, control_server = new_server(checks_callers=settings.tls is not None), new_server()
         self._fetch = KvFetchServicer(
             incarnation=self.incarnation,
             holdings=self._holdings,
@@ -135,7 +135,7 @@ class TransferService:
             status=self.status,
         )
         rpc.add_KvFetchServicer_to_server(self._fetch, fetch_server)
-        _, _, port = bind_tcp(fetch_server, settings.host, settings.port).rpartition(":")
+        _, _, port = bind_tcp(fetch_server, settings.host, settings.port, tls=settings.tls).rpartition(":")
         self.fetch_address = f"{settings.announced_host}:{port}"
         self._control = KvTransferServicer(
             worker_id=settings.worker_id,

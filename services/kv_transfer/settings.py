@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from shared.rpc import TlsFiles
 from shared.settings import ServiceSettings
 
 
@@ -23,6 +24,8 @@ class TransferSettings(ServiceSettings):
         port: Of the Fetch service; 0 = any.
         ucx_port: Of the UCX listener; 0 = any.
         ucx_tls: "tcp"; "shm" for sidecars that share host, user, PID and IPC namespace; or a UCX transport list.
+        tls_dir: Certificate, key and authorities for gRPC, see `shared/rpc/tls.py`; unset = plaintext. UCX's bytes are
+            never encrypted.
         tier_bytes: Host memory for blocks that the worker evicts; 0 = keep none.
         heartbeat_s: Of the directory.
         drain_timeout_s: After SIGTERM, open transfers get this long to finish.
@@ -39,6 +42,7 @@ class TransferSettings(ServiceSettings):
     ucx_port: int = Field(default=0, ge=0, le=65535)
     ucx_tls: str = "tcp"
     redis_url: str = "redis://127.0.0.1:6379/0"
+    tls_dir: Path | None = None
     heartbeat_s: float = Field(default=1.0, gt=0)
     tier_bytes: int = Field(default=1 << 30, ge=0)
     drain_timeout_s: float = Field(default=10.0, ge=0)
@@ -50,3 +54,8 @@ class TransferSettings(ServiceSettings):
     def announced_host(self) -> str:
         """Where peers find this process."""
         return self.advertise_host or self.host
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """This service's identity towards the others; None = plaintext."""
+        return TlsFiles(self.tls_dir) if self.tls_dir else None

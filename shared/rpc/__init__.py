@@ -13,10 +13,15 @@ Asyncio (`grpc.aio`) only.
 """
 
 from shared.rpc.channel import open_channel, unix_target
+from shared.rpc.channel_pool import ChannelPool
 from shared.rpc.server import bind_tcp, bind_unix, new_server
 from shared.rpc.status import abort_with, error_from_rpc, rpc_errors
+from shared.rpc.tls import PeerRole, TlsFiles
 
 __all__ = [
+    "ChannelPool",
+    "PeerRole",
+    "TlsFiles",
     "abort_with",
     "bind_tcp",
     "bind_unix",

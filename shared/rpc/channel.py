@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 
 from shared.errors import ConfigurationError
+from shared.rpc.tls import PeerRole, TlsFiles, peer_name
 
 KEEPALIVE_S = 2.0
 """A silent peer is pinged after this long, and given up when it stays silent for as long again."""
@@ -49,16 +50,24 @@ def unix_target(path: str | Path) -> str:
     return f"unix:{absolute}"
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
+def open_channel(
+    target: str, *, tls: TlsFiles | None = None, peer: tuple[PeerRole, str] | None = None
+) -> grpc.aio.Channel:
     """Opens a channel; connects on first use and reconnects by itself, within 100 ms to 1 s of the peer's return.
 
     A call on a channel whose peer is away fails at once as `WorkerLost`, unless made with `wait_for_ready=True`.
 
     Args:
         target: "host:port", or `unix_target(path)`.
+        tls: This process's identity; None = plaintext, as on Unix sockets.
+        peer: Role and id of the member that is meant; with `tls`, whoever answers must prove to be that one, whatever
+            the address is. None = the address itself must be in the certificate.
 
     Returns:
         A channel that the caller closes (`async with`, or `await channel.close()`); closing cancels its open calls.
+
+    Raises:
+        ConfigurationError: The files of `tls` cannot be used (any more).
     """
     options = [
         *transport_options(),
@@ -70,4 +79,7 @@ def open_channel(target: str) -> grpc.aio.Channel:
         # Peers are on the private network; a proxy set for the hub's downloads is not meant for them.
         ("grpc.enable_http_proxy", 0),
     ]
-    return grpc.aio.insecure_channel(target, options=options)
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    named = [("grpc.ssl_target_name_override", peer_name(*peer))] if peer else []
+    return grpc.aio.secure_channel(target, tls.channel_credentials(), options=[*options, *named])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -11,19 +12,24 @@ import grpc
 import structlog
 
 from shared.errors import ConfigurationError, InternalError, TandemError
+from shared.rpc.access import check_caller
 from shared.rpc.channel import KEEPALIVE_S, transport_options, unix_target
 from shared.rpc.status import abort_with
+from shared.rpc.tls import TlsFiles
 
 _log = structlog.get_logger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def new_server() -> grpc.aio.Server:
+def new_server(*, checks_callers: bool = False) -> grpc.aio.Server:
     """Makes a server that is not yet bound or started.
 
     Servicers simply raise: a `TandemError` reaches the caller as itself (`error_from_rpc`), anything else is logged
     with its traceback and reaches the caller as `InternalError` without details.
+
+    Args:
+        checks_callers: Refuse calls that the caller's role has no right to, see `access`; for servers bound with TLS.
     """
     options = [
         *transport_options(),
@@ -33,33 +39,38 @@ def new_server() -> grpc.aio.Server:
         # Two processes on one port would share its connections at random.
         ("grpc.so_reuseport", 0),
     ]
-    return grpc.aio.server(options=options, interceptors=[_ErrorInterceptor()])
+    return grpc.aio.server(options=options, interceptors=[_ErrorInterceptor(checks_callers=checks_callers)])
 
 
-def bind_tcp(server: grpc.aio.Server, host: str, port: int) -> str:
+def bind_tcp(server: grpc.aio.Server, host: str, port: int, *, tls: TlsFiles | None = None) -> str:
     """Binds a TCP port.
 
     Args:
         server: Not started yet.
         host: A name or address; IPv6 without brackets.
         port: 0 lets the system choose.
+        tls: Speak mutual TLS, and nothing else, as this identity.
 
     Returns:
         "host:port" as peers on the same network dial it.
 
     Raises:
-        ConfigurationError: The address is taken or not ours.
+        ConfigurationError: The address is taken or not ours, or the files of `tls` cannot be used.
     """
     name = f"[{host}]" if ":" in host else host
+    credentials = tls.server_credentials() if tls else None
     try:
-        bound = server.add_insecure_port(f"{name}:{port}")
+        if credentials is None:
+            bound = server.add_insecure_port(f"{name}:{port}")
+        else:
+            bound = server.add_secure_port(f"{name}:{port}", credentials)
     except RuntimeError as exc:
         raise ConfigurationError(f"cannot listen on {name}:{port}: port taken, or not an address of ours") from exc
     return f"{name}:{bound}"
 
 
 def bind_unix(server: grpc.aio.Server, path: str | Path) -> str:
-    """Binds a Unix socket, replacing the file that a dead process left.
+    """Binds a Unix socket, for this user alone, replacing the file that a dead process left.
 
     Returns:
         The target to dial.
@@ -68,15 +79,22 @@ def bind_unix(server: grpc.aio.Server, path: str | Path) -> str:
         ConfigurationError: The path is too long, or its directory is missing or not writable.
     """
     target = unix_target(path)
+    # A mode set afterwards would leave an instant in which anybody may connect.
+    mask = os.umask(0o177)
     try:
         server.add_insecure_port(target)
     except RuntimeError as exc:
         raise ConfigurationError(f"cannot listen on {target}: {exc}") from exc
+    finally:
+        os.umask(mask)
     return target
 
 
 class _ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a servicer raises into a status."""
+    """Turns what a servicer raises into a status; where asked to, checks the caller first."""
+
+    def __init__(self, *, checks_callers: bool) -> None:
+        self._checks_callers = checks_callers
 
     async def intercept_service(
         self,
@@ -93,17 +111,19 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
         wrap = _guard_stream if handler.response_streaming else _guard_unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(
-            wrap(method, getattr(handler, kind)),
+            wrap(method, getattr(handler, kind), self._checks_callers),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
 def _guard_unary(
-    method: str, behavior: Callable[[Any, _Context], Awaitable[Any]]
+    method: str, behavior: Callable[[Any, _Context], Awaitable[Any]], checks_caller: bool
 ) -> Callable[[Any, _Context], Awaitable[Any]]:
     async def guarded(request: Any, context: _Context) -> Any:
         try:
+            if checks_caller:
+                check_caller(method, context.auth_context())
             return await behavior(request, context)
         except grpc.aio.AbortError:
             raise
@@ -114,10 +134,14 @@ def _guard_unary(
 
 
 def _guard_stream(
-    method: str, behavior: Callable[[Any, _Context], AsyncGenerator[Any, None] | Awaitable[None]]
+    method: str,
+    behavior: Callable[[Any, _Context], AsyncGenerator[Any, None] | Awaitable[None]],
+    checks_caller: bool,
 ) -> Callable[[Any, _Context], AsyncIterator[Any]]:
     async def guarded(request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
+            if checks_caller:
+                check_caller(method, context.auth_context())
             replies = behavior(request, context)
             if not isinstance(replies, AsyncGenerator):
                 await replies  # a coroutine that writes through the context

@@ -163,7 +163,7 @@ async def _running(
     host_socket = settings.run_dir / f"{settings.worker_id}.host.sock"
     watched = (WorkerRecord, TransferRecord)
     directory = Directory(settings.redis_url, heartbeat_s=settings.heartbeat_s, watch=watched)
-    peers = Peers(directory, identity.fingerprint)
+    peers = Peers(directory, identity.fingerprint, settings.tls)
     link = _link(settings, role, loaded, identity, host_socket)
     status = WorkerStatus(identity, engine, link)
     parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics)
@@ -174,9 +174,9 @@ async def _running(
     host_server = new_server()
     transfer_rpc.add_BlockHostServicer_to_server(BlockHostServicer(engine), host_server)
     bind_unix(host_server, host_socket)
-    server = new_server()
+    server = new_server(checks_callers=settings.tls is not None)
     worker_rpc.add_WorkerServicer_to_server(make_servicer(parts), server)
-    address = bind_tcp(server, settings.host, settings.port)
+    address = bind_tcp(server, settings.host, settings.port, tls=settings.tls)
 
     async with contextlib.AsyncExitStack() as stack:
         await host_server.start()

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from shared.rpc import TlsFiles
 from shared.settings import ServiceSettings
 
 
@@ -19,6 +20,7 @@ class WorkerSettings(ServiceSettings):
         served_model_name: What clients call it; "" = the directory's or id's last part.
         worker_id: Unique in the fleet and stable over restarts.
         host, port: Where gRPC is served and announced; port 0 = any.
+        tls_dir: Certificate, key and authorities for gRPC, see `shared/rpc/tls.py`; unset = plaintext.
         transfer_socket: Unix socket of this worker's kv_transfer.
         run_dir: For this worker's own Unix socket.
         arena_dir: For the KV arena file; must be memory-backed and shared with kv_transfer.
@@ -43,6 +45,7 @@ class WorkerSettings(ServiceSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     redis_url: str = "redis://127.0.0.1:6379/0"
+    tls_dir: Path | None = None
     transfer_socket: Path
     run_dir: Path
     arena_dir: Path = Path("/dev/shm")
@@ -64,3 +67,8 @@ class WorkerSettings(ServiceSettings):
     metrics_port: int = Field(default=0, ge=-1, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """This service's identity towards the others; None = plaintext."""
+        return TlsFiles(self.tls_dir) if self.tls_dir else None

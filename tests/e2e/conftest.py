@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,6 +89,20 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     finally:
         gateway.terminate()
         gateway.wait(30)
+        stop_suite(suite)
+
+
+@pytest.fixture(scope="module")
+def start_another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Suite]]:
+    """`start_another(*options)`: a suite of the module's own, stopped at its end."""
+    suites: list[Suite] = []
+
+    def start(*options: str) -> Suite:
+        suites.append(start_suite(tmp_path_factory.mktemp("another"), *options))
+        return suites[-1]
+
+    yield start
+    for suite in suites:
         stop_suite(suite)
 
 
