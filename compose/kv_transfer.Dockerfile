@@ -18,6 +18,8 @@ FROM python:3.11-slim
 # The same number in all images: worker and sidecar share memory and sockets that only their user may open.
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin tandem
 COPY --from=build /opt/tandem /opt/tandem
+# A volume mounted here belongs to that user, too.
+RUN install -d -o tandem -m 0700 /var/lib/tandem
 ENV PATH=/opt/tandem/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER tandem
 WORKDIR /home/tandem

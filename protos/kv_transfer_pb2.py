@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/kv_transfer.proto\x12\x06tandem\"\xac\x01\n\rAttachRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\narena_path\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bhost_socket\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\"T\n\x08\x41ttached\x12\x1c\n\x14transfer_incarnation\x18\x01 \x01(\t\x12\x15\n\rfetch_address\x18\x02 \x01(\t\x12\x13\n\x0btier_blocks\x18\x03 \x01(\x05\"\x8c\x01\n\x0bPullRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tholder_id\x18\x02 \x01(\t\x12\x1a\n\x12holder_incarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\x83\x01\n\tPullReply\x12\x10\n\x08verified\x18\x01 \x03(\x08\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x10\n\x08verify_s\x18\x04 \x01(\x01\x12\x0f\n\x07missing\x18\x05 \x01(\x05\x12\x12\n\nmismatched\x18\x06 \x01(\x05\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"6\n\x0bSaveRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x11\n\tblock_ids\x18\x02 \x03(\x05\"\x1a\n\tSaveReply\x12\r\n\x05saved\x18\x01 \x03(\x08\"=\n\x0b\x42lockEvents\x12\x0e\n\x06sealed\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65victed\x18\x02 \x01(\x0c\x12\r\n\x05reset\x18\x03 \x01(\x08\"\x0e\n\x0cPublishReply\"b\n\x0c\x46\x65tchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\"\x8d\x01\n\nFetchReply\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x10\n\x08ucx_host\x18\x03 \x01(\t\x12\x10\n\x08ucx_port\x18\x04 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x03\x12\x11\n\tavailable\x18\x06 \x03(\x05\x12\x0f\n\x07refused\x18\x07 \x01(\t\"\"\n\nPinRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x1d\n\x08PinReply\x12\x11\n\tblock_ids\x18\x01 \x03(\x05\"\x17\n\x15TransferStatusRequest\"\xa9\x02\n\x13TransferStatusReply\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x10\n\x08\x61ttached\x18\x05 \x01(\x08\x12\x13\n\x0btier_blocks\x18\x06 \x01(\x05\x12\x12\n\ntier_bytes\x18\x07 \x01(\x03\x12\x19\n\x11tier_budget_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x61\x63tive_transfers\x18\t \x01(\x05\x12\x12\n\nsent_bytes\x18\n \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x0b \x01(\x03\x12\x19\n\x11mismatched_blocks\x18\x0c \x01(\x03\x12\x11\n\ttransport\x18\r \x01(\t2\xd9\x01\n\nKvTransfer\x12\x33\n\x06\x41ttach\x12\x15.tandem.AttachRequest\x1a\x10.tandem.Attached0\x01\x12.\n\x04Pull\x12\x13.tandem.PullRequest\x1a\x11.tandem.PullReply\x12.\n\x04Save\x12\x13.tandem.SaveRequest\x1a\x11.tandem.SaveReply\x12\x36\n\x07Publish\x12\x13.tandem.BlockEvents\x1a\x14.tandem.PublishReply(\x01\x32\x8c\x01\n\x07KvFetch\x12\x33\n\x05\x46\x65tch\x12\x14.tandem.FetchRequest\x1a\x12.tandem.FetchReply0\x01\x12L\n\x0eTransferStatus\x12\x1d.tandem.TransferStatusRequest\x1a\x1b.tandem.TransferStatusReply2:\n\tBlockHost\x12-\n\x03Pin\x12\x12.tandem.PinRequest\x1a\x10.tandem.PinReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/kv_transfer.proto\x12\x06tandem\"\xac\x01\n\rAttachRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\narena_path\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bhost_socket\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\"i\n\x08\x41ttached\x12\x1c\n\x14transfer_incarnation\x18\x01 \x01(\t\x12\x15\n\rfetch_address\x18\x02 \x01(\t\x12\x13\n\x0btier_blocks\x18\x03 \x01(\x05\x12\x13\n\x0b\x64isk_blocks\x18\x32 \x01(\x05\"\x8c\x01\n\x0bPullRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tholder_id\x18\x02 \x01(\t\x12\x1a\n\x12holder_incarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\x83\x01\n\tPullReply\x12\x10\n\x08verified\x18\x01 \x03(\x08\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x10\n\x08verify_s\x18\x04 \x01(\x01\x12\x0f\n\x07missing\x18\x05 \x01(\x05\x12\x12\n\nmismatched\x18\x06 \x01(\x05\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"6\n\x0bSaveRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x11\n\tblock_ids\x18\x02 \x03(\x05\"\x1a\n\tSaveReply\x12\r\n\x05saved\x18\x01 \x03(\x08\"=\n\x0b\x42lockEvents\x12\x0e\n\x06sealed\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65victed\x18\x02 \x01(\x0c\x12\r\n\x05reset\x18\x03 \x01(\x08\"\x0e\n\x0cPublishReply\"b\n\x0c\x46\x65tchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\"\x8d\x01\n\nFetchReply\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x10\n\x08ucx_host\x18\x03 \x01(\t\x12\x10\n\x08ucx_port\x18\x04 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x03\x12\x11\n\tavailable\x18\x06 \x03(\x05\x12\x0f\n\x07refused\x18\x07 \x01(\t\"\"\n\nPinRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x1d\n\x08PinReply\x12\x11\n\tblock_ids\x18\x01 \x03(\x05\"\x17\n\x15TransferStatusRequest\"\x81\x03\n\x13TransferStatusReply\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x10\n\x08\x61ttached\x18\x05 \x01(\x08\x12\x13\n\x0btier_blocks\x18\x06 \x01(\x05\x12\x12\n\ntier_bytes\x18\x07 \x01(\x03\x12\x19\n\x11tier_budget_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x61\x63tive_transfers\x18\t \x01(\x05\x12\x12\n\nsent_bytes\x18\n \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x0b \x01(\x03\x12\x19\n\x11mismatched_blocks\x18\x0c \x01(\x03\x12\x11\n\ttransport\x18\r \x01(\t\x12\x13\n\x0b\x64isk_blocks\x18\x32 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x33 \x01(\x03\x12\x19\n\x11\x64isk_budget_bytes\x18\x34 \x01(\x03\x12\x12\n\ndisk_state\x18\x35 \x01(\t2\xd9\x01\n\nKvTransfer\x12\x33\n\x06\x41ttach\x12\x15.tandem.AttachRequest\x1a\x10.tandem.Attached0\x01\x12.\n\x04Pull\x12\x13.tandem.PullRequest\x1a\x11.tandem.PullReply\x12.\n\x04Save\x12\x13.tandem.SaveRequest\x1a\x11.tandem.SaveReply\x12\x36\n\x07Publish\x12\x13.tandem.BlockEvents\x1a\x14.tandem.PublishReply(\x01\x32\x8c\x01\n\x07KvFetch\x12\x33\n\x05\x46\x65tch\x12\x14.tandem.FetchRequest\x1a\x12.tandem.FetchReply0\x01\x12L\n\x0eTransferStatus\x12\x1d.tandem.TransferStatusRequest\x1a\x1b.tandem.TransferStatusReply2:\n\tBlockHost\x12-\n\x03Pin\x12\x12.tandem.PinRequest\x1a\x10.tandem.PinReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST']._serialized_start=37
   _globals['_ATTACHREQUEST']._serialized_end=209
   _globals['_ATTACHED']._serialized_start=211
-  _globals['_ATTACHED']._serialized_end=295
-  _globals['_PULLREQUEST']._serialized_start=298
-  _globals['_PULLREQUEST']._serialized_end=438
-  _globals['_PULLREPLY']._serialized_start=441
-  _globals['_PULLREPLY']._serialized_end=572
-  _globals['_SAVEREQUEST']._serialized_start=574
-  _globals['_SAVEREQUEST']._serialized_end=628
-  _globals['_SAVEREPLY']._serialized_start=630
-  _globals['_SAVEREPLY']._serialized_end=656
-  _globals['_BLOCKEVENTS']._serialized_start=658
-  _globals['_BLOCKEVENTS']._serialized_end=719
-  _globals['_PUBLISHREPLY']._serialized_start=721
-  _globals['_PUBLISHREPLY']._serialized_end=735
-  _globals['_FETCHREQUEST']._serialized_start=737
-  _globals['_FETCHREQUEST']._serialized_end=835
-  _globals['_FETCHREPLY']._serialized_start=838
-  _globals['_FETCHREPLY']._serialized_end=979
-  _globals['_PINREQUEST']._serialized_start=981
-  _globals['_PINREQUEST']._serialized_end=1015
-  _globals['_PINREPLY']._serialized_start=1017
-  _globals['_PINREPLY']._serialized_end=1046
-  _globals['_TRANSFERSTATUSREQUEST']._serialized_start=1048
-  _globals['_TRANSFERSTATUSREQUEST']._serialized_end=1071
-  _globals['_TRANSFERSTATUSREPLY']._serialized_start=1074
-  _globals['_TRANSFERSTATUSREPLY']._serialized_end=1371
-  _globals['_KVTRANSFER']._serialized_start=1374
-  _globals['_KVTRANSFER']._serialized_end=1591
-  _globals['_KVFETCH']._serialized_start=1594
-  _globals['_KVFETCH']._serialized_end=1734
-  _globals['_BLOCKHOST']._serialized_start=1736
-  _globals['_BLOCKHOST']._serialized_end=1794
+  _globals['_ATTACHED']._serialized_end=316
+  _globals['_PULLREQUEST']._serialized_start=319
+  _globals['_PULLREQUEST']._serialized_end=459
+  _globals['_PULLREPLY']._serialized_start=462
+  _globals['_PULLREPLY']._serialized_end=593
+  _globals['_SAVEREQUEST']._serialized_start=595
+  _globals['_SAVEREQUEST']._serialized_end=649
+  _globals['_SAVEREPLY']._serialized_start=651
+  _globals['_SAVEREPLY']._serialized_end=677
+  _globals['_BLOCKEVENTS']._serialized_start=679
+  _globals['_BLOCKEVENTS']._serialized_end=740
+  _globals['_PUBLISHREPLY']._serialized_start=742
+  _globals['_PUBLISHREPLY']._serialized_end=756
+  _globals['_FETCHREQUEST']._serialized_start=758
+  _globals['_FETCHREQUEST']._serialized_end=856
+  _globals['_FETCHREPLY']._serialized_start=859
+  _globals['_FETCHREPLY']._serialized_end=1000
+  _globals['_PINREQUEST']._serialized_start=1002
+  _globals['_PINREQUEST']._serialized_end=1036
+  _globals['_PINREPLY']._serialized_start=1038
+  _globals['_PINREPLY']._serialized_end=1067
+  _globals['_TRANSFERSTATUSREQUEST']._serialized_start=1069
+  _globals['_TRANSFERSTATUSREQUEST']._serialized_end=1092
+  _globals['_TRANSFERSTATUSREPLY']._serialized_start=1095
+  _globals['_TRANSFERSTATUSREPLY']._serialized_end=1480
+  _globals['_KVTRANSFER']._serialized_start=1483
+  _globals['_KVTRANSFER']._serialized_end=1700
+  _globals['_KVFETCH']._serialized_start=1703
+  _globals['_KVFETCH']._serialized_end=1843
+  _globals['_BLOCKHOST']._serialized_start=1845
+  _globals['_BLOCKHOST']._serialized_end=1903
 # @@protoc_insertion_point(module_scope)

@@ -67,20 +67,24 @@ class Attached(_message.Message):
     TRANSFER_INCARNATION_FIELD_NUMBER: _builtins.int
     FETCH_ADDRESS_FIELD_NUMBER: _builtins.int
     TIER_BLOCKS_FIELD_NUMBER: _builtins.int
+    DISK_BLOCKS_FIELD_NUMBER: _builtins.int
     transfer_incarnation: _builtins.str
     fetch_address: _builtins.str
     tier_blocks: _builtins.int
     """blocks that the host tier holds under this fingerprint"""
+    disk_blocks: _builtins.int
+    """blocks that the disk tier holds"""
     def __init__(
         self,
         *,
         transfer_incarnation: _builtins.str = ...,
         fetch_address: _builtins.str = ...,
         tier_blocks: _builtins.int = ...,
+        disk_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch_address", b"fetch_address", "tier_blocks", b"tier_blocks", "transfer_incarnation", b"transfer_incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_blocks", b"disk_blocks", "fetch_address", b"fetch_address", "tier_blocks", b"tier_blocks", "transfer_incarnation", b"transfer_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -397,6 +401,10 @@ class TransferStatusReply(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     MISMATCHED_BLOCKS_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
+    DISK_BLOCKS_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_STATE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     pid: _builtins.int
@@ -411,6 +419,11 @@ class TransferStatusReply(_message.Message):
     received_bytes: _builtins.int
     mismatched_blocks: _builtins.int
     transport: _builtins.str
+    disk_blocks: _builtins.int
+    disk_bytes: _builtins.int
+    disk_budget_bytes: _builtins.int
+    disk_state: _builtins.str
+    """on, read_only, off"""
     def __init__(
         self,
         *,
@@ -427,10 +440,14 @@ class TransferStatusReply(_message.Message):
         received_bytes: _builtins.int = ...,
         mismatched_blocks: _builtins.int = ...,
         transport: _builtins.str = ...,
+        disk_blocks: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        disk_budget_bytes: _builtins.int = ...,
+        disk_state: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_transfers", b"active_transfers", "attached", b"attached", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "mismatched_blocks", b"mismatched_blocks", "pid", b"pid", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "tier_blocks", b"tier_blocks", "tier_budget_bytes", b"tier_budget_bytes", "tier_bytes", b"tier_bytes", "transport", b"transport", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_transfers", b"active_transfers", "attached", b"attached", "disk_blocks", b"disk_blocks", "disk_budget_bytes", b"disk_budget_bytes", "disk_bytes", b"disk_bytes", "disk_state", b"disk_state", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "mismatched_blocks", b"mismatched_blocks", "pid", b"pid", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "tier_blocks", b"tier_blocks", "tier_budget_bytes", b"tier_budget_bytes", "tier_bytes", b"tier_bytes", "transport", b"transport", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

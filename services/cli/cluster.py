@@ -44,6 +44,8 @@ class ClusterSpec:
         redis_url: "" = a Redis of our own.
         kv_cache_bytes: Per worker.
         tier_bytes: Host memory per worker for blocks that its cache evicted.
+        disk_bytes: Disk per worker for copies of them; 0 = none.
+        disk_path: Where; None = in the run directory.
         threads: Compute threads per worker.
         max_model_len: 0 = the model's own.
         tls_dir: Certificates as `tandem certs` issues them; None = plaintext between the services.
@@ -60,6 +62,8 @@ class ClusterSpec:
     redis_url: str = ""
     kv_cache_bytes: int = 512 << 20
     tier_bytes: int = 1 << 30
+    disk_bytes: int = 0
+    disk_path: Path | None = None
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     backend: str = "auto"
@@ -168,6 +172,8 @@ def _transfer(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_TRANSFER_WORKER_ID": worker_id,
             "TANDEM_TRANSFER_REDIS_URL": redis_url,
             "TANDEM_TRANSFER_TIER_BYTES": str(spec.tier_bytes),
+            "TANDEM_TRANSFER_DISK_BYTES": str(spec.disk_bytes),
+            "TANDEM_TRANSFER_DISK_PATH": str((spec.disk_path or spec.run_dir / "kv").absolute()),
             "TANDEM_TRANSFER_LOG_LEVEL": spec.log_level,
             **spec.tls_environment("TANDEM_TRANSFER_TLS_DIR", PeerRole.TRANSFER, worker_id),
         },

@@ -60,7 +60,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
             raise Unavailable("draining")
         attachment = Attachment(request)
         previous = self._holdings.attachment
-        self._holdings.attach(attachment)
+        await self._holdings.attach(attachment)
         self._hints.arena_replaced([])
         if previous is not None:
             previous.ended.set()
@@ -71,7 +71,8 @@ class KvTransferServicer(rpc.KvTransferServicer):
                 pb.Attached(
                     transfer_incarnation=self._incarnation,
                     fetch_address=self._fetch_address,
-                    tier_blocks=len(self._holdings.tier),
+                    tier_blocks=len(self._holdings.tiers.memory),
+                    disk_blocks=len(self._holdings.tiers.disk),
                 )
             )
             await attachment.ended.wait()
@@ -111,12 +112,12 @@ class KvTransferServicer(rpc.KvTransferServicer):
     async def Save(  # noqa: N802
         self, request: pb.SaveRequest, context: ServicerContext[pb.SaveRequest, pb.SaveReply]
     ) -> pb.SaveReply:
-        """Copies blocks into the host tier."""
+        """Copies blocks into the tiers."""
         hashes = _hashes(request.block_hashes)
         if len(hashes) != len(request.block_ids):
             raise InvalidRequest(f"{len(hashes)} hashes for {len(request.block_ids)} blocks")
         blocks = self._attached().blocks(request.block_ids)
-        return pb.SaveReply(saved=await self._holdings.tier.save(hashes, blocks))
+        return pb.SaveReply(saved=await self._holdings.tiers.save(hashes, blocks))
 
     async def Publish(  # noqa: N802
         self,

@@ -119,7 +119,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
             self._grants.revoke(grant)
             await settle(_stop(grant))
             for block_hash in grant.corrupt:
-                self._holdings.tier.discard_corrupt(block_hash)
+                self._holdings.tiers.discard_corrupt(block_hash)
 
 
 async def _until_over(grant: Grant, pinned: Pinned) -> None:

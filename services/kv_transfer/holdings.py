@@ -1,4 +1,4 @@
-"""What this process can send: its worker's sealed blocks and its own host tier."""
+"""What this process can send: its worker's sealed blocks and its own tiers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from services.kv_transfer.attachment import Attachment
-from services.kv_transfer.host_tier import HostTier
+from services.kv_transfer.tiers import Tiers
 from shared.errors import TandemError
 from shared.identity import BlockHash, Fingerprint
 from shared.transfer.grants import Source
@@ -32,23 +32,23 @@ class Pinned:
 
 
 class Holdings:
-    """Answers for the worker that is attached now, if one is, and for the tier, which outlives workers.
+    """Answers for the worker that is attached now, if one is, and for the tiers, which outlive workers.
 
     Attributes:
         attachment: The worker's present life.
         fingerprint: Of all blocks here: that of the worker which attached last; "" before the first.
     """
 
-    def __init__(self, tier: HostTier) -> None:
-        self.tier = tier
+    def __init__(self, tiers: Tiers) -> None:
+        self.tiers = tiers
         self.attachment: Attachment | None = None
         self.fingerprint = Fingerprint("")
 
-    def attach(self, attachment: Attachment) -> None:
+    async def attach(self, attachment: Attachment) -> None:
         """Takes a worker's arena into account."""
         self.attachment = attachment
         self.fingerprint = attachment.fingerprint
-        self.tier.adopt(attachment.fingerprint, attachment.block_bytes)
+        await self.tiers.adopt(attachment.fingerprint, attachment.block_bytes)
 
     def detach(self, attachment: Attachment) -> bool:
         """Forgets a worker's arena, unless another worker took its place already; returns whether it did."""
@@ -59,7 +59,7 @@ class Holdings:
 
     @contextlib.asynccontextmanager
     async def pin(self, hashes: Sequence[BlockHash]) -> AsyncIterator[Pinned]:
-        """Keeps blocks in place as long as the context is open: the worker's where it has them, else the tier's."""
+        """Keeps blocks in place as long as the context is open: the worker's where it has them, else the tiers'."""
         async with contextlib.AsyncExitStack() as stack:
             sources: list[Source | None] = [None] * len(hashes)
             lost = None
@@ -75,8 +75,8 @@ class Holdings:
                     ]
                     lost = pin.lost if any(sources) else None
             absent = [i for i, source in enumerate(sources) if source is None]
-            entries = self.tier.pin(hashes[i] for i in absent)
-            stack.callback(self.tier.unpin, entries)
+            entries = await self.tiers.pin([hashes[i] for i in absent])
+            stack.callback(self.tiers.unpin, entries)
             for i, entry in zip(absent, entries, strict=True):
                 if entry is not None:
                     sources[i] = Source(entry.block_hash, entry.block, entry.checksum)

@@ -1,13 +1,12 @@
 """The host tier: sealed blocks that the worker is about to evict, kept in this process's memory.
 
-One more holder of blocks: it serves the own worker and peers alike. Least recently used blocks go first; a block that
+One more holder of blocks: it serves the own worker and peers alike. `two_queue` says which block goes first; one that
 is being read is pinned and stays. Checksums are taken from what was read out of the arena and checked on every way out.
 """
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 import structlog
 
 from services.kv_transfer.block_copy import copy_and_checksum
+from services.kv_transfer.two_queue import TwoQueue
 from shared.identity import BlockHash, Fingerprint
 from shared.transfer.checksum import Block
 
@@ -71,7 +71,8 @@ class HostTier:
         self.budget_bytes = budget_bytes
         self._executor = executor
         self._on_change = on_change
-        self._index: collections.OrderedDict[BlockHash, TierBlock] = collections.OrderedDict()
+        self._index: dict[BlockHash, TierBlock] = {}
+        self._order: TwoQueue[BlockHash] = TwoQueue(0)
         self._filling: set[BlockHash] = set()
         self._slab = _Slab(0, 1)
         self._kind: tuple[Fingerprint, int] | None = None
@@ -95,8 +96,8 @@ class HostTier:
         return len(self._index) * self._slab.blocks.shape[1]
 
     def hashes(self) -> list[BlockHash]:
-        """Everything held, least recently used first."""
-        return list(self._index)
+        """Everything held, roughly the next to go first."""
+        return list(self._order)
 
     def adopt(self, fingerprint: Fingerprint, block_bytes: int) -> None:
         """Prepares for the blocks of a worker; blocks of another model or size are dropped."""
@@ -105,6 +106,7 @@ class HostTier:
         self._drop(list(self._index.values()))
         self._kind = (fingerprint, block_bytes)
         self._slab = _Slab(self.budget_bytes // block_bytes, block_bytes)
+        self._order = TwoQueue(self.capacity)
 
     async def save(self, hashes: Sequence[BlockHash], blocks: Sequence[Block]) -> list[bool]:
         """Copies blocks in; the caller keeps `blocks` unchanged until this returns.
@@ -112,28 +114,59 @@ class HostTier:
         Returns:
             Per block whether the tier has it now.
         """
-        fresh: list[tuple[BlockHash, Block, int]] = []
+        given = dict(zip(hashes, blocks, strict=True))
+
+        async def copy(names: Sequence[BlockHash], targets: Sequence[Block]) -> Sequence[int | None]:
+            sources = [given[name] for name in names]
+            return await copy_and_checksum(self._executor, sources, targets, checksum_source=True)
+
+        await self.fill(hashes, copy)
+        return [block_hash in self._index for block_hash in hashes]
+
+    async def fill(
+        self,
+        hashes: Sequence[BlockHash],
+        load: Callable[[Sequence[BlockHash], Sequence[Block]], Awaitable[Sequence[int | None]]],
+    ) -> None:
+        """Takes in blocks that are not here yet, as far as there is room; those that are here count as used.
+
+        Args:
+            hashes: Of the blocks.
+            load: Fills memory with the blocks named and returns their checksums, None for one that cannot be had. When
+                it has ended, in whatever way, nothing writes to that memory any more.
+        """
+        fresh: list[tuple[BlockHash, int]] = []
         slab = self._slab
-        for block_hash, block in zip(hashes, blocks, strict=True):
+        for block_hash in hashes:
             if block_hash in self._index:
-                self._index.move_to_end(block_hash)
+                self._order.touch(block_hash)
             elif block_hash not in self._filling and (slot := self._take_slot()) is not None:
                 self._filling.add(block_hash)
-                fresh.append((block_hash, block, slot))
-        is_copied = False
+                fresh.append((block_hash, slot))
+        if not fresh:
+            return
+        checksums: Sequence[int | None] = [None] * len(fresh)
         try:
-            sources, targets = [block for _, block, _ in fresh], [slab.blocks[slot] for *_, slot in fresh]
-            checksums = await copy_and_checksum(self._executor, sources, targets, checksum_source=True)
-            is_copied = slab is self._slab
+            checksums = await load([block_hash for block_hash, _ in fresh], [slab.blocks[slot] for _, slot in fresh])
         finally:
-            self._filling.difference_update(block_hash for block_hash, *_ in fresh)
-            if not is_copied:
-                slab.free.extend(slot for *_, slot in fresh)
-        if is_copied:
-            for (block_hash, _, slot), checksum in zip(fresh, checksums, strict=True):
-                self._index[block_hash] = TierBlock(block_hash, slab, slot, checksum)
-            self._on_change([block_hash for block_hash, *_ in fresh], [])
-        return [block_hash in self._index for block_hash in hashes]
+            self._filling.difference_update(block_hash for block_hash, _ in fresh)
+            taken = [self._take_in(slab, *block, checksum) for block, checksum in zip(fresh, checksums, strict=True)]
+        self._on_change([block_hash for (block_hash, _), is_in in zip(fresh, taken, strict=True) if is_in], [])
+
+    def _take_in(self, slab: _Slab, block_hash: BlockHash, slot: int, checksum: int | None) -> bool:
+        if checksum is None or slab is not self._slab:
+            slab.free.append(slot)
+            return False
+        self._index[block_hash] = TierBlock(block_hash, slab, slot, checksum)
+        self._order.add(block_hash)
+        return True
+
+    def hold(self, block_hash: BlockHash) -> TierBlock | None:
+        """Pins one block for housekeeping: that does not count as a use."""
+        entry = self._index.get(block_hash)
+        if entry is not None:
+            entry.pins += 1
+        return entry
 
     def pin(self, hashes: Iterable[BlockHash]) -> list[TierBlock | None]:
         """Finds blocks and keeps them in place until `unpin`; None for each that is not here."""
@@ -142,7 +175,7 @@ class HostTier:
             if entry is not None:
                 entry.pins += 1
                 self.hits += 1
-                self._index.move_to_end(entry.block_hash)
+                self._order.touch(entry.block_hash)
         return found
 
     def unpin(self, blocks: Iterable[TierBlock | None]) -> None:
@@ -165,13 +198,18 @@ class HostTier:
 
     def _take_slot(self) -> int | None:
         if not self._slab.free:
-            victim = next((entry for entry in self._index.values() if not entry.pins), None)
+            victim = self._order.evict(lambda block_hash: not self._index[block_hash].pins)
             if victim is None:
                 return None
-            self._drop([victim])
+            self._let_go([self._index[victim]])
         return self._slab.free.pop()
 
     def _drop(self, entries: Sequence[TierBlock]) -> None:
+        for entry in entries:
+            self._order.remove(entry.block_hash)
+        self._let_go(entries)
+
+    def _let_go(self, entries: Sequence[TierBlock]) -> None:
         for entry in entries:
             del self._index[entry.block_hash]
             entry.is_dropped = True

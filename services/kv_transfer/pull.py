@@ -1,6 +1,6 @@
-"""Brings sealed blocks into the worker's arena: out of the own tier, or from a peer.
+"""Brings sealed blocks into the worker's arena: out of the own tiers, or from a peer.
 
-control.Pull -> Puller.pull -> own tier: copy, check
+control.Pull -> Puller.pull -> own tiers: copy, check
                             -> peer: Fetch (gRPC) grants -> BlockReceiver over UCX, checks -> the Fetch call ends
 """
 
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import grpc
@@ -18,9 +17,8 @@ import structlog
 
 from protos import kv_transfer_pb2 as pb
 from services.kv_transfer.attachment import Attachment
-from services.kv_transfer.block_copy import copy_and_checksum
-from services.kv_transfer.host_tier import HostTier
 from services.kv_transfer.peers import TransferPeers
+from services.kv_transfer.tiers import Tiers
 from shared.errors import InternalError, InvalidRequest, RequestTimeout, TandemError, WorkerLost, error_from_code
 from shared.identity import BlockHash
 from shared.rpc import error_from_rpc
@@ -41,7 +39,7 @@ class PullJob:
     """What the worker wants.
 
     Attributes:
-        holder_id: Worker id; "" or the own one = the own tier.
+        holder_id: Worker id; "" or the own one = the own tiers.
         holder_incarnation: Of the holder's kv_transfer; "" = whichever lives now.
         block_ids: Destination slots, one per hash.
     """
@@ -78,14 +76,11 @@ class PullOutcome:
 class Puller:
     """Runs the worker's pulls, many at once, each into slots of its own. Runs on the event loop."""
 
-    def __init__(
-        self, worker_id: str, tier: HostTier, peers: TransferPeers, receiver: BlockReceiver, executor: Executor
-    ) -> None:
+    def __init__(self, worker_id: str, tiers: Tiers, peers: TransferPeers, receiver: BlockReceiver) -> None:
         self._worker_id = worker_id
-        self._tier = tier
+        self._tiers = tiers
         self._peers = peers
         self._receiver = receiver
-        self._executor = executor
         self.active = 0
 
     async def pull(self, job: PullJob, attachment: Attachment) -> PullOutcome:
@@ -105,7 +100,7 @@ class Puller:
                     min(job.timeout_s, MAX_TIMEOUT_S) if job.timeout_s > 0 else DEFAULT_TIMEOUT_S
                 ):
                     if job.holder_id in ("", self._worker_id):
-                        await self._from_tier(job, slots, outcome)
+                        await self._from_tiers(job, slots, outcome)
                     else:
                         await self._from_peer(job, attachment, slots, outcome)
             except TimeoutError:
@@ -136,22 +131,11 @@ class Puller:
             attachment.destinations -= wanted
             self.active -= 1
 
-    async def _from_tier(self, job: PullJob, slots: Sequence[Block], outcome: PullOutcome) -> None:
-        entries = self._tier.pin(job.block_hashes)
-        try:
-            held = [(i, entry) for i, entry in enumerate(entries) if entry is not None]
-            outcome.missing = len(entries) - len(held)
-            checksums = await copy_and_checksum(
-                self._executor, [entry.block for _, entry in held], [slots[i] for i, _ in held], checksum_source=False
-            )
-        finally:
-            self._tier.unpin(entries)
-        for (i, entry), checksum in zip(held, checksums, strict=True):
-            outcome.bytes += slots[i].nbytes
-            outcome.verified[i] = checksum == entry.checksum
-            if not outcome.verified[i]:
-                outcome.mismatched += 1
-                self._tier.discard_corrupt(entry.block_hash)
+    async def _from_tiers(self, job: PullJob, slots: Sequence[Block], outcome: PullOutcome) -> None:
+        copied = await self._tiers.copy_out(job.block_hashes, slots)
+        outcome.verified = copied.verified
+        outcome.missing, outcome.mismatched = copied.missing, copied.mismatched
+        outcome.bytes = sum(slot.nbytes for slot, ok in zip(slots, copied.verified, strict=True) if ok)
 
     async def _from_peer(
         self, job: PullJob, attachment: Attachment, slots: Sequence[Block], outcome: PullOutcome

@@ -18,21 +18,22 @@ import structlog
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.control import KvTransferServicer
+from services.kv_transfer.disk_tier import DiskState
 from services.kv_transfer.fetch import KvFetchServicer
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings
-from services.kv_transfer.host_tier import HostTier
 from services.kv_transfer.peers import TransferPeers
 from services.kv_transfer.pull import Puller, PullJob, PullOutcome
 from services.kv_transfer.settings import TransferSettings
 from services.kv_transfer.socket_lock import locked_socket
+from services.kv_transfer.tiers import Tiers
 from shared.directory.client import Directory
 from shared.directory.records import NO_HOLDER_INDEX, TransferRecord
 from shared.errors import ConfigurationError
 from shared.identity import WorkerId, new_incarnation
 from shared.log import configure_logging
 from shared.metrics.http import serve_metrics
-from shared.metrics.transfer import TransferFigures, TransferMetrics
+from shared.metrics.transfer import DiskFigures, TierFigures, TransferFigures, TransferMetrics
 from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.transfer.grants import GrantBook
 from shared.transfer.receiver import BlockReceiver
@@ -101,13 +102,15 @@ class TransferService:
         self._executor = ThreadPoolExecutor(_COPY_THREADS, thread_name_prefix="blocks")
         self._directory = Directory(settings.redis_url, heartbeat_s=settings.heartbeat_s, watch=(TransferRecord,))
         self._hints = BlockHints()
-        self._tier = HostTier(settings.tier_bytes, self._executor, self._hints.tier_changed)
-        self._holdings = Holdings(self._tier)
+        self._tiers = Tiers(
+            settings.tier_bytes, settings.disk_bytes, settings.disk_root, self._executor, self._hints.tier_changed
+        )
+        self._holdings = Holdings(self._tiers)
         self._grants = GrantBook()
         self._sender = BlockSender(self._grants, self._executor)
         self._receiver = BlockReceiver(transport, self._executor)
         self._peers = TransferPeers(self._directory.transfers, settings.tls)
-        self._puller = Puller(settings.worker_id, self._tier, self._peers, self._receiver, self._executor)
+        self._puller = Puller(settings.worker_id, self._tiers, self._peers, self._receiver)
         self._metrics = TransferMetrics(self._figures)
         self._mismatched_blocks = 0
         self._announcing: set[asyncio.Future[None]] = set()
@@ -151,6 +154,9 @@ class TransferService:
         bind_unix(control_server, settings.socket)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._executor.shutdown, wait=False)
+            stack.push_async_callback(self._tiers.disk.close)
+            demoting = asyncio.create_task(self._tiers.run())
+            stack.push_async_callback(_end, demoting)
             stack.push_async_callback(self._receiver.close_idle, older_than_s=0)
             stack.push_async_callback(self._sender.stop)
             stack.push_async_callback(self._peers.close)
@@ -191,6 +197,10 @@ class TransferService:
         self._fetch.is_draining = self._control.is_draining = True
         if self._active_transfers:
             log.warning("transfers_cut_off", transfers=self._active_transfers)
+        try:
+            await self._tiers.flush(max(0.0, deadline_s - time.monotonic()))
+        except TimeoutError:
+            log.warning("blocks_not_copied_to_disk")
         if self._holdings.attachment is not None:
             self._holdings.attachment.ended.set()  # the worker hears it from the end of its call, not of its connection
 
@@ -202,9 +212,13 @@ class TransferService:
             pid=os.getpid(),
             fingerprint=self._holdings.fingerprint,
             attached=self._holdings.attachment is not None,
-            tier_blocks=len(self._tier),
-            tier_bytes=self._tier.used_bytes,
-            tier_budget_bytes=self._tier.budget_bytes,
+            tier_blocks=len(self._tiers.memory),
+            tier_bytes=self._tiers.memory.used_bytes,
+            tier_budget_bytes=self._tiers.memory.budget_bytes,
+            disk_blocks=len(self._tiers.disk),
+            disk_bytes=self._tiers.disk.used_bytes,
+            disk_budget_bytes=self._tiers.disk.budget_bytes,
+            disk_state=self._tiers.disk.state.value,
             active_transfers=self._active_transfers,
             sent_bytes=self._sender.sent_bytes,
             received_bytes=self._receiver.received_bytes,
@@ -218,11 +232,27 @@ class TransferService:
             active_transfers=self._active_transfers,
             sent_bytes=self._sender.sent_bytes,
             received_bytes=self._receiver.received_bytes,
-            tier_blocks=len(self._tier),
-            tier_bytes=self._tier.used_bytes,
-            tier_budget_bytes=self._tier.budget_bytes,
+            memory=self._memory_figures(),
+            disk=self._disk_figures(),
             unpublished_blocks=0 if self._hints.holder is None else self._hints.holder.num_unpublished,
             directory_healthy=self._directory.healthy,
+        )
+
+    def _memory_figures(self) -> TierFigures:
+        memory = self._tiers.memory
+        return TierFigures(len(memory), memory.used_bytes, memory.budget_bytes, memory.hits, memory.corrupt)
+
+    def _disk_figures(self) -> DiskFigures:
+        disk = self._tiers.disk
+        counts = disk.counts
+        return DiskFigures(
+            tier=TierFigures(len(disk), disk.used_bytes, disk.budget_bytes, counts.hits, counts.corrupt),
+            is_readable=disk.state is not DiskState.OFF,
+            is_writable=disk.state is DiskState.ON,
+            written_bytes=counts.written_bytes,
+            read_bytes=counts.read_bytes,
+            lost_blocks=counts.lost,
+            failures=counts.failures,
         )
 
     def _readiness(self) -> tuple[bool, str]:
@@ -283,3 +313,8 @@ class TransferService:
             await asyncio.sleep(_HOUSEKEEPING_S)
             await self._receiver.close_idle()
             await self._peers.forget_gone()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})

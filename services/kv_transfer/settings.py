@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from shared.rpc import TlsFiles
@@ -27,6 +27,8 @@ class TransferSettings(ServiceSettings):
         tls_dir: Certificate, key and authorities for gRPC, see `shared/rpc/tls.py`; unset = plaintext. UCX's bytes are
             never encrypted.
         tier_bytes: Host memory for blocks that the worker evicts; 0 = keep none.
+        disk_bytes: Disk space for copies of them; 0 = none. Blocks get there through memory: it needs `tier_bytes`.
+        disk_path: Where; a directory per worker is made there. Must outlive the process to be of use after a restart.
         heartbeat_s: Of the directory.
         drain_timeout_s: After SIGTERM, open transfers get this long to finish.
         metrics_port: HTTP port of /metrics, /live and /ready; 0 = any, -1 = none.
@@ -45,10 +47,26 @@ class TransferSettings(ServiceSettings):
     tls_dir: Path | None = None
     heartbeat_s: float = Field(default=1.0, gt=0)
     tier_bytes: int = Field(default=1 << 30, ge=0)
+    disk_bytes: int = Field(default=0, ge=0)
+    disk_path: Path | None = None
     drain_timeout_s: float = Field(default=10.0, ge=0)
     metrics_port: int = Field(default=0, ge=-1, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    @model_validator(mode="after")
+    def _disk_is_complete(self) -> TransferSettings:
+        if self.disk_bytes and (self.disk_path is None or not self.tier_bytes):
+            raise ValueError(
+                f"disk_bytes is {self.disk_bytes}: that needs a disk_path (given: {self.disk_path}) "
+                f"and tier_bytes > 0 (given: {self.tier_bytes})"
+            )
+        return self
+
+    @property
+    def disk_root(self) -> Path | None:
+        """This worker's directory on disk."""
+        return self.disk_path / self.worker_id if self.disk_path is not None and self.disk_bytes else None
 
     @property
     def announced_host(self) -> str:

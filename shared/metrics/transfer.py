@@ -13,6 +13,35 @@ from shared.metrics.registry import TRANSFER_BUCKETS_S, new_registry
 
 
 @dataclass(frozen=True, slots=True)
+class TierFigures:
+    """One tier's blocks, and how often blocks were read out of it or turned out damaged since the start."""
+
+    blocks: int
+    used_bytes: int
+    budget_bytes: int
+    hits: int
+    corrupt: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFigures:
+    """The disk tier.
+
+    Attributes:
+        lost_blocks: Evicted from memory before they were written.
+        failures: Reads and writes that the disk refused.
+    """
+
+    tier: TierFigures
+    is_readable: bool
+    is_writable: bool
+    written_bytes: int
+    read_bytes: int
+    lost_blocks: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class TransferFigures:
     """How the process stands at the moment of a scrape.
 
@@ -25,9 +54,8 @@ class TransferFigures:
     active_transfers: int
     sent_bytes: int
     received_bytes: int
-    tier_blocks: int
-    tier_bytes: int
-    tier_budget_bytes: int
+    memory: TierFigures
+    disk: DiskFigures
     unpublished_blocks: int
     directory_healthy: bool
 
@@ -80,11 +108,28 @@ class _FiguresCollector(Collector):
         yield _gauge("tandem_transfer_active", "Transfers in progress, either way.", figures.active_transfers)
         yield _counter("tandem_transfer_sent_bytes", "Bytes sent to peers.", figures.sent_bytes)
         yield _counter("tandem_transfer_received_bytes", "Bytes received from peers.", figures.received_bytes)
-        yield _gauge("tandem_host_tier_blocks", "Blocks in the host tier.", figures.tier_blocks)
-        yield _gauge("tandem_host_tier_bytes", "Bytes in the host tier.", figures.tier_bytes)
-        yield _gauge("tandem_host_tier_budget_bytes", "Bytes that it may take.", figures.tier_budget_bytes)
+        yield from _tier("host", figures.memory)
+        yield from _disk(figures.disk)
         yield _gauge("tandem_hints_unpublished_blocks", "Blocks not in the directory yet.", figures.unpublished_blocks)
         yield _gauge("tandem_directory_healthy", "1 while Redis answers in time.", figures.directory_healthy)
+
+
+def _tier(name: str, figures: TierFigures) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    yield _gauge(f"tandem_{name}_tier_blocks", f"Blocks in the {name} tier.", figures.blocks)
+    yield _gauge(f"tandem_{name}_tier_bytes", f"Bytes in the {name} tier.", figures.used_bytes)
+    yield _gauge(f"tandem_{name}_tier_budget_bytes", "Bytes that it may take.", figures.budget_bytes)
+    yield _counter(f"tandem_{name}_tier_hits", "Blocks read out of it.", figures.hits)
+    yield _counter(f"tandem_{name}_tier_corrupt_blocks", "Blocks found damaged and dropped.", figures.corrupt)
+
+
+def _disk(figures: DiskFigures) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    yield from _tier("disk", figures.tier)
+    yield _gauge("tandem_disk_tier_readable", "1 while blocks are read from disk.", figures.is_readable)
+    yield _gauge("tandem_disk_tier_writable", "1 while blocks are written to disk.", figures.is_writable)
+    yield _counter("tandem_disk_tier_written_bytes", "Bytes written.", figures.written_bytes)
+    yield _counter("tandem_disk_tier_read_bytes", "Bytes read.", figures.read_bytes)
+    yield _counter("tandem_disk_tier_lost_blocks", "Evicted before they were written.", figures.lost_blocks)
+    yield _counter("tandem_disk_tier_failures", "Reads and writes that the disk refused.", figures.failures)
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

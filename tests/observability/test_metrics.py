@@ -16,7 +16,7 @@ from shared.engine.step import StepOutputs
 from shared.errors import ConfigurationError
 from shared.metrics.http import serve_metrics
 from shared.metrics.registry import exposition, new_registry
-from shared.metrics.transfer import TransferFigures, TransferMetrics
+from shared.metrics.transfer import DiskFigures, TierFigures, TransferFigures, TransferMetrics
 from shared.metrics.worker import WorkerMetrics
 
 pytestmark = pytest.mark.timeout(30)
@@ -118,7 +118,8 @@ def test_where_a_prompts_kv_came_from_is_counted_in_blocks_and_bytes():
 
 
 def test_transfer_metrics_account_for_every_block_asked_for():
-    figures = TransferFigures(True, 1, 10, 20, 3, 30, 300, 5, False)
+    memory, disk = TierFigures(3, 30, 300, 7, 1), TierFigures(4, 40, 400, 8, 0)
+    figures = TransferFigures(True, 1, 10, 20, memory, DiskFigures(disk, True, False, 90, 60, 2, 1), 5, False)
     metrics = TransferMetrics(lambda: figures)
     metrics.observe_pull(asked=10, verified=6, missing=2, mismatched=1, seconds=0.1, verify_s=0.01)
     found = samples(metrics.registry)
@@ -126,6 +127,10 @@ def test_transfer_metrics_account_for_every_block_asked_for():
     assert outcomes == {"verified": 6, "failed": 1}
     assert found["tandem_transfer_received_bytes_total",] == 20
     assert found["tandem_host_tier_bytes",] == 30
+    assert found["tandem_host_tier_corrupt_blocks_total",] == 1
+    assert found["tandem_disk_tier_hits_total",] == 8
+    assert (found["tandem_disk_tier_readable",], found["tandem_disk_tier_writable",]) == (1, 0)
+    assert found["tandem_disk_tier_failures_total",] == 1
     assert found["tandem_directory_healthy",] == 0
 
 

@@ -63,11 +63,11 @@ async def test_the_budget_holds_and_the_least_recently_used_goes_first(tier):
     await tier.save_numbers(0, 1, 2, 3)
     tier.unpin(tier.pin([NAMES[0]]))
     assert await tier.save_numbers(4, 5) == [True, True]
-    assert tier.numbers() == [3, 0, 4, 5]
+    assert tier.numbers() == [3, 4, 5, 0]
     assert tier.used_bytes <= tier.budget_bytes
-    await tier.save_numbers(3)  # saved again: most recent
+    await tier.save_numbers(3)  # saved again: that is a use
     await tier.save_numbers(6)
-    assert tier.numbers() == [4, 5, 3, 6]
+    assert tier.numbers() == [5, 6, 0, 3]
 
 
 async def test_a_prompts_first_blocks_outlive_its_last_ones(tier):

@@ -102,9 +102,9 @@ async def sides(tmp_path_factory, fresh_redis_url, network, make_hashes):
 
 
 def corrupt_in_tier(service, block_hash):
-    (entry,) = service._tier.pin([block_hash])
+    (entry,) = service._tiers.memory.pin([block_hash])
     entry.block[1000] ^= 1
-    service._tier.unpin([entry])
+    service._tiers.memory.unpin([entry])
 
 
 async def saved_and_evicted(holder, hashes):
