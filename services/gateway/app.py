@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.anthropic import routes as anthropic
 from services.gateway.error_reply import error_response, framework_error_response
 from services.gateway.gateway import Gateway
 from services.gateway.middleware import HeadAsGet, RequestIds
@@ -29,7 +30,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for family in (generation, models, tokens, probes):
+    for family in (generation, anthropic, models, tokens, probes):
         app.include_router(family.router(gateway))
     _add_errors(app, gateway)
     _add_middleware(app, gateway)

@@ -12,10 +12,10 @@ class Reply(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    def content(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """As JSON values."""
         return self.model_dump(mode="json")
 
     def response(self, status_code: int = 200) -> Response:
         """As an HTTP reply."""
-        return Response(orjson.dumps(self.content()), status_code=status_code, media_type="application/json")
+        return Response(orjson.dumps(self.as_json()), status_code=status_code, media_type="application/json")

@@ -1,0 +1,56 @@
+"""`/v1/messages` and `/v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.gateway.anthropic.reply import MessagesReply
+from services.gateway.anthropic.schemas import (
+    CountReply,
+    CountTokensBody,
+    MessageErrorReply,
+    MessageReply,
+    MessagesBody,
+)
+from services.gateway.anthropic.translate import chat_body
+from services.gateway.body_reader import parse_body, read_body
+from services.gateway.gateway import Gateway
+from services.gateway.generation import Generation
+from services.gateway.openapi import described
+from services.gateway.routes.generation import generate
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """Anthropic's endpoints."""
+    routes = APIRouter(tags=["messages"])
+    unknown_fields = gateway.settings.unknown_fields
+
+    async def start(raw: bytes, received_s: float) -> Generation:
+        body = chat_body(parse_body(raw, MessagesBody, unknown_fields), unknown_fields)
+        return await gateway.pipeline.chat_generation(body, len(raw), received_s)
+
+    def format_of(generation: Generation) -> MessagesReply:
+        return MessagesReply(generation, gateway.model.name)
+
+    describe = partial(described, errors=MessageErrorReply)
+
+    @routes.post("/v1/messages", **describe(MessagesBody, MessageReply, streams=True))
+    async def create_message(request: Request) -> Response:
+        """Answers a conversation."""
+        return await generate(gateway, request, start, format_of)
+
+    @routes.post("/v1/messages/count_tokens", **describe(CountTokensBody, CountReply))
+    async def count_message_tokens(request: Request) -> Response:
+        """Counts the tokens of a conversation as the model would read it."""
+        raw = await read_body(request, gateway.settings.max_body_bytes)
+        body = chat_body(parse_body(raw, CountTokensBody, unknown_fields), unknown_fields)
+        chat = await gateway.pipeline.chat_request(body, len(raw), created=int(time.time()))
+        token_ids = await gateway.pipeline.tokenize(chat.prompts[0], add_special_tokens=chat.add_special_tokens)
+        return CountReply(input_tokens=len(token_ids)).response()
+
+    return routes

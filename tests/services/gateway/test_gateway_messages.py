@@ -1,0 +1,140 @@
+"""Anthropic's own client in front of the gateway, a scripted worker behind."""
+
+from __future__ import annotations
+
+import anthropic
+import httpx2
+import pytest
+
+from shared.errors import CapacityExceeded, WorkerLost
+
+TURNS = [{"role": "user", "content": "What does json.dumps do?"}]
+ARGUMENTS = {"model": "pydoc-mini", "max_tokens": 50, "messages": TURNS}
+
+
+@pytest.fixture
+async def client(running):
+    async with httpx2.AsyncClient(timeout=20, verify=False) as http:
+        yield anthropic.AsyncAnthropic(base_url=running.url, api_key="none", max_retries=0, http_client=http)
+
+
+async def test_a_message_has_the_workers_text_and_the_tokens_it_cost(running, client, text_ids):
+    running.worker.script.token_ids = text_ids("Serialize an object.")
+    message = await client.messages.create(**ARGUMENTS)
+    assert [(block.type, block.text) for block in message.content] == [("text", "Serialize an object.")]
+    assert (message.role, message.stop_reason, message.stop_sequence) == ("assistant", "end_turn", None)
+    [submit] = running.worker.submits
+    assert message.usage.input_tokens + message.usage.cache_read_input_tokens == len(submit.prompt_token_ids)
+    assert message.usage.cache_read_input_tokens == 16
+    assert message.usage.output_tokens == len(running.worker.script.token_ids) + 1
+    assert message.id.startswith("msg_")
+    assert message._request_id.startswith("req_")
+
+
+async def test_a_stream_adds_up_to_the_whole_message(running, client, text_ids):
+    running.worker.script.token_ids = text_ids("Grüße, 世界 🎉! Serialize.")
+    whole = await client.messages.create(**ARGUMENTS)
+    kinds = []
+    async with client.messages.stream(**ARGUMENTS) as stream:
+        async for event in stream:
+            kinds.append(event.type)
+        final = await stream.get_final_message()
+    assert final.content[0].text == whole.content[0].text == "Grüße, 世界 🎉! Serialize."
+    assert final.usage == whole.usage
+    assert (final.stop_reason, final.model) == ("end_turn", "pydoc-mini")
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-1] == "message_stop"
+
+
+async def test_raw_events_come_in_anthropics_order(running, client, text_ids):
+    running.worker.script.token_ids = text_ids("ok")
+    events = [event async for event in await client.messages.create(**ARGUMENTS, stream=True)]
+    kinds = [event.type for event in events if event.type != "content_block_delta"]
+    assert kinds == ["message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"]
+    raw = await running.http.post("/v1/messages", json={**ARGUMENTS, "stream": True})
+    assert "event: ping\n" in raw.text
+    assert "[DONE]" not in raw.text
+
+
+async def test_the_prompt_is_the_chat_that_says_the_same(running, client):
+    system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    await client.messages.create(
+        model="pydoc-mini",
+        max_tokens=5,
+        system=system,
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "One"}]},
+            {"role": "user", "content": "Two"},
+            {"role": "assistant", "content": "Yes"},
+            {"role": "user", "content": "Three"},
+        ],
+    )
+    await running.openai.chat.completions.create(
+        model="pydoc-mini",
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "One\nTwo"},
+            {"role": "assistant", "content": "Yes"},
+            {"role": "user", "content": "Three"},
+        ],
+    )
+    first, second = running.worker.submits
+    assert first.prompt_token_ids == second.prompt_token_ids
+    assert first.sampling.max_tokens == 5
+
+
+async def test_limits_and_stop_sequences_are_told_apart(running, client, text_ids):
+    running.worker.script.token_ids = text_ids("one two three four")
+    short = await client.messages.create(**{**ARGUMENTS, "max_tokens": 2})
+    assert short.stop_reason == "max_tokens"
+    stopped = await client.messages.create(**ARGUMENTS, stop_sequences=["three"])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "three")
+    assert stopped.content[0].text == "one two "
+
+
+async def test_counting_tokens_equals_what_generation_submits(running, client):
+    counted = await client.messages.count_tokens(model="pydoc-mini", messages=TURNS, system="Be brief.")
+    await client.messages.create(**ARGUMENTS, system="Be brief.")
+    assert counted.input_tokens == len(running.worker.submits[0].prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tools": [{"name": "f", "input_schema": {}}]}, "tool"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text only"),
+        ({"messages": [*TURNS, {"role": "assistant", "content": "The answer is"}]}, "last message"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"bananas": 1}, "bananas"),
+        ({"max_tokens": 5000}, "context length"),
+    ],
+)
+async def test_refusals_say_why_in_anthropics_shape(client, change, told):
+    arguments = ARGUMENTS | change
+    known = {name: arguments.pop(name) for name in ("model", "max_tokens", "messages")}
+    with pytest.raises(anthropic.BadRequestError, match=told) as caught:
+        await client.messages.create(**known, extra_body=arguments)
+    assert caught.value.body["type"] == "error"
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+async def test_an_unknown_model_is_not_found(client):
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        await client.messages.create(**{**ARGUMENTS, "model": "nope"})
+    assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+async def test_a_workers_refusal_is_a_status_and_a_late_loss_an_error_event(running, client, text_ids):
+    running.worker.script.failure = CapacityExceeded("too big")
+    with pytest.raises(anthropic.BadRequestError, match="too big"):
+        await client.messages.create(**ARGUMENTS, stream=True)
+    running.worker.script.failure = None
+    running.worker.script.token_ids = text_ids("one two three four five")
+    running.worker.script.die_after = 2
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        async for _ in await client.messages.create(**ARGUMENTS, stream=True):
+            pass
+    assert WorkerLost.http_status == 503
+    assert caught.value.body["error"]["type"] == "overloaded_error"
