@@ -8,6 +8,7 @@
     |  `- RequestTooLarge        413  the body against its limit
     |- NotAuthenticated          401
     |- ModelNotFound             404
+    |- NotFound                  404
     |- RequestTimeout            408  the request's own deadline
     |- Overloaded                429  queues are full; retry later
     |- Cancelled                 499  the client went away
@@ -95,6 +96,15 @@ class ModelNotFound(TandemError):
     """No such model is served here."""
 
     code = "model_not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+    openai_type = "invalid_request_error"
+
+
+class NotFound(TandemError):
+    """No such stored object."""
+
+    code = "not_found"
     http_status = 404
     grpc_status = "NOT_FOUND"
     openai_type = "invalid_request_error"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -13,8 +14,9 @@ from services.gateway.error_reply import error_response, framework_error_respons
 from services.gateway.gateway import Gateway
 from services.gateway.middleware import HeadAsGet, RequestIds
 from services.gateway.openapi import true_openapi
+from services.gateway.responses import routes as responses
 from services.gateway.routes import generation, models, probes, tokens
-from shared.errors import InternalError, TandemError
+from shared.errors import InternalError, InvalidRequest, TandemError
 
 DESCRIPTION = "LLM inference with disaggregated prefill and decode, behind the APIs that clients already speak."
 
@@ -30,7 +32,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for family in (generation, anthropic, models, tokens, probes):
+    for family in (generation, responses, anthropic, models, tokens, probes):
         app.include_router(family.router(gateway))
     _add_errors(app, gateway)
     _add_middleware(app, gateway)
@@ -61,6 +63,15 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, exc: HTTPException) -> Response:
         return framework_error_response(exc, request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_bad_parameter(request: Request, exc: RequestValidationError) -> Response:
+        """Bodies are ours; this is a parameter of the path or the query."""
+        problem = exc.errors()[0]
+        name = str(problem["loc"][-1])
+        error = InvalidRequest(f"{name!r}: {problem['msg']}"[:500], param=name)
+        gateway.note_failure(error)
+        return error_response(error, request.url.path)
 
     @app.exception_handler(Exception)
     async def on_defect(request: Request, exc: Exception) -> Response:

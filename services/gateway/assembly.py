@@ -10,7 +10,10 @@ from services.gateway.dispatcher import Dispatcher
 from services.gateway.gateway import Gateway
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
+from services.gateway.object_store import ObjectStore
 from services.gateway.pipeline import Pipeline
+from services.gateway.responses.runs import BackgroundRuns
+from services.gateway.responses.store import ResponseStore
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
 from services.gateway.text_work import TextWork
@@ -33,6 +36,14 @@ async def assemble(
         min_remote_tokens=settings.min_remote_tokens,
         timeout_s=settings.request_timeout_s,
     )
+    objects = ObjectStore(settings.redis_url)
+    responses = ResponseStore(
+        objects,
+        ttl_s=settings.response_ttl_s,
+        max_bytes=settings.max_stored_bytes,
+        alive_s=settings.background_alive_s,
+    )
+    background = BackgroundRuns(responses, settings.max_background_responses)
     workers.start()
     try:
         yield Gateway(
@@ -41,9 +52,13 @@ async def assemble(
             pipeline=Pipeline(model, settings, workers, dispatcher, text_work, metrics),
             health=Health(directory, workers),
             metrics=metrics,
+            responses=responses,
+            background=background,
             version=_version(),
         )
     finally:
+        await background.close()
+        await objects.close()
         await workers.close()
         text_work.close()
 

@@ -9,6 +9,8 @@ import structlog
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
 from services.gateway.pipeline import Pipeline
+from services.gateway.responses.runs import BackgroundRuns
+from services.gateway.responses.store import ResponseStore
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.errors import TandemError
@@ -25,6 +27,8 @@ class Gateway:
     pipeline: Pipeline
     health: Health
     metrics: RequestMetrics
+    responses: ResponseStore
+    background: BackgroundRuns
     version: str
 
     def note_failure(self, error: TandemError) -> None:

@@ -76,7 +76,7 @@ class Pipeline:
             TandemError: It cannot be served, as the message says.
         """
         request = await self.chat_request(body, num_chars, created=int(time.time()))
-        return await self._start(request, Stamps(received_s))
+        return await self.start(request, received_s)
 
     async def chat_request(self, body: ChatBody, num_chars: int, *, created: int) -> GenerationRequest:
         """The request behind a typed chat body, rendered and checked, not tokenized and not started.
@@ -101,7 +101,7 @@ class Pipeline:
         body = parse_body(raw, CompletionBody, self._settings.unknown_fields)
         self._model.check_name(body.model)
         request = completion_request(body, self._model, self._settings, created=int(time.time()))
-        return await self._start(request, Stamps(received_s))
+        return await self.start(request, received_s)
 
     def reply_format(self, generation: Generation) -> ReplyFormat:
         """How the client wants to read it."""
@@ -111,8 +111,13 @@ class Pipeline:
         echoes = [self._echo(request, session) for session in generation.sessions for _ in session.choices]
         return CompletionReply(request, echoes, model.name, model.tokenizer)
 
-    async def _start(self, request: GenerationRequest, stamps: Stamps) -> Generation:
-        """Tokenizes, checks against the context length, and submits; the caller closes what it gets."""
+    async def start(self, request: GenerationRequest, received_s: float) -> Generation:
+        """Tokenizes, checks against the context length, and submits; the caller closes what it gets.
+
+        Raises:
+            TandemError: It cannot be served, as the message says.
+        """
+        stamps = Stamps(received_s)
         special = request.add_special_tokens
         prompts = [await self.tokenize(prompt, add_special_tokens=special) for prompt in request.prompts]
         stamps.tokenized_s = time.monotonic()

@@ -33,6 +33,10 @@ class GatewaySettings(ServiceSettings):
         max_body_bytes: Larger bodies are refused unread.
         max_choices: Bound on prompts x n of one request.
         max_stop_strings, max_stop_chars: Bounds on `stop`.
+        response_ttl_s: How long a stored response is kept in Redis.
+        max_stored_bytes: Longer conversations are not stored.
+        max_background_responses: Bound on those under way at this gateway.
+        background_alive_s: A background response whose gateway was silent for so long counts as failed.
         cors_origins: Web pages of these origins may call, separated by commas; "*" = all, "" = none.
         drain_s: How long open requests may go on after SIGTERM.
     """
@@ -63,6 +67,11 @@ class GatewaySettings(ServiceSettings):
     max_choices: int = Field(default=1024, ge=1)
     max_stop_strings: int = Field(default=16, ge=0)
     max_stop_chars: int = Field(default=1024, ge=1)
+
+    response_ttl_s: float = Field(default=86_400.0, gt=0)
+    max_stored_bytes: int = Field(default=4 << 20, ge=1024)
+    max_background_responses: int = Field(default=256, ge=0)
+    background_alive_s: float = Field(default=8.0, ge=0.1)
 
     cors_origins: str = ""
 

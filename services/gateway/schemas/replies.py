@@ -6,9 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from services.gateway.schemas.reply import Reply
-
-JsonObject = dict[str, object]
+from services.gateway.schemas.reply import JsonObject, Reply
 
 
 class ErrorDetail(BaseModel):

@@ -6,6 +6,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+JsonObject = dict[str, object]  # its own name: in a model with a field called "object" the builtin is out of sight
+
 
 class Reply(BaseModel):
     """A JSON reply; the same class serves it and describes it in openapi.json."""

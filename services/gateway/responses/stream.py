@@ -1,0 +1,65 @@
+"""A response's events on the wire: while it runs, or once more from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.disconnect import unless_disconnected
+from services.gateway.error_reply import error_response
+from services.gateway.responses.runs import ResponseRun
+from shared.errors import Cancelled
+
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class ResponseEvents(Response):
+    """Events of a run as they come.
+
+    A run that fails before its first event gets a proper status; after that the last event tells. A client that leaves
+    cancels a foreground run; one in the background goes on.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, run: ResponseRun, *, cancels: bool, position: int = 0) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._run = run
+        self._cancels = cancels
+        self._position = position
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves the ASGI call."""
+        try:
+            await unless_disconnected(receive, self._serve(scope, receive, send))
+        except Cancelled:
+            pass
+        finally:
+            if self._cancels:
+                self._run.cancel()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+        async for events in self._run.read(self._position):
+            if not has_begun and self._cancels and self._run.error is not None:
+                await error_response(self._run.error, scope["path"])(scope, receive, send)
+                return
+            if not has_begun:
+                has_begun = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+        if not has_begun:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ReplayedEvents(Response):
+    """Events that were kept."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Sequence[bytes]) -> None:
+        super().__init__(b"".join(events), headers=_HEADERS)

@@ -1,0 +1,285 @@
+"""OpenAI's Responses API with OpenAI's client; records in a real Redis, a scripted worker behind."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import openai
+import pytest
+
+from shared.errors import CapacityExceeded
+
+
+async def until(ask, status):
+    """The response as soon as it has that status."""
+    async with asyncio.timeout(5):
+        while (response := await ask()).status != status:
+            await asyncio.sleep(0.02)
+    return response
+
+
+async def test_a_response_has_the_workers_text(running, text_ids):
+    running.worker.script.token_ids = text_ids("Serialize an object.")
+    response = await running.openai.responses.create(
+        model="pydoc-mini", input="What does json.dumps do?", instructions="Be brief.", metadata={"a": "b"}
+    )
+    assert response.output_text == "Serialize an object."
+    assert (response.status, response.error, response.metadata) == ("completed", None, {"a": "b"})
+    [submit] = running.worker.submits
+    assert response.usage.input_tokens == len(submit.prompt_token_ids)
+    assert response.usage.output_tokens == len(text_ids("Serialize an object.")) + 1
+    assert response.usage.input_tokens_details.cached_tokens == 16
+    await running.openai.chat.completions.create(
+        model="pydoc-mini",
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "What does json.dumps do?"},
+        ],
+    )
+    assert running.worker.submits[1].prompt_token_ids == submit.prompt_token_ids
+
+
+async def test_events_come_in_order_and_add_up_to_the_response(running, text_ids):
+    running.worker.script.token_ids = text_ids("Grüße, 世界 🎉!")
+    stream = await running.openai.responses.create(model="pydoc-mini", input="hi", stream=True)
+    events = [event async for event in stream]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
+    assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", "completed"]
+    assert set(kinds[4:-4]) == {"output_text.delta"}
+    assert "".join(event.delta for event in events[4:-4]) == events[-1].response.output_text == "Grüße, 世界 🎉!"
+    assert events[-4].text == "Grüße, 世界 🎉!"
+    kept = await running.openai.responses.retrieve(events[0].response.id)
+    assert kept.output == events[-1].response.output
+
+
+async def test_the_clients_stream_helper_reads_it(running, text_ids):
+    running.worker.script.token_ids = text_ids("two words")
+    async with running.openai.responses.stream(model="pydoc-mini", input="hi") as stream:
+        async for _ in stream:
+            pass
+        assert (await stream.get_final_response()).output_text == "two words"
+
+
+async def test_the_next_turn_names_the_last_and_sees_its_items(running, text_ids):
+    running.worker.script.token_ids = text_ids("One.")
+    create = running.openai.responses.create
+    first = await create(model="pydoc-mini", input="Count", instructions="Never mind")
+    second = await create(model="pydoc-mini", input=[{"role": "user", "content": "On"}], previous_response_id=first.id)
+    third = await create(model="pydoc-mini", input="And on", previous_response_id=second.id)
+    messages = [
+        {"role": "user", "content": "Count"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "On"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "And on"},
+    ]
+    await running.openai.chat.completions.create(model="pydoc-mini", messages=messages)
+    assert running.worker.submits[2].prompt_token_ids == running.worker.submits[3].prompt_token_ids
+    assert third.previous_response_id == second.id
+    items = await running.openai.responses.input_items.list(second.id)
+    assert [(item.role, item.content[0].text) for item in items.data] == [("user", "On")]
+    assert items.data[0].id.startswith("msg_")
+
+
+async def test_input_items_come_in_pages(running):
+    turns = [{"role": "user", "content": str(i)} for i in range(5)]
+    response = await running.openai.responses.create(model="pydoc-mini", input=turns)
+    texts = [
+        item.content[0].text
+        async for item in running.openai.responses.input_items.list(response.id, limit=2, order="asc")
+    ]
+    assert texts == ["0", "1", "2", "3", "4"]
+    wrong = await running.http.get(f"/v1/responses/{response.id}/input_items", params={"limit": 0})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "limit")
+
+
+async def test_store_false_keeps_nothing_and_delete_forgets(running):
+    unstored = await running.openai.responses.create(model="pydoc-mini", input="hi", store=False)
+    stored = await running.openai.responses.create(model="pydoc-mini", input="hi")
+    assert (unstored.store, stored.store) == (False, True)
+    await running.openai.responses.delete(stored.id)
+    for response_id in (unstored.id, stored.id):
+        with pytest.raises(openai.NotFoundError):
+            await running.openai.responses.retrieve(response_id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        await running.openai.responses.create(model="pydoc-mini", input="hi", previous_response_id=stored.id)
+    assert caught.value.param == "previous_response_id"
+
+
+async def test_a_limit_makes_it_incomplete(running, text_ids):
+    running.worker.script.token_ids = text_ids("one two three four")
+    response = await running.openai.responses.create(model="pydoc-mini", input="hi", max_output_tokens=2)
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.output[0].status == "incomplete"
+
+
+async def test_logprobs_come_when_included(running, text_ids):
+    running.worker.script.token_ids = text_ids("Yes.")
+    response = await running.openai.responses.create(
+        model="pydoc-mini", input="hi", include=["message.output_text.logprobs"], top_logprobs=2
+    )
+    entries = response.output[0].content[0].logprobs
+    assert "".join(entry.token for entry in entries) == "Yes."
+    assert [len(entry.top_logprobs) for entry in entries] == [2] * len(entries)
+
+
+async def test_a_background_response_goes_on_without_its_client(running, text_ids):
+    running.worker.script.token_ids = text_ids("done in the background")
+    running.worker.script.step_s = 0.02
+    queued = await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+    assert queued.status == "queued"
+    assert queued.output == []
+    done = await until(lambda: running.openai.responses.retrieve(queued.id), "completed")
+    assert done.output_text == "done in the background"
+    assert done.background is True
+
+
+async def test_background_events_are_read_by_who_comes_later(running, text_ids):
+    running.worker.script.token_ids = text_ids("one two three four five six")
+    running.worker.script.step_s = 0.03
+    stream = await running.openai.responses.create(model="pydoc-mini", input="hi", background=True, stream=True)
+    seen = []
+    async for event in stream:
+        seen.append(event)
+        if event.type == "response.output_text.delta":
+            await stream.close()
+            break
+    resumed = await running.openai.responses.retrieve(
+        seen[0].response.id, stream=True, starting_after=seen[-1].sequence_number
+    )
+    seen += [event async for event in resumed]
+    assert all(after.sequence_number == before.sequence_number + 1 for before, after in pairwise(seen))
+    assert seen[1].type == "response.queued"
+    assert seen[-1].response.output_text == "one two three four five six"
+
+    async def ask():
+        return await running.openai.responses.retrieve(seen[0].response.id, stream=True)
+
+    async with asyncio.timeout(5):
+        while len(replayed := [event async for event in await ask()]) != len(seen):
+            await asyncio.sleep(0.02)
+    assert [event.type for event in replayed] == [event.type for event in seen]
+
+
+async def test_cancelling_ends_a_background_response_and_its_session(running):
+    running.worker.script.hold = True
+    queued = await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+    await running.worker.wait_for(lambda: running.worker.submits)
+    cancelled = await running.openai.responses.cancel(queued.id)
+    assert cancelled.status == "cancelled"
+    await running.worker.wait_for(lambda: running.worker.aborts)
+    assert (await running.openai.responses.retrieve(queued.id)).status == "cancelled"
+    assert running.open_sessions == 0
+
+
+async def test_a_foreground_response_ends_with_its_client(running, text_ids):
+    running.worker.script.token_ids = text_ids("one two three four five six") * 5
+    running.worker.script.step_s = 0.05
+    stream = await running.openai.responses.create(model="pydoc-mini", input="hi", stream=True)
+    response_id = (await anext(aiter(stream))).response.id
+    await stream.close()
+    await running.worker.wait_for(lambda: running.worker.aborts)
+    kept = await until(lambda: running.openai.responses.retrieve(response_id), "cancelled")
+    assert kept.output[0].status == "incomplete"
+
+
+async def test_a_failure_is_a_status_before_and_an_event_after_the_first_token(running, text_ids):
+    running.worker.script.failure = CapacityExceeded("too big")
+    with pytest.raises(openai.BadRequestError, match="too big"):
+        await running.openai.responses.create(model="pydoc-mini", input="hi", stream=True)
+    queued = await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+    failed = await until(lambda: running.openai.responses.retrieve(queued.id), "failed")
+    assert "too big" in failed.error.message
+    running.worker.script.failure = None
+    running.worker.script.token_ids = text_ids("one two three four five")
+    running.worker.script.die_after = 2
+    stream = await running.openai.responses.create(model="pydoc-mini", input="hi", stream=True)
+    last = [event async for event in stream][-1]
+    assert last.type == "response.failed"
+    assert "worker_lost" in last.response.error.message
+
+
+async def test_a_gateway_that_stops_leaves_no_response_in_progress(start_gateway):
+    async with start_gateway(background_alive_s=0.4) as first:
+        first.worker.script.hold = True
+        stopped = await first.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+        lost = await first.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+        await first.worker.wait_for(lambda: len(first.worker.submits) == 2)
+        # The second one's gateway dies: nobody renews it, and nothing is written any more.
+        run = first.gateway.background._runs.pop(lost.id)
+        next(t for t in first.gateway.background._keepers if t.get_coro().cr_frame.f_locals["run"] is run).cancel()
+        await until(lambda: first.openai.responses.retrieve(lost.id), "failed")
+        run.cancel()
+    async with start_gateway() as second:
+        response = await second.openai.responses.retrieve(stopped.id)
+        assert response.status == "failed"
+        assert "stopped before" in response.error.message
+
+
+async def test_a_response_of_another_gateway_can_be_cancelled(start_gateway):
+    async with start_gateway(background_alive_s=0.4) as first:
+        first.worker.script.hold = True
+        queued = await first.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+        async with start_gateway() as second:
+            assert (await second.openai.responses.cancel(queued.id)).status == "cancelled"
+        await until(lambda: first.openai.responses.retrieve(queued.id), "cancelled")
+        await first.worker.wait_for(lambda: first.worker.aborts)
+
+
+async def test_without_redis_a_stateless_response_still_comes(start_gateway, text_ids, redis_server):
+    async with start_gateway(redis_url=redis_server.url) as running:
+        running.worker.script.token_ids = text_ids("Still here.")
+        redis_server.stop()
+        response = await running.openai.responses.create(model="pydoc-mini", input="hi")
+        assert (response.output_text, response.store) == ("Still here.", False)
+        for ask in (
+            running.openai.responses.retrieve(response.id),
+            running.openai.responses.create(model="pydoc-mini", input="hi", previous_response_id=response.id),
+            running.openai.responses.create(model="pydoc-mini", input="hi", background=True),
+        ):
+            with pytest.raises(openai.InternalServerError, match="Redis") as caught:
+                await ask
+            assert caught.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
+        ({"input": []}, "input"),
+        ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "input[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
+        ({"include": ["file_search_call.results"]}, "include"),
+        ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
+        ({"background": True, "store": False}, "store"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"bananas": 1}, "bananas"),
+        ({"input": "x" * 2000}, "input"),
+    ],
+)
+async def test_refusals_name_the_field(start_gateway, change, param):
+    async with start_gateway(max_stored_bytes=1024) as running:
+        body = {"model": "pydoc-mini", "input": "hi", **change}
+        reply = await running.http.post("/v1/responses", json=body)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] == param
+        assert not running.worker.submits
+
+
+async def test_counting_tokens_equals_what_generation_submits(running):
+    counted = await running.openai.responses.input_tokens.count(model="pydoc-mini", input="hi", instructions="Brief.")
+    await running.openai.responses.create(model="pydoc-mini", input="hi", instructions="Brief.")
+    assert counted.input_tokens == len(running.worker.submits[0].prompt_token_ids)
+
+
+async def test_too_many_background_responses_are_refused(start_gateway):
+    async with start_gateway(max_background_responses=1) as running:
+        running.worker.script.hold = True
+        await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+        with pytest.raises(openai.RateLimitError, match="at most 1"):
+            await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
