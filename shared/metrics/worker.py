@@ -72,6 +72,9 @@ class WorkerMetrics:
         self._blocks = self._counter(
             "tandem_kv_acquired_blocks", "Prompt blocks by source; missed = recomputed.", "source"
         )
+        self._skipped_blocks = self._counter(
+            "tandem_kv_skipped_fetch_blocks", "Held elsewhere, and cheaper computed here than fetched."
+        ).labels(**self._labels)
         self._fetched_bytes = self._counter("tandem_kv_fetched_bytes", "Bytes fetched for prompts.").labels(
             **self._labels
         )
@@ -100,6 +103,7 @@ class WorkerMetrics:
         held_blocks: int,
         prefilled_blocks: int,
         missed_blocks: int,
+        skipped_blocks: int,
         fetched_bytes: int,
         fetch_s: float,
         prefill_s: float,
@@ -109,6 +113,7 @@ class WorkerMetrics:
         by_source = {"local": local_blocks, "holder": held_blocks, "prefill": prefilled_blocks, "missed": missed_blocks}
         for source, num_blocks in by_source.items():
             self._blocks.labels(**self._labels, source=source).inc(num_blocks)
+        self._skipped_blocks.inc(skipped_blocks)
         if fetched_bytes:
             self._fetched_bytes.inc(fetched_bytes)
             self._fetch_s.observe(fetch_s)

@@ -20,6 +20,7 @@ from protos import worker_pb2 as pb
 from shared.engine.engine import Engine
 from shared.engine.sequence import Sequence
 from shared.identity import BlockHash, BlockId, Fingerprint, WorkerId
+from shared.worker.fetch_cost import FetchCosts, HolderClass
 from shared.worker.peers import Peers
 from shared.worker.sidecar_link import Pull, SidecarLink, SidecarLost
 
@@ -38,6 +39,7 @@ class AcquisitionReport:
         prefilled_blocks: Fetched from the prefill worker.
         prefill_cached_blocks: Of the prompt's blocks, how many the prefill worker had without computing.
         missed_blocks: Asked for and not got.
+        skipped_blocks: Held elsewhere, and cheaper computed here than fetched.
     """
 
     local_blocks: int = 0
@@ -45,6 +47,7 @@ class AcquisitionReport:
     prefilled_blocks: int = 0
     prefill_cached_blocks: int = 0
     missed_blocks: int = 0
+    skipped_blocks: int = 0
     fetched_bytes: int = 0
     prefill_s: float = 0.0
     fetch_s: float = 0.0
@@ -65,6 +68,8 @@ class KvAcquisition:
     Args:
         block_hashes: Of the prompt's blocks that are wanted, first block first; the last prompt token is never among
             them, because its logits are computed here.
+        block_bytes: Of one block.
+        costs: What this worker learnt about fetching.
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class KvAcquisition:
         worker_id: WorkerId,
         fingerprint: Fingerprint,
         block_size: int,
+        block_bytes: int,
+        costs: FetchCosts,
         prefill_timeout_s: float,
         sequence: Sequence,
         block_hashes: Seq[BlockHash],
@@ -87,6 +94,8 @@ class KvAcquisition:
         self._worker_id = worker_id
         self._fingerprint = fingerprint
         self._block_size = block_size
+        self._block_bytes = block_bytes
+        self._costs = costs
         self._prefill_timeout_s = prefill_timeout_s
         self._sequence = sequence
         self._hashes = block_hashes
@@ -101,7 +110,7 @@ class KvAcquisition:
     async def run(self, holders: Seq[pb.HolderHint], prefill_candidates: Seq[pb.PeerRef]) -> AcquisitionReport:
         """Holds as long a verified prefix as can be had, then returns; never raises for a peer's failure."""
         self._attach_cached()
-        await self._fetch_from_holders(holders)
+        await self._fetch_from_holders(holders, is_last_resort=not prefill_candidates)
         for candidate in prefill_candidates:
             if self._is_complete or not self._link.is_attached:
                 break
@@ -113,14 +122,27 @@ class KvAcquisition:
         self._held = self._engine.attach_cached(self._sequence)
         self.report.local_blocks += self._held - before
 
-    async def _fetch_from_holders(self, holders: Seq[pb.HolderHint]) -> None:
+    async def _fetch_from_holders(self, holders: Seq[pb.HolderHint], *, is_last_resort: bool) -> None:
         own_first = sorted(holders, key=lambda hint: (hint.holder.worker_id != self._worker_id, -hint.num_blocks))
         for hint in own_first:
             if self._is_complete or not self._link.is_attached:
                 return
             holder_id = "" if hint.holder.worker_id == self._worker_id else hint.holder.worker_id
             end = min(hint.num_blocks, len(self._hashes))
+            # What a prefill worker would compute would have to be fetched as well.
+            if is_last_resort and not self._is_worth_fetching(holder_id, end):
+                self.report.skipped_blocks += max(0, end - self._held)
+                continue
             self.report.held_blocks += await self._fetch(holder_id, hint.holder.incarnation, end)
+
+    def _is_worth_fetching(self, holder_id: str, end: int) -> bool:
+        num_blocks = end - self._held
+        return self._costs.is_worth_fetching(
+            _holder_class(holder_id),
+            num_bytes=num_blocks * self._block_bytes,
+            num_tokens=num_blocks * self._block_size,
+            prefill_tokens_per_s=self._engine.stats().prefill_tokens_per_s,
+        )
 
     async def _prefill_at(self, candidate: pb.PeerRef) -> None:
         """Asks one prefill worker for the rest and fetches as it seals."""
@@ -204,6 +226,7 @@ class KvAcquisition:
                 mismatched=reply.mismatched,
                 error=reply.error,
             )
+        self._costs.observe(_holder_class(pull.holder_id), reply.bytes, reply.seconds)
         self.report.fetched_bytes += reply.bytes
         self.report.verify_s += reply.verify_s
         self.report.missed_blocks += len(block_ids) - verified
@@ -216,6 +239,10 @@ class KvAcquisition:
         self._engine.commit(self._sequence, block_ids[:verified], list(hashes[:verified]))
         self._engine.discard(block_ids[verified:])
         return verified
+
+
+def _holder_class(holder_id: str) -> HolderClass:
+    return HolderClass.PEER if holder_id else HolderClass.OWN_TIER
 
 
 class _Progress:

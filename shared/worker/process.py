@@ -28,6 +28,7 @@ from shared.metrics.http import serve_metrics
 from shared.metrics.worker import WorkerMetrics
 from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.worker.block_host import BlockHostServicer
+from shared.worker.fetch_cost import FetchCosts
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
 from shared.worker.loading import LoadedEngine, load_engine
 from shared.worker.peers import Peers
@@ -54,6 +55,7 @@ class WorkerParts:
     peers: Peers
     status: WorkerStatus
     metrics: WorkerMetrics
+    costs: FetchCosts
 
     def acquisition(
         self, sequence: EngineSequence, block_hashes: Sequence[BlockHash], cache_salt: str
@@ -67,6 +69,8 @@ class WorkerParts:
             worker_id=who.worker_id,
             fingerprint=who.fingerprint,
             block_size=who.block_size,
+            block_bytes=who.block_bytes,
+            costs=self.costs,
             prefill_timeout_s=self.settings.prefill_timeout_s,
             sequence=sequence,
             block_hashes=block_hashes,
@@ -81,6 +85,7 @@ class WorkerParts:
             held_blocks=report.held_blocks,
             prefilled_blocks=report.prefilled_blocks,
             missed_blocks=report.missed_blocks,
+            skipped_blocks=report.skipped_blocks,
             fetched_bytes=report.fetched_bytes,
             fetch_s=report.fetch_s,
             prefill_s=report.prefill_s,
@@ -166,7 +171,7 @@ async def _running(
     peers = Peers(directory, identity.fingerprint, settings.tls)
     link = _link(settings, role, loaded, identity, host_socket)
     status = WorkerStatus(identity, engine, link)
-    parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics)
+    parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics, FetchCosts())
     metrics.follow(engine.stats)
     dispatch.add_listener(lambda outputs: link.publish(outputs.sealed, outputs.evicted))
     dispatch.add_listener(lambda outputs: metrics.observe_step(outputs, engine.stats()))

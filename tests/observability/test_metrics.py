@@ -104,7 +104,8 @@ def test_a_followed_engine_is_read_when_scraped():
 
 def test_where_a_prompts_kv_came_from_is_counted_in_blocks_and_bytes():
     metrics = WorkerMetrics(role="decode", model="m")
-    report = {"mode": "remote_prefill", "local_blocks": 1, "held_blocks": 0, "prefilled_blocks": 7, "missed_blocks": 2}
+    report = {"mode": "remote_prefill", "local_blocks": 1, "held_blocks": 0, "prefilled_blocks": 7}
+    report |= {"missed_blocks": 2, "skipped_blocks": 3}
     metrics.observe_acquisition(**report, fetched_bytes=700, fetch_s=0.01, prefill_s=0.2)
     metrics.observe_acquisition(
         **{**report, "mode": "local", "prefilled_blocks": 0}, fetched_bytes=0, fetch_s=0.0, prefill_s=0.0
@@ -114,6 +115,7 @@ def test_where_a_prompts_kv_came_from_is_counted_in_blocks_and_bytes():
     assert found["tandem_kv_acquired_blocks_total", "local"] == 2
     assert found["tandem_kv_acquired_blocks_total", "prefill"] == 7
     assert found["tandem_kv_fetched_bytes_total",] == 700
+    assert found["tandem_kv_skipped_fetch_blocks_total",] == 6
     assert found["tandem_kv_fetch_seconds_count",] == found["tandem_remote_prefill_seconds_count",] == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -15,6 +16,7 @@ from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepResult
 from shared.identity import namespace_hash
+from shared.worker.fetch_cost import FetchCosts, HolderClass
 from shared.worker.kv_acquisition import KvAcquisition
 from shared.worker.sidecar_link import SidecarLost
 
@@ -80,7 +82,7 @@ def submit(engine):
     return sequence
 
 
-def acquisition(engine, link, sequence):
+def acquisition(engine, link, sequence, costs=None):
     return KvAcquisition(
         engine=engine,
         link=link,
@@ -88,6 +90,8 @@ def acquisition(engine, link, sequence):
         worker_id="me",
         fingerprint="fp",
         block_size=BLOCK,
+        block_bytes=10,
+        costs=costs or FetchCosts(),
         prefill_timeout_s=1,
         sequence=sequence,
         block_hashes=sequence.block_hashes[:PROMPT_BLOCKS],
@@ -164,3 +168,17 @@ async def test_a_pool_without_room_ends_the_search(engine):
     link = FakeLink({"peer": range(6)})
     report = await acquisition(engine, link, submit(engine)).run([hint("peer", 6)], ())
     assert (report.held_blocks, link.pulls) == (0, [])
+
+
+async def test_what_is_cheaper_computed_is_not_fetched_unless_a_prefill_worker_would_compute_it(engine, monkeypatch):
+    stats = engine.stats
+    monkeypatch.setattr(engine, "stats", lambda: dataclasses.replace(stats(), prefill_tokens_per_s=1000.0))
+    costs = FetchCosts()
+    for _ in range(5):
+        costs.observe(HolderClass.PEER, 60, 60.0)
+    link = FakeLink({"peer": range(6), "": range(2)})
+    hints = [hint("peer", 6), hint("me", 2)]
+    report = await acquisition(engine, link, submit(engine), costs).run(hints, ())
+    assert (report.held_blocks, report.skipped_blocks, link.pulls) == (2, 4, [("", 2)])
+    report = await acquisition(engine, link, submit(engine), costs).run(hints, [pb.PeerRef(worker_id="p")])
+    assert (report.held_blocks, report.skipped_blocks) == (4, 0)
