@@ -7,10 +7,12 @@
     |  |- CapacityExceeded       400  needs more KV blocks than the worker has in all
     |  `- RequestTooLarge        413  the body against its limit
     |- NotAuthenticated          401
+    |- PermissionDenied          403  the key does not allow it
     |- ModelNotFound             404
     |- NotFound                  404
     |- RequestTimeout            408  the request's own deadline
     |- Overloaded                429  queues are full; retry later
+    |  `- RateLimited            429  the caller's own limits; says when to come again
     |- Cancelled                 499  the client went away
     |- InternalError             500  a defect of ours
     |- Unavailable               503  no worker can take this now
@@ -92,6 +94,15 @@ class NotAuthenticated(TandemError):
     openai_type = "authentication_error"
 
 
+class PermissionDenied(TandemError):
+    """The API key is valid and does not allow this."""
+
+    code = "permission_denied"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    openai_type = "permission_error"
+
+
 class ModelNotFound(TandemError):
     """No such model is served here."""
 
@@ -127,6 +138,20 @@ class Overloaded(TandemError):
     grpc_status = "RESOURCE_EXHAUSTED"
     openai_type = "rate_limit_error"
     retryable = True
+
+
+class RateLimited(Overloaded):
+    """The caller has reached a limit of its own.
+
+    Attributes:
+        retry_after_s: When it makes sense to come again.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class Cancelled(TandemError):

@@ -17,10 +17,11 @@ import typer
 from rich.console import Console
 
 from services.cli.certificates import fleet_members, issue_certificates
-from services.cli.chat import Conversation, chat, first_model
+from services.cli.chat import Conversation, chat
 from services.cli.cluster import ClusterSpec, free_port, with_certificates
 from services.cli.doctor import examine, print_findings
 from services.cli.down import down
+from services.cli.keys import keys_app
 from services.cli.preflight import check_port, check_shared_memory, default_threads, served_name
 from services.cli.quantities import parse_bytes
 from services.cli.quiet import quiet_libraries
@@ -39,6 +40,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(keys_app, name="keys")
 
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", help="Sockets, logs, state. One cluster each. Default ~/.tandem/run")
@@ -155,6 +158,7 @@ def status_command(
 def chat_command(
     once: Annotated[str, typer.Option(help="Ask this and leave")] = "",
     url: Annotated[str, typer.Option(help="Of a gateway; default: the cluster of the run directory")] = "",
+    api_key: Annotated[str, typer.Option(envvar="TANDEM_API_KEY", help="Where the gateway asks for one")] = "",
     model: Annotated[str, typer.Option(help="Default: the first one served")] = "",
     system: Annotated[str, typer.Option(help="System prompt")] = "",
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
@@ -169,10 +173,8 @@ def chat_command(
             raise Unavailable(f"nothing runs in {directory}: start with `tandem up`, or give --url")
         url = state.url
     url = url.rstrip("/").removesuffix("/v1")
-    conversation = Conversation(
-        url, model or first_model(url), max_tokens=max_tokens, temperature=temperature, system=system
-    )
-    chat(conversation, Console(), once=once)
+    conversation = Conversation(url, model, max_tokens=max_tokens, temperature=temperature, system=system)
+    chat(conversation, Console(), once=once, api_key=api_key)
 
 
 @app.command("doctor")

@@ -19,7 +19,7 @@ _HELP = "Ctrl-C stops an answer, /reset forgets the conversation, /exit or Ctrl-
 
 @dataclass(slots=True)
 class Conversation:
-    """The messages so far, and how to ask for the next."""
+    """The messages so far, and how to ask for the next; a model of "" is the first one served."""
 
     url: str
     model: str
@@ -87,28 +87,31 @@ def ask(client: httpx.Client, conversation: Conversation, question: str) -> Iter
             conversation.messages.pop()
 
 
-def first_model(url: str) -> str:
+def first_model(client: httpx.Client, url: str) -> str:
     """The model that the gateway serves.
 
     Raises:
         Unavailable: It cannot be asked.
     """
     try:
-        reply = httpx.get(f"{url}/v1/models", timeout=_CONNECT_TIMEOUT_S, trust_env=False)
+        reply = client.get(f"{url}/v1/models", timeout=_CONNECT_TIMEOUT_S)
         return str(reply.raise_for_status().json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, LookupError) as exc:
         raise _unreachable(url, exc) from exc
 
 
-def chat(conversation: Conversation, console: Console, *, once: str = "") -> None:
+def chat(conversation: Conversation, console: Console, *, once: str = "", api_key: str = "") -> None:
     """Talks until the user leaves, or asks one question.
 
     Raises:
-        Unavailable: Only with `once`; in a conversation errors are printed.
+        Unavailable: Only with `once` or if the gateway cannot be asked for its model; otherwise errors are printed.
     """
     conversation.reset()
     # An answer may take long to come and is not bounded in length; only connecting is.
-    with httpx.Client(timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S), trust_env=False) as client:
+    timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    with httpx.Client(timeout=timeout, trust_env=False, headers=headers) as client:
+        conversation.model = conversation.model or first_model(client, conversation.url)
         if once:
             _print_answer(client, conversation, once, console)
             return

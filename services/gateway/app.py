@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.access.authentication import Authentication
 from services.gateway.anthropic import routes as anthropic
 from services.gateway.error_reply import error_response, framework_error_response
 from services.gateway.gateway import Gateway
@@ -41,8 +42,9 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
-    """Outermost last: an identity for everything, then cross-origin rules, then HEAD."""
+    """Outermost last: an identity for everything, then cross-origin rules, then keys, then HEAD."""
     app.add_middleware(HeadAsGet)
+    app.add_middleware(Authentication, gateway=gateway, keyring=gateway.keyring, admission=gateway.admission)
     if origins := gateway.settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

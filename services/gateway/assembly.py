@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 
+from services.gateway.access.admission import Admission
+from services.gateway.access.keyring import Keyring
+from services.gateway.access.rate_limits import RateLimits
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.gateway import Gateway
 from services.gateway.health import Health
@@ -18,6 +21,7 @@ from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
 from services.gateway.text_work import TextWork
 from services.gateway.workers import Workers
+from shared.access.key_store import KnownKeys, open_key_store
 from shared.directory.client import Directory
 
 
@@ -44,16 +48,25 @@ async def assemble(
         alive_s=settings.background_alive_s,
     )
     background = BackgroundRuns(responses, settings.max_background_responses)
+    limits = RateLimits(settings.redis_url if settings.api_keys else "")
+    admission = Admission(
+        limits,
+        max_concurrent=settings.max_concurrent_requests,
+        max_tenant_concurrent=settings.max_tenant_requests,
+    )
+    known = KnownKeys(open_key_store(settings.api_keys, settings.redis_url)) if settings.api_keys else None
     workers.start()
     try:
         yield Gateway(
             model=model,
             settings=settings,
-            pipeline=Pipeline(model, settings, workers, dispatcher, text_work, metrics),
+            pipeline=Pipeline(model, settings, workers, dispatcher, text_work, metrics, admission),
             health=Health(directory, workers),
             metrics=metrics,
             responses=responses,
             background=background,
+            admission=admission,
+            keyring=Keyring(known, settings.api_key.get_secret_value()),
             version=_version(),
         )
     finally:

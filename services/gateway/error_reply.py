@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from shared.errors import InvalidRequest, TandemError
+from shared.errors import InvalidRequest, NotAuthenticated, RateLimited, TandemError
 
 RETRY_AFTER_S = "1"
 
@@ -35,9 +37,16 @@ def anthropic_error(message: str, status: int) -> dict[str, object]:
 
 def error_response(error: TandemError, path: str = "") -> Response:
     """The reply to a request that failed before anything else was sent; the path tells whose shape is expected."""
-    headers = {"retry-after": RETRY_AFTER_S} if error.retryable else None
+    headers = {"retry-after": _retry_after(error)} if error.retryable else {}
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"
     body = _in_shape_of(path, error.http_status, error.message, error.openai_type, error.param, error.code)
     return Response(body, status_code=error.http_status, media_type="application/json", headers=headers)
+
+
+def _retry_after(error: TandemError) -> str:
+    """Whole seconds, rounded up."""
+    return str(max(1, math.ceil(error.retry_after_s))) if isinstance(error, RateLimited) else RETRY_AFTER_S
 
 
 def framework_error_response(exc: HTTPException, path: str = "") -> Response:

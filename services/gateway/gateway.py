@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from services.gateway.access.admission import Admission
+from services.gateway.access.keyring import Keyring
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
 from services.gateway.pipeline import Pipeline
@@ -29,6 +31,8 @@ class Gateway:
     metrics: RequestMetrics
     responses: ResponseStore
     background: BackgroundRuns
+    admission: Admission
+    keyring: Keyring
     version: str
 
     def note_failure(self, error: TandemError) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 
 import structlog
 
+from services.gateway.access.admission import Ticket
 from services.gateway.choice_text import ChoiceText, Delta
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.metrics import RequestMetrics
@@ -63,6 +64,7 @@ class Generation:
         workers: Workers,
         metrics: RequestMetrics,
         abort_grace_s: float,
+        ticket: Ticket,
     ) -> None:
         self.request = request
         self.sessions = sessions
@@ -72,6 +74,7 @@ class Generation:
         self._workers = workers
         self._metrics = metrics
         self._abort_grace_s = abort_grace_s
+        self._ticket = ticket
         self._texts = {
             choice: ChoiceText(position * request.num_choices + choice.index, choice, tokenizer, request.stop)
             for position, session in enumerate(sessions)
@@ -139,6 +142,7 @@ class Generation:
             return
         self._is_closed = True
         self._report()
+        self._ticket.close(self.usage.completion_tokens)
         for timer in self._timers:
             timer.cancel()
         for session in self.sessions:

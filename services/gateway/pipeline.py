@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from functools import partial
 
+from services.gateway.access.admission import Admission
+from services.gateway.access.caller import current_caller
 from services.gateway.body_reader import parse_body
 from services.gateway.chat_reply import ChatReply
 from services.gateway.completion_reply import CompletionReply
@@ -43,6 +45,7 @@ class Pipeline:
         dispatcher: Dispatcher,
         text_work: TextWork,
         metrics: RequestMetrics,
+        admission: Admission,
     ) -> None:
         self._model = model
         self._settings = settings
@@ -50,6 +53,7 @@ class Pipeline:
         self._dispatcher = dispatcher
         self._text_work = text_work
         self._metrics = metrics
+        self._admission = admission
 
     async def chat(self, raw: bytes, received_s: float) -> Generation:
         """Starts what a chat body asks for.
@@ -123,6 +127,8 @@ class Pipeline:
         stamps.tokenized_s = time.monotonic()
         mailbox = Mailbox()
         sessions = [self._session(prompt, request, mailbox) for prompt in prompts]
+        caller = current_caller()
+        ticket = await self._admission.enter(caller, self._model.name, sum(map(len, prompts)))
         generation = Generation(
             request,
             sessions,
@@ -133,9 +139,11 @@ class Pipeline:
             workers=self._workers,
             metrics=self._metrics,
             abort_grace_s=self._settings.abort_grace_s,
+            ticket=ticket,
         )
+        limits_s = [limit for limit in (self._settings.request_timeout_s, caller.timeout_s) if limit]
         try:
-            await generation.start(wait_s=self._settings.worker_wait_s, timeout_s=self._settings.request_timeout_s)
+            await generation.start(wait_s=self._settings.worker_wait_s, timeout_s=min(limits_s, default=0.0))
         except BaseException:
             generation.close()
             raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from shared.rpc import TlsFiles
@@ -37,6 +38,12 @@ class GatewaySettings(ServiceSettings):
         max_stored_bytes: Longer conversations are not stored.
         max_background_responses: Bound on those under way at this gateway.
         background_alive_s: A background response whose gateway was silent for so long counts as failed.
+        api_keys: Where the keys are kept: a file that `tandem keys` made, or `redis`; "" = no keys.
+        api_key: One key more, chosen by the operator; "" = none.
+        allow_unauthenticated: Serve without keys on an address that others can reach.
+        max_concurrent_requests: Requests under way at this gateway; more are refused, not queued.
+        max_tenant_requests: Of them, of one tenant; 0 = no bound but the former.
+        heartbeat_s: A stream that is silent for so long gets a comment line, so that proxies keep it; 0 = never.
         cors_origins: Web pages of these origins may call, separated by commas; "*" = all, "" = none.
         drain_s: How long open requests may go on after SIGTERM.
     """
@@ -72,8 +79,29 @@ class GatewaySettings(ServiceSettings):
     max_stored_bytes: int = Field(default=4 << 20, ge=1024)
     max_background_responses: int = Field(default=256, ge=0)
     background_alive_s: float = Field(default=8.0, ge=0.1)
+    api_keys: str = ""
+    api_key: SecretStr = SecretStr("")
+    allow_unauthenticated: bool = False
+    max_concurrent_requests: int = Field(default=4096, ge=1)
+    max_tenant_requests: int = Field(default=0, ge=0)
+    heartbeat_s: float = Field(default=10.0, ge=0)
 
     cors_origins: str = ""
+
+    @model_validator(mode="after")
+    def _keys_or_loopback(self) -> Self:
+        """Whoever can reach a gateway without keys can use it."""
+        if not (self.asks_for_keys or self.allow_unauthenticated or _is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} can be reached from elsewhere and no API keys are set: set api_keys or api_key, "
+                "or say allow_unauthenticated=true"
+            )
+        return self
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Requests need an API key."""
+        return bool(self.api_keys or self.api_key.get_secret_value())
 
     @property
     def allowed_origins(self) -> list[str]:
@@ -84,3 +112,10 @@ class GatewaySettings(ServiceSettings):
     def tls(self) -> TlsFiles | None:
         """This service's identity towards the others; None = plaintext."""
         return TlsFiles(self.tls_dir) if self.tls_dir else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

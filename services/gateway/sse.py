@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -10,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.error_reply import error_response
+from services.gateway.event_body import EventBody
 from services.gateway.generation import Generation
 from services.gateway.replies import ReplyFormat
 from services.gateway.timing import timing_block
@@ -21,18 +23,27 @@ log = structlog.get_logger(__name__)
 class EventStream(Response):
     """Sends a generation while it runs, and closes it whatever happens.
 
-    Nothing is sent before the first delta, so that a request that fails until then gets a proper status. A failure
-    after that becomes an error event, and the stream still ends with `[DONE]`.
+    Nothing is sent before the first delta, so that a request that fails until then gets a proper status; only a stream
+    that is silent for longer than `heartbeat_s` is opened by a comment line, and then a failure becomes an error event
+    as it does later on. The stream always ends with `[DONE]`.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, reply: ReplyFormat, on_failure: Callable[[TandemError], None]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        reply: ReplyFormat,
+        on_failure: Callable[[TandemError], None],
+        *,
+        heartbeat_s: float = 0.0,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
         self._reply = reply
         self._on_failure = on_failure
+        self._heartbeat_s = heartbeat_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call."""
@@ -44,34 +55,34 @@ class EventStream(Response):
             self._generation.close()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        batches = self._generation.batches()
+        body = EventBody(send, self.raw_headers)
+        beating = asyncio.create_task(body.beat(self._heartbeat_s)) if self._heartbeat_s else None
         try:
-            first = await anext(batches)
+            last = await self._send_deltas(body)
         except TandemError as exc:
             self._on_failure(exc)
-            await error_response(exc, scope["path"])(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _send_part(send, self._reply.opening() + self._reply.events(first))
-        try:
-            async for deltas in batches:
-                await _send_part(send, self._reply.events(deltas))
-            last = self._closing()
-        except TandemError as exc:
-            self._on_failure(exc)
+            if not body.is_open:
+                await error_response(exc, scope["path"])(scope, receive, send)
+                return
             last = self._reply.failure(exc)
         except Exception:
             log.exception("stream_failed", request_id=self._generation.request.request_id)
             error = InternalError("internal error; the gateway's log has the details")
             self._on_failure(error)
+            if not body.is_open:
+                raise
             last = self._reply.failure(error)
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+        finally:
+            if beating:
+                beating.cancel()
+        await body.send(last, is_last=True)
 
-    def _closing(self) -> bytes:
+    async def _send_deltas(self, body: EventBody) -> bytes:
+        """Sends all but the last part, which it returns."""
+        opening = self._reply.opening
+        async for deltas in self._generation.batches():
+            await body.send(opening() + self._reply.events(deltas))
+            opening = bytes
         generation = self._generation
-        return self._reply.closing(generation.usage, timing_block(generation) if generation.request.timing else None)
-
-
-async def _send_part(send: Send, body: bytes) -> None:
-    if body:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        timing = timing_block(generation) if generation.request.timing else None
+        return opening() + self._reply.closing(generation.usage, timing)

@@ -49,7 +49,7 @@ async def generate(gateway: Gateway, request: Request, start: Open, format_of: F
     generation = await unless_disconnected(request.receive, _started(start, raw, time.monotonic()))
     reply = format_of(generation)
     if generation.request.stream:
-        return EventStream(generation, reply, gateway.note_failure)
+        return EventStream(generation, reply, gateway.note_failure, heartbeat_s=gateway.settings.heartbeat_s)
     try:
         choices = await unless_disconnected(request.receive, collect(generation))
     finally:

@@ -1,0 +1,1 @@
+"""Who calls, what they may, and how much: keys, rate limits, bounded concurrency per tenant."""

@@ -1,0 +1,94 @@
+"""Checks the API key of every HTTP request, and notes who calls."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.gateway.access.admission import Admission
+from services.gateway.access.caller import Caller, set_caller
+from services.gateway.access.keyring import Keyring
+from services.gateway.access.rate_limits import Standing
+from services.gateway.error_reply import error_response
+from services.gateway.gateway import Gateway
+from shared.errors import InvalidRequest, NotAuthenticated, TandemError
+
+OPEN_PATHS = frozenset({"/live", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
+"""For probes, scrapers and readers; everything else is a tenant's."""
+
+MAX_TIMEOUT_S = 86_400.0
+
+
+class Authentication:
+    """Sets the caller of everything below it; refuses who is not known or asks too often."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway, keyring: Keyring, admission: Admission) -> None:
+        self._app = app
+        self._gateway = gateway
+        self._keyring = keyring
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves the ASGI call."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+            await self._app(scope, receive, send)
+            return
+        standings: list[Standing] = []
+        try:
+            caller = await self._caller(Headers(scope=scope))
+            set_caller(caller)
+            if scope["method"] == "POST":
+                standings = await self._admission.count_request(caller)
+        except TandemError as exc:
+            self._gateway.note_failure(exc)
+            await error_response(exc, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, _with_headers(send, standings) if standings else send)
+
+    async def _caller(self, headers: Headers) -> Caller:
+        timeout_s = _timeout(headers.get("x-request-timeout-s"))
+        if self._keyring.is_empty:
+            return Caller(timeout_s=timeout_s)
+        record = await self._keyring.identify(_presented_key(headers))
+        return Caller(record.tenant, record, timeout_s)
+
+
+def _presented_key(headers: Headers) -> str:
+    """From `Authorization: Bearer`, or from `x-api-key` as Anthropic's clients send it."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return key.strip()
+    if key := headers.get("x-api-key", ""):
+        return key
+    raise NotAuthenticated("no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
+
+
+def _timeout(value: str | None) -> float:
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise InvalidRequest(
+            f"x-request-timeout-s is {value[:32]!r}, must be a number in (0, {MAX_TIMEOUT_S:g}]",
+            param="x-request-timeout-s",
+        )
+    return seconds
+
+
+def _with_headers(send: Send, standings: list[Standing]) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for standing in standings:
+                # What is told counts this request too.
+                counted = Standing(
+                    standing.kind, standing.limit, standing.remaining - (standing.kind == "requests"), standing.reset_s
+                )
+                for name, value in counted.headers().items():
+                    headers[name] = value
+        await send(message)
+
+    return send_with_headers

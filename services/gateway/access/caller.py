@@ -1,0 +1,51 @@
+"""The caller of the request under way.
+
+A context variable, because it is set where HTTP begins and read where a session is made, with every endpoint family in
+between; tasks that a request starts inherit it.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from shared.access.api_keys import KeyRecord
+
+ANONYMOUS_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and what came with it.
+
+    Attributes:
+        tenant: Fairness, limits and stored objects are per tenant.
+        key: The record of its API key; None where no keys are asked for.
+        timeout_s: The request's own deadline (`x-request-timeout-s`); 0 = none.
+    """
+
+    tenant: str = ANONYMOUS_TENANT
+    key: KeyRecord | None = None
+    timeout_s: float = 0.0
+
+    @property
+    def priority(self) -> int:
+        """Added to the priority of its requests."""
+        return self.key.priority if self.key else 0
+
+    def may_use(self, model: str) -> bool:
+        """Whether its key allows a model."""
+        return self.key is None or not self.key.models or model in self.key.models
+
+
+_caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 - frozen
+
+
+def current_caller() -> Caller:
+    """The caller of the request that this code runs for."""
+    return _caller.get()
+
+
+def set_caller(caller: Caller) -> None:
+    """For the rest of this context."""
+    _caller.set(caller)

@@ -1,0 +1,46 @@
+"""The body of an event stream, and the comment lines that keep it alive while nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.types import Send
+
+HEARTBEAT = b": heartbeat\n\n"
+"""A comment: every client of server-sent events skips it."""
+
+
+class EventBody:
+    """Opened by the first part that is sent.
+
+    Attributes:
+        is_open: The status was sent.
+    """
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._headers = headers
+        self._lock = asyncio.Lock()
+        self._sent_s = time.monotonic()
+        self.is_open = False
+
+    async def send(self, part: bytes, *, is_last: bool = False) -> None:
+        """Sends a part; an empty one is nothing unless it is the last."""
+        if not part and not is_last:
+            return
+        async with self._lock:
+            if not self.is_open:
+                self.is_open = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            self._sent_s = time.monotonic()
+            await self._send({"type": "http.response.body", "body": part, "more_body": not is_last})
+
+    async def beat(self, interval_s: float) -> None:
+        """Sends a heartbeat whenever nothing was sent for `interval_s`, until cancelled."""
+        while True:
+            silent_s = time.monotonic() - self._sent_s
+            if silent_s >= interval_s:
+                await self.send(HEARTBEAT)
+                silent_s = 0.0
+            await asyncio.sleep(interval_s - silent_s)
