@@ -13,9 +13,11 @@ import torch
 
 from kernels.cpu.build import NativeUnavailableError
 from kernels.cpu.library import TYPES, Library, default_library
-from kernels.cpu.packed_linear import NativeLinear
+from kernels.cpu.packed_linear import native_linear
 from kernels.cpu_torch.packed_linear import packed_linear
 from kernels.dense_linear import Linear, dense_linear
+from kernels.quantization import Quantization, quantize_weight
+from kernels.reference.quantized_linear import QuantizedLinear
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +72,9 @@ class Ops(Protocol):
         ...
 
 
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The kernels of one process.
@@ -77,8 +82,9 @@ class Backend:
     Attributes:
         name: Key of `BACKENDS`, for logs and `/version`.
         ops: The ops.
-        linear: Makes a matrix multiplication of `(weight [out, in], bias [out] or None)`; may repack the weight, so the
-            caller drops its own reference.
+        linear: Makes a matrix multiplication of `(weight [out, in], bias [out] or None)`; may repack or quantize the
+            weight, so the caller drops its own reference.
+        head: The same for the LM head.
         numerics: Equal where a step's bits are: part of the fingerprint, so that unequal workers never pair.
         any_kv_dtype: The KV cache may be float32, bfloat16 or int8 whatever the weights are; else it is of their dtype.
         library: The native library that computes whole steps; None = a step is made of `ops`.
@@ -86,13 +92,19 @@ class Backend:
 
     name: str
     ops: Ops
-    linear: Callable[[torch.Tensor, torch.Tensor | None], Linear]
+    linear: MakeLinear
+    head: MakeLinear
     numerics: str = "torch"
     library: Library | None = None
     any_kv_dtype: bool = False
 
 
-def load_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+def load_backend(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization = Quantization.NONE,
+) -> Backend:
     """Imports a backend; only the chosen one, since triton is absent from CPU images.
 
     Args:
@@ -100,9 +112,10 @@ def load_backend(name: str, device: torch.device, dtype: torch.dtype = torch.flo
             other devices "triton".
         device: Where the tensors will live.
         dtype: Of weights and activations.
+        quantization: Of the weights of matrix products.
 
     Raises:
-        ValueError: No such backend, or it cannot run on `device`.
+        ValueError: No such backend, or it cannot run on `device`, or it has no quantized products.
         ImportError: The backend's own dependency is missing.
     """
     if name == "auto":
@@ -113,19 +126,37 @@ def load_backend(name: str, device: torch.device, dtype: torch.dtype = torch.flo
         raise ValueError(f"kernel backend {name!r} cannot run on device {device}")
     ops = cast(Ops, importlib.import_module(BACKENDS[name]))
     if name == "native":
-        return _native(ops)
-    linear = packed_linear if name == "cpu" else dense_linear
-    return Backend(name=name, ops=ops, linear=linear, any_kv_dtype=name == "reference")
+        return _native(ops, quantization)
+    linear: MakeLinear = packed_linear if name == "cpu" else dense_linear
+    head, numerics = linear, "torch"
+    if quantization is not Quantization.NONE:
+        if name == "triton":
+            raise ValueError(f"quantization {quantization.value} needs backend native, cpu or reference, on a CPU")
+        linear, head = _quantized(quantization), _quantized(quantization.of_lm_head)
+        numerics = f"torch-{quantization.value}"
+        log.warning("quantized_without_native_kernels", backend=name, costs="every product expands its weight: slow")
+    return Backend(name=name, ops=ops, linear=linear, head=head, numerics=numerics, any_kv_dtype=name == "reference")
 
 
-def _native(ops: Ops) -> Backend:
+def _quantized(quantization: Quantization) -> MakeLinear:
+    return lambda weight, bias: QuantizedLinear(quantize_weight(weight, quantization), bias)
+
+
+def _native(ops: Ops, quantization: Quantization) -> Backend:
     try:
         library = default_library()
     except (NativeUnavailableError, OSError) as exc:
         raise ValueError(str(exc)) from exc
     numerics = f"native-{library.isa.name.lower()}"
-    linear = functools.partial(NativeLinear, library)
-    return Backend(name="native", ops=ops, linear=linear, numerics=numerics, library=library, any_kv_dtype=True)
+    return Backend(
+        name="native",
+        ops=ops,
+        linear=functools.partial(native_linear, library, quantization),
+        head=functools.partial(native_linear, library, quantization.of_lm_head),
+        numerics=numerics if quantization is Quantization.NONE else f"{numerics}-{quantization.value}",
+        library=library,
+        any_kv_dtype=True,
+    )
 
 
 def _best_for_cpu(dtype: torch.dtype) -> str:

@@ -24,16 +24,24 @@ COMPILE_TIMEOUT_S = 300
 class Isa(Enum):
     """An instruction set, best first; the value is the compiler's flags."""
 
-    AVX512_BF16 = ("-march=x86-64-v4", "-mavx512bf16")
+    AVX512_BF16 = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16")
+    AVX512_VNNI = ("-march=x86-64-v4", "-mavx512vnni")
     AVX512 = ("-march=x86-64-v4",)
+    AVX2_VNNI = ("-march=x86-64-v3", "-mavxvnni")
     AVX2 = ("-march=x86-64-v3",)
+    NEON_DOT = ("-march=armv8.2-a+dotprod",)
     GENERIC = ()
 
 
+_AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
+_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 REQUIRED_FLAGS = {
-    Isa.AVX512_BF16: {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"},
-    Isa.AVX512: {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    Isa.AVX2: {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"},
+    Isa.AVX512_BF16: _AVX512 | {"avx512_vnni", "avx512_bf16"},
+    Isa.AVX512_VNNI: _AVX512 | {"avx512_vnni"},
+    Isa.AVX512: _AVX512,
+    Isa.AVX2_VNNI: _AVX2 | {"avx_vnni"},
+    Isa.AVX2: _AVX2,
+    Isa.NEON_DOT: {"asimd", "asimddp"},
     Isa.GENERIC: set[str](),
 }
 """CPU flags, as Linux names them, without which the set's code would trap."""
@@ -46,10 +54,10 @@ class NativeUnavailableError(RuntimeError):
 def supported_isas() -> list[Isa]:
     """What this processor runs, best first."""
     flags: set[str] = set()
-    if platform.machine() == "x86_64":
+    if platform.machine() in ("x86_64", "aarch64"):
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
-        flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+        flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
     return [isa for isa in Isa if flags >= REQUIRED_FLAGS[isa]]
 
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import ctypes
 import functools
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
+from enum import Enum
 
 import torch
 
 from kernels.cpu.build import Isa, build, supported_isas
+from kernels.cpu.weight_memory import WeightMemory
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""Of weights."""
+"""Of embeddings."""
 
 KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Of the KV cache; `KvType` in kv_layer.hpp."""
+
+
+class Format(Enum):
+    """Of packed weights; `Format` in formats.hpp, which describes them."""
+
+    F32 = 0
+    BF16 = 1
+    INT8 = 2
+    INT4 = 3
 
 
 class Batch(ctypes.Structure):
@@ -65,7 +76,9 @@ _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
 SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_team": (_P, (_I,)),
     "tandem_team_free": (None, (_P,)),
-    "tandem_linear": (_P, (_I, _I, _I, _P, _P)),
+    "tandem_packed_bytes": (_L, (_I, _I, _I)),
+    "tandem_pack": (None, (_P, _I, _I, _I, _P, _P, _P, _P)),
+    "tandem_linear": (_P, (_I, _I, _I, _P)),
     "tandem_linear_free": (None, (_P,)),
     "tandem_multiply": (None, (_P, _P, _P, _P, _F, _I, _P)),
     "tandem_rms_norm": (None, (_P, _P, _I, _I, _F, _P)),
@@ -85,6 +98,7 @@ class Library:
         isa: What it was compiled for.
         calls: The C functions.
         team: Handle of the threads; they sleep between calls.
+        weight_memory: Where weights are packed that no other process shares.
     """
 
     def __init__(self, isa: Isa, num_threads: int) -> None:
@@ -98,6 +112,7 @@ class Library:
         for name, (result, arguments) in SIGNATURES.items():
             function = getattr(self.calls, name)
             function.restype, function.argtypes = result, arguments
+        self.weight_memory = WeightMemory()
         self.team: int = self.calls.tandem_team(num_threads)
 
     def __del__(self) -> None:

@@ -4,34 +4,76 @@ from __future__ import annotations
 
 import torch
 
-from kernels.cpu.library import TYPES, Library
+from kernels.cpu.library import Format, Library
+from kernels.cpu.weight_memory import Bytes
+from kernels.quantization import Quantization, quantize_weight
+
+FORMATS = {torch.float32: Format.F32, torch.bfloat16: Format.BF16}
+QUANTIZED_FORMATS = {Quantization.INT8: Format.INT8, Quantization.INT4: Format.INT4}
+
+
+def format_of(dtype: torch.dtype, quantization: Quantization) -> Format:
+    """What weights of a model are packed as.
+
+    Raises:
+        ValueError: A dtype that the kernels do not have.
+    """
+    if quantization is not Quantization.NONE:
+        return QUANTIZED_FORMATS[quantization]
+    if dtype not in FORMATS:
+        raise ValueError(f"native CPU kernels have no {dtype}; use float32 or bfloat16")
+    return FORMATS[dtype]
+
+
+def packed_bytes(library: Library, form: Format, outputs: int, inputs: int) -> int:
+    """Size of a packed weight."""
+    size: int = library.calls.tandem_packed_bytes(form.value, outputs, inputs)
+    return size
+
+
+def pack(
+    library: Library,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    quantization: Quantization,
+    packed: Bytes,
+) -> None:
+    """Packs `weight` `[out, in]` and `bias` `[out]` into `packed` of `packed_bytes`, quantizing first if asked to."""
+    outputs, inputs = weight.shape
+    scales = None
+    form = format_of(weight.dtype, quantization)
+    if quantization is not Quantization.NONE:
+        quantized = quantize_weight(weight, quantization)
+        weight, scales = quantized.codes, quantized.scales.contiguous()
+    weight = weight.contiguous()
+    wide_bias = None if bias is None else bias.float().contiguous()
+    library.calls.tandem_pack(
+        library.team,
+        form.value,
+        outputs,
+        inputs,
+        weight.data_ptr(),
+        None if scales is None else scales.data_ptr(),
+        None if wide_bias is None else wide_bias.data_ptr(),
+        packed.ctypes.data,
+    )
 
 
 class NativeLinear:
-    """A weight `[out, in]`, float32 or bfloat16, in panels; sums are float32.
+    """A weight `[out, in]` in panels; sums are float32.
 
     Attributes:
         handle: Of the packed weight; valid as long as this object.
     """
 
-    __slots__ = ("_library", "_outputs", "handle")
+    __slots__ = ("_library", "_outputs", "_packed", "handle")
 
-    def __init__(self, library: Library, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Packs a copy; `weight` and `bias` `[out]` are not kept.
-
-        Raises:
-            ValueError: A dtype that the kernels do not have.
-        """
-        if weight.dtype not in TYPES:
-            raise ValueError(f"native CPU kernels have no {weight.dtype}; use float32 or bfloat16")
-        weight = weight.contiguous()
-        bias = None if bias is None else bias.to(weight.dtype).contiguous()
-        outputs, inputs = weight.shape
+    def __init__(self, library: Library, form: Format, outputs: int, inputs: int, packed: Bytes) -> None:
+        """Wraps what `pack` filled; `packed` is kept."""
         self._library = library
         self._outputs = outputs
-        self.handle: int = library.calls.tandem_linear(
-            TYPES[weight.dtype], outputs, inputs, weight.data_ptr(), None if bias is None else bias.data_ptr()
-        )
+        self._packed = packed
+        self.handle: int = library.calls.tandem_linear(form.value, outputs, inputs, packed.ctypes.data)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
@@ -55,3 +97,18 @@ class NativeLinear:
             out.data_ptr(),
         )
         return out
+
+
+def native_linear(
+    library: Library, quantization: Quantization, weight: torch.Tensor, bias: torch.Tensor | None
+) -> NativeLinear:
+    """Packs a copy of `weight` `[out, in]`, float32 or bfloat16, and `bias` `[out]`, into this process's own memory.
+
+    Raises:
+        ValueError: A dtype that the kernels do not have.
+    """
+    outputs, inputs = weight.shape
+    form = format_of(weight.dtype, quantization)
+    packed = library.weight_memory.allocate(packed_bytes(library, form, outputs, inputs))
+    pack(library, weight, bias, quantization, packed)
+    return NativeLinear(library, form, outputs, inputs, packed)

@@ -1,9 +1,18 @@
 """The oracle: every op as slow and obvious torch, on any device. Its docstrings specify all backends."""
 
 from kernels.reference.paged_attention import paged_attention
+from kernels.reference.quantized_linear import quantized_linear
 from kernels.reference.rms_norm import fused_add_rms_norm, rms_norm
 from kernels.reference.rotary import rotary
 from kernels.reference.silu_and_mul import silu_and_mul
 from kernels.reference.write_kv import write_kv
 
-__all__ = ["fused_add_rms_norm", "paged_attention", "rms_norm", "rotary", "silu_and_mul", "write_kv"]
+__all__ = [
+    "fused_add_rms_norm",
+    "paged_attention",
+    "quantized_linear",
+    "rms_norm",
+    "rotary",
+    "silu_and_mul",
+    "write_kv",
+]

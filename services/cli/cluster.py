@@ -65,6 +65,7 @@ class ClusterSpec:
     disk_bytes: int = 0
     disk_path: Path | None = None
     dtype: str = "auto"
+    quantization: str = "none"
     kv_cache_dtype: str = "auto"
     backend: str = "auto"
     threads: int = 1
@@ -200,6 +201,7 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_WORKER_ARENA_DIR": str(spec.arena_dir),
             "TANDEM_WORKER_KV_CACHE_BYTES": str(spec.kv_cache_bytes),
             "TANDEM_WORKER_DTYPE": spec.dtype,
+            "TANDEM_WORKER_QUANTIZATION": spec.quantization,
             "TANDEM_WORKER_KV_CACHE_DTYPE": spec.kv_cache_dtype,
             "TANDEM_WORKER_BACKEND": spec.backend,
             "TANDEM_WORKER_MAX_MODEL_LEN": str(spec.max_model_len),

@@ -69,7 +69,7 @@ class _Loader:
         lm_head = None
         if with_lm_head:
             weight = embedding if config.tie_word_embeddings else self._tensor("lm_head.weight", vocab_shape)
-            lm_head = self._backend.linear(weight, None)
+            lm_head = self._backend.head(weight, None)
         self._refuse_unknown()
         make = Decoder if self._backend.library is None else NativeDecoder
         return make(config, self._backend, embedding=embedding, layers=layers, final_norm=final_norm, lm_head=lm_head)

@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from kernels.backend import Backend, load_backend
+from kernels.quantization import Quantization
 from shared.directory.records import Role
 from shared.engine.block_pool import BlockPool
 from shared.engine.config import EngineConfig
@@ -68,7 +69,8 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
     directory = resolve_model(settings.model)
     config = ModelConfig.from_pretrained(directory, max_model_len=settings.max_model_len)
     dtype = resolve_dtype(settings.dtype, device.type)
-    backend = _backend(settings.backend, device, TORCH_DTYPES[dtype])
+    quantization = Quantization(settings.quantization)
+    backend = _backend(settings.backend, device, TORCH_DTYPES[dtype], quantization)
     kv_dtype = _kv_dtype(settings.kv_cache_dtype, dtype, backend)
     layout = KvLayout(config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, kv_dtype)
     model = load_decoder(
@@ -105,7 +107,12 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         on_step,
     )
     log.info(
-        "loaded", seconds=round(time.monotonic() - started_s, 2), dtype=dtype, kv=kv_dtype, blocks=arena.num_blocks
+        "loaded",
+        seconds=round(time.monotonic() - started_s, 2),
+        dtype=dtype,
+        quantization=settings.quantization,
+        kv=kv_dtype,
+        blocks=arena.num_blocks,
     )
     return LoadedEngine(
         engine=engine,
@@ -121,9 +128,9 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
     )
 
 
-def _backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def _backend(name: str, device: torch.device, dtype: torch.dtype, quantization: Quantization) -> Backend:
     try:
-        return load_backend(name, device, dtype)
+        return load_backend(name, device, dtype, quantization)
     except (ValueError, ImportError) as exc:
         raise ConfigurationError(f"kernel backend: {exc}") from exc
 

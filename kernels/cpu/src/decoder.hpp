@@ -36,7 +36,11 @@ class Decoder {
         layers_(layers, layers + shape.num_layers),
         embedding_(embedding),
         cos_sin_(cos_sin),
-        qkv_width_((shape.heads + 2 * shape.kv_heads) * shape.head_dim) {}
+        qkv_width_((shape.heads + 2 * shape.kv_heads) * shape.head_dim) {
+    for (const LayerPointers& layer : layers_)
+      for (const Linear* linear : {layer.qkv, layer.output, layer.gate_up, layer.down})
+        packed_width_ = std::max(packed_width_, linear->row_words);
+  }
 
   // Computes the step; `hidden` [T, hidden] receives the stream before the final norm.
   // `kv_layers` are the layers' bases in the arena, whose blocks are `block_stride` bytes apart.
@@ -51,8 +55,8 @@ class Decoder {
  private:
   void reserve(int tokens, int threads) {
     size_t t = tokens, widest = std::max({shape_.hidden, shape_.heads * shape_.head_dim, shape_.intermediate});
-    if (packed_.size() < t * widest) {
-      packed_.resize(t * widest);
+    if (packed_.size() < t * packed_width_) {
+      packed_.resize(t * packed_width_);
       qkv_.resize(t * qkv_width_);
       attended_.resize(t * shape_.heads * shape_.head_dim);
       gate_up_.resize(t * 2 * shape_.intermediate);
@@ -108,7 +112,7 @@ class Decoder {
   }
 
   void pack(const Linear& linear, const float* row, int t) {
-    pack_row(linear.type, row, linear.inputs, &packed_[static_cast<size_t>(t) * linear.units]);
+    pack_row(linear, row, &packed_[static_cast<size_t>(t) * linear.row_words]);
   }
 
   void normalise(Range mine, const float* hidden, const float* weight, const Linear& next, int rank) {
@@ -148,6 +152,7 @@ class Decoder {
   const void* embedding_;
   const float* cos_sin_;
   const int qkv_width_;
+  int packed_width_ = 0;  // words of the widest packed row
   std::vector<uint32_t> packed_;
   std::vector<float> qkv_, attended_, gate_up_;
   AttentionPlan plan_;

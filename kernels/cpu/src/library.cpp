@@ -1,5 +1,6 @@
 // The C interface, mirrored by library.py. All tensors are dense rows unless a stride is given; types are `Type`.
 #include "decoder.hpp"
+#include "pack.hpp"
 
 using namespace tandem;
 
@@ -8,22 +9,33 @@ extern "C" {
 Team* tandem_team(int size) { return new Team(size); }
 void tandem_team_free(Team* team) { delete team; }
 
-Linear* tandem_linear(int type, int outputs, int inputs, const void* weight, const void* bias) {
-  return new Linear(static_cast<Type>(type), outputs, inputs, weight, bias);
+// Bytes that a packed weight takes, multiples of 64.
+int64_t tandem_packed_bytes(int format, int outputs, int inputs) {
+  return static_cast<int64_t>(Geometry(static_cast<Format>(format), outputs, inputs).total_words()) * 4;
+}
+// weight [outputs, inputs] as `Source` says -> packed [tandem_packed_bytes]
+void tandem_pack(Team* team, int format, int outputs, int inputs, const void* weight, const float* scales,
+                 const float* bias, void* packed) {
+  pack_weight(*team, Geometry(static_cast<Format>(format), outputs, inputs), {weight, scales, bias},
+              static_cast<uint32_t*>(packed));
+}
+// A view of a packed weight, which outlives it.
+Linear* tandem_linear(int format, int outputs, int inputs, const void* packed) {
+  return new Linear(static_cast<Format>(format), outputs, inputs, static_cast<const uint32_t*>(packed));
 }
 void tandem_linear_free(Linear* linear) { delete linear; }
 
 // x float32 [rows, inputs] -> out float32 [rows, outputs]; a norm weight, if given, is applied to x first.
 void tandem_multiply(Team* team, const Linear* linear, const float* x, const float* norm, float eps, int rows,
                      float* out) {
-  auto packed = allocate<uint32_t>(static_cast<size_t>(rows) * linear->units);
+  auto packed = allocate<uint32_t>(static_cast<size_t>(rows) * linear->row_words);
   team->run([&](int rank) {
     std::vector<float> normed(linear->inputs);
     Range mine = part_of(rows, rank, team->size());
     for (int t = mine.begin; t < mine.end; t++) {
       const float* row = x + static_cast<size_t>(t) * linear->inputs;
       if (norm) rms_norm(row, norm, linear->inputs, eps, normed.data());
-      pack_row(linear->type, norm ? normed.data() : row, linear->inputs, &packed[static_cast<size_t>(t) * linear->units]);
+      pack_row(*linear, norm ? normed.data() : row, &packed[static_cast<size_t>(t) * linear->row_words]);
     }
     team->barrier();
     multiply(*linear, packed.get(), rows, out, false, rank, team->size());

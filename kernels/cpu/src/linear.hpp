@@ -1,24 +1,20 @@
 // Matrix multiplication by a packed weight.
 //
-// Layout: panels of 32 outputs; a panel is [units][32] words of 4 bytes, a unit being one float32 or two neighbouring
-// bfloat16 of the input dimension. A row of the input is packed the same way: [units] words.
-//
-// Every output is one chain of fused multiply-adds over the units in order, whatever the number of rows, the tile or
-// the thread: hence equal bits in every batch.
+// A row's result has the same bits whatever shares its batch, whichever tile or thread computes it. float32 and bfloat16:
+// every output is one chain of fused multiply-adds over the units in order (AMX: over tiles of 16 units). int8 and int4:
+// the sum of a group is exact, and groups are added in order, scaled, in float32.
 #pragma once
 #include <memory>
 #include <new>
 
+#include "dot.hpp"
+#include "rows.hpp"
 #include "team.hpp"
 
 namespace tandem {
 
-inline constexpr int kPanel = 32;
-inline constexpr int kPanelVecs = kPanel / kLanes;
-inline constexpr int kMaxRows = kLanes == 16 ? 8 : 2;
+inline constexpr int kMaxRows = kLanes == 16 ? 8 : 2;  // of a tile: as many as the registers hold
 inline constexpr int kPrefetchWords = 1024;
-
-enum class Type : int { f32 = 0, bf16 = 1 };
 
 struct Free {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
@@ -28,122 +24,146 @@ std::unique_ptr<T[], Free> allocate(size_t count) {
   return std::unique_ptr<T[], Free>(static_cast<T*>(::operator new(count * sizeof(T) + 64, std::align_val_t(64))));
 }
 
-TANDEM_INLINE int units_of(Type type, int inputs) { return type == Type::f32 ? inputs : (inputs + 1) / 2; }
-
-TANDEM_INLINE void pack_row(Type type, const float* row, int inputs, uint32_t* out) {
-  if (type == Type::f32) {
-    std::memcpy(out, row, sizeof(float) * inputs);
-    return;
-  }
-  for (int i = 0; i < inputs / 2; i++)
-    out[i] = to_bf16(row[2 * i]) | static_cast<uint32_t>(to_bf16(row[2 * i + 1])) << 16;
-  if (inputs % 2) out[inputs / 2] = to_bf16(row[inputs - 1]);
+TANDEM_INLINE void prefetch_unit(const uint32_t* words) {
+  __builtin_prefetch(words + kPrefetchWords);
+  __builtin_prefetch(words + kPrefetchWords + 16);
 }
 
-template <Type type>
-TANDEM_INLINE Vec multiply_add(Vec sum, VecBits weight, uint32_t x) {
-  if constexpr (type == Type::f32) {
-    float factor;
-    std::memcpy(&factor, &x, 4);
-    return sum + (Vec)weight * factor;
-  } else {
-#if defined(__AVX512BF16__)
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)weight);
-#else
-    VecBits both = VecBits{} + x;
-    sum = sum + (Vec)(weight << 16) * (Vec)(both << 16);
-    return sum + (Vec)(weight & 0xffff0000u) * (Vec)(both & 0xffff0000u);
-#endif
-  }
-}
-
-struct Linear {
-  Type type;
-  int outputs, inputs, units, panels;
-  std::unique_ptr<uint32_t[], Free> words;
-  std::unique_ptr<float[], Free> bias;  // [panels * 32]
-
-  // `weight` is row-major [outputs, inputs] of `type`; `bias_in` likewise [outputs] or null.
-  Linear(Type type_in, int outputs_in, int inputs_in, const void* weight, const void* bias_in)
-      : type(type_in),
-        outputs(outputs_in),
-        inputs(inputs_in),
-        units(units_of(type_in, inputs_in)),
-        panels((outputs_in + kPanel - 1) / kPanel),
-        words(allocate<uint32_t>(static_cast<size_t>(panels) * kPanel * units)),
-        bias(allocate<float>(static_cast<size_t>(panels) * kPanel)) {
-    for (int n = 0; n < panels * kPanel; n++) {
-      bias[n] = 0;
-      if (bias_in && n < outputs)
-        bias[n] = type == Type::f32 ? static_cast<const float*>(bias_in)[n]
-                                    : widen(static_cast<const uint16_t*>(bias_in)[n]);
-    }
-    for (int panel = 0; panel < panels; panel++)
-      for (int lane = 0; lane < kPanel; lane++) pack_output(panel, lane, weight);
-  }
-
- private:
-  void pack_output(int panel, int lane, const void* weight) {
-    uint32_t* out = &words[static_cast<size_t>(panel) * kPanel * units + lane];
-    int n = panel * kPanel + lane;
-    for (int u = 0; u < units; u++) {
-      uint32_t word = 0;
-      if (n < outputs && type == Type::f32) {
-        std::memcpy(&word, static_cast<const float*>(weight) + static_cast<size_t>(n) * inputs + u, 4);
-      } else if (n < outputs) {
-        const uint16_t* row = static_cast<const uint16_t*>(weight) + static_cast<size_t>(n) * inputs;
-        word = row[2 * u] | (2 * u + 1 < inputs ? static_cast<uint32_t>(row[2 * u + 1]) << 16 : 0);
+// kRows rows times one panel; `sums` is [kRows][32]. Rows of x are `row_words` apart.
+template <Format format, int kRows>
+struct Tile {
+  static void multiply(const Geometry& shape, const uint32_t* x, const uint32_t* words, float* sums) {
+    Vec acc[kRows][kPanelVecs] = {};
+    for (int u = 0; u < shape.units; u++, words += kPanel) {
+      prefetch_unit(words);
+      for (int v = 0; v < kPanelVecs; v++) {
+        VecBits weight = load_bits(words + v * kLanes);
+        for (int m = 0; m < kRows; m++)
+          acc[m][v] = multiply_add<format>(acc[m][v], weight, x[static_cast<size_t>(m) * shape.row_words + u]);
       }
-      out[static_cast<size_t>(u) * kPanel] = word;
     }
+    for (int m = 0; m < kRows; m++)
+      for (int v = 0; v < kPanelVecs; v++) store(sums + m * kPanel + v * kLanes, acc[m][v]);
   }
 };
 
-// kRows rows times one panel; `sums` is [kRows][32].
-template <Type type, int kRows>
-static void multiply_tile(const uint32_t* x, const uint32_t* words, int units, float* sums) {
-  Vec acc[kRows][kPanelVecs] = {};
-  for (int u = 0; u < units; u++, words += kPanel) {
-    __builtin_prefetch(words + kPrefetchWords);
-    __builtin_prefetch(words + kPrefetchWords + 16);
+template <Format format>
+inline constexpr int kOffset = format == Format::int8 ? kInt8Offset : kInt4Offset;
+
+TANDEM_INLINE float group_scale(const Geometry& shape, const uint32_t* row, int group) {
+  float scale;
+  std::memcpy(&scale, row + shape.units + group, 4);
+  return scale;
+}
+TANDEM_INLINE int32_t group_sum(const Geometry& shape, const uint32_t* row, int group) {
+  return static_cast<int32_t>(row[shape.units + shape.groups + group]);
+}
+
+// The exact sums of one group for kRows rows.
+template <Format format, int kRows>
+TANDEM_INLINE void multiply_group(const uint32_t* x, size_t row_words, const uint32_t* words,
+                                  VecInt (&acc)[kRows][kPanelVecs]) {
+  constexpr int kUnits = format == Format::int8 ? kGroupUnits : kGroupUnits / 2;
+  for (int u = 0; u < kUnits; u++, words += kPanel) {
+    prefetch_unit(words);
     for (int v = 0; v < kPanelVecs; v++) {
       VecBits weight = load_bits(words + v * kLanes);
-      for (int m = 0; m < kRows; m++)
-        acc[m][v] = multiply_add<type>(acc[m][v], weight, x[static_cast<size_t>(m) * units + u]);
-    }
-  }
-  for (int m = 0; m < kRows; m++)
-    for (int v = 0; v < kPanelVecs; v++) store(sums + m * kPanel + v * kLanes, acc[m][v]);
-}
-
-template <Type type, int kRows>
-static void multiply_rows(int rows, const uint32_t* x, const uint32_t* words, int units, float* sums) {
-  if (rows == kRows) return multiply_tile<type, kRows>(x, words, units, sums);
-  if constexpr (kRows > 1) multiply_rows<type, kRows - 1>(rows, x, words, units, sums);
-}
-
-// This rank's panels of x @ weight.T + bias, or of out += that; x is packed [rows][units], out [rows][outputs].
-TANDEM_INLINE void multiply(const Linear& linear, const uint32_t* x, int rows, float* out, bool add, int rank, int size) {
-  Range mine = part_of(linear.panels, rank, size);
-  alignas(64) float sums[kMaxRows * kPanel];
-  for (int panel = mine.begin; panel < mine.end; panel++) {
-    const uint32_t* words = &linear.words[static_cast<size_t>(panel) * kPanel * linear.units];
-    int first = panel * kPanel, width = linear.outputs - first < kPanel ? linear.outputs - first : kPanel;
-    for (int row = 0; row < rows; row += kMaxRows) {
-      int count = rows - row < kMaxRows ? rows - row : kMaxRows;
-      const uint32_t* x_rows = x + static_cast<size_t>(row) * linear.units;
-      if (linear.type == Type::f32)
-        multiply_rows<Type::f32, kMaxRows>(count, x_rows, words, linear.units, sums);
-      else
-        multiply_rows<Type::bf16, kMaxRows>(count, x_rows, words, linear.units, sums);
-      for (int m = 0; m < count; m++) {
-        float* to = out + static_cast<size_t>(row + m) * linear.outputs + first;
-        for (int n = 0; n < width; n++) {
-          float value = sums[m * kPanel + n] + linear.bias[first + n];
-          to[n] = add ? to[n] + value : value;
+      for (int m = 0; m < kRows; m++) {
+        const uint32_t* row = x + m * row_words + u;
+        if constexpr (format == Format::int8) {
+          acc[m][v] = dot_bytes<false>(acc[m][v], weight, row[0]);
+        } else {
+          acc[m][v] = dot_bytes<true>(acc[m][v], weight & 0x0f0f0f0fu, row[0]);
+          acc[m][v] = dot_bytes<true>(acc[m][v], (weight >> 4) & 0x0f0f0f0fu, row[kGroupUnits / 2]);
         }
       }
     }
+  }
+}
+
+template <Format format, int kRows>
+static void multiply_groups(const Geometry& shape, const uint32_t* x, const uint32_t* words, float* sums) {
+  constexpr int kWords = format == Format::int8 ? kGroupUnits * kPanel : kInt4GroupWords;
+  for (int i = 0; i < kRows * kPanel; i += kLanes) store(sums + i, Vec{});
+  for (int g = 0; g < shape.groups; g++, words += kWords) {
+    VecInt acc[kRows][kPanelVecs];
+    for (int m = 0; m < kRows; m++)
+      for (int v = 0; v < kPanelVecs; v++)
+        acc[m][v] = VecInt{} - kOffset<format> * group_sum(shape, x + static_cast<size_t>(m) * shape.row_words, g);
+    multiply_group<format, kRows>(x + g * kGroupUnits, shape.row_words, words, acc);
+    for (int v = 0; v < kPanelVecs; v++) {
+      Vec scale = splat(1.0f);
+      if constexpr (format == Format::int4)
+        scale = load_wide(reinterpret_cast<const uint16_t*>(words + kInt4Words) + v * kLanes);
+      for (int m = 0; m < kRows; m++) {
+        float* sum = sums + m * kPanel + v * kLanes;
+        Vec scaled = __builtin_convertvector(acc[m][v], Vec);
+        const float factor = group_scale(shape, x + static_cast<size_t>(m) * shape.row_words, g);
+        if constexpr (format == Format::int4)
+          store(sum, load(sum) + scaled * factor * scale);
+        else
+          store(sum, load(sum) + scaled * factor);
+      }
+    }
+  }
+}
+
+template <int kRows>
+struct Tile<Format::int8, kRows> {
+  static constexpr auto multiply = multiply_groups<Format::int8, kRows>;
+};
+template <int kRows>
+struct Tile<Format::int4, kRows> {
+  static constexpr auto multiply = multiply_groups<Format::int4, kRows>;
+};
+
+template <Format format, int kRows = kMaxRows>
+static void multiply_rows(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, float* sums) {
+  if (rows == kRows) return Tile<format, kRows>::multiply(shape, x, words, sums);
+  if constexpr (kRows > 1) multiply_rows<format, kRows - 1>(shape, rows, x, words, sums);
+}
+
+// Scale, bias and residual of `count` rows of one panel.
+TANDEM_INLINE void finish(const Linear& linear, int panel, int count, float* sums, float* out, bool add) {
+  const int first = panel * kPanel, width = std::min(kPanel, linear.outputs - first);
+  const float *scales = linear.scales() + first, *bias = linear.bias() + first;
+  for (int m = 0; m < count; m++, sums += kPanel) {
+    float* to = out + static_cast<size_t>(m) * linear.outputs + first;
+    for (int n = 0; n < kPanel; n += kLanes) {
+      Vec value = load(sums + n);
+      value = linear.format == Format::int8 ? value * load(scales + n) + load(bias + n) : value + load(bias + n);
+      if (n + kLanes <= width)
+        store(to + n, add ? load(to + n) + value : value);
+      else
+        store(sums + n, value);
+    }
+    for (int n = width / kLanes * kLanes; n < width; n++) to[n] = add ? to[n] + sums[n] : sums[n];
+  }
+}
+
+template <Format format>
+static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, float* out, bool add, Range panels) {
+  alignas(64) float sums[kMaxRows * kPanel];
+  for (int panel = panels.begin; panel < panels.end; panel++)
+    for (int row = 0; row < rows; row += kMaxRows) {
+      const int count = std::min(kMaxRows, rows - row);
+      multiply_rows<format>(linear, count, x + static_cast<size_t>(row) * linear.row_words, linear.panel(panel), sums);
+      finish(linear, panel, count, sums, out + static_cast<size_t>(row) * linear.outputs, add);
+    }
+}
+
+// This rank's panels of x @ weight.T + bias, or of out += that; x is packed [rows][row_words], out [rows][outputs].
+inline void multiply(const Linear& linear, const uint32_t* x, int rows, float* out, bool add, int rank, int size) {
+  const Range mine = part_of(linear.panels, rank, size);
+  switch (linear.format) {
+    case Format::f32:
+      return multiply_panels<Format::f32>(linear, x, rows, out, add, mine);
+    case Format::bf16:
+      return multiply_panels<Format::bf16>(linear, x, rows, out, add, mine);
+    case Format::int8:
+      return multiply_panels<Format::int8>(linear, x, rows, out, add, mine);
+    case Format::int4:
+      return multiply_panels<Format::int4>(linear, x, rows, out, add, mine);
   }
 }
 

@@ -31,6 +31,12 @@ TANDEM_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAt*>(p) = v; }
 TANDEM_INLINE VecBits load_bits(const uint32_t* p) { return *reinterpret_cast<const VecBitsAt*>(p); }
 TANDEM_INLINE Vec splat(float x) { return Vec{} + x; }
 TANDEM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+// Lanes within int8.
+TANDEM_INLINE void store_bytes(int8_t* p, VecInt v) {
+  typedef int8_t VecBytes __attribute__((vector_size(kLanes)));
+  VecBytes bytes = __builtin_convertvector(v, VecBytes);
+  std::memcpy(p, &bytes, kLanes);
+}
 
 TANDEM_INLINE float widen(uint16_t x) {
   uint32_t bits = static_cast<uint32_t>(x) << 16;

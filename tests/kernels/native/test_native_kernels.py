@@ -12,7 +12,8 @@ from kernels import reference
 from kernels.cpu.build import COMPILERS, supported_isas
 from kernels.cpu.decoder_step import DecoderStep, NativeLayer, batch_of
 from kernels.cpu.library import KV_TYPES, Library
-from kernels.cpu.packed_linear import NativeLinear
+from kernels.cpu.packed_linear import native_linear
+from kernels.quantization import Quantization
 from kernels.reference.quantized_kv import SCALE_BYTES
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
@@ -42,7 +43,7 @@ def assert_near(actual, expected, dtype=torch.float32):
 def test_linear_equals_reference_and_a_row_does_not_depend_on_its_batch(library, dtype, outputs, inputs, with_bias):
     weight = randn(outputs, inputs, seed=1).div(inputs**0.5).to(dtype)
     bias = randn(outputs, dtype=dtype, seed=2) if with_bias else None
-    linear = NativeLinear(library, weight, bias)
+    linear = native_linear(library, Quantization.NONE, weight, bias)
     x = randn(67, inputs, seed=3).to(dtype).float()
     whole = linear.multiply(x)
     assert_near(whole, F.linear(x, weight.float(), None if bias is None else bias.float()))
@@ -107,7 +108,8 @@ class TinyModel:
     hidden, heads, kv_heads, head_dim, intermediate, vocab = 48, 6, 2, 16, 72, 50
     eps = 1e-5
 
-    def __init__(self, library, dtype, *, head_norms):
+    def __init__(self, library, dtype, *, head_norms, quantization=Quantization.NONE):
+        self.quantization = quantization
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         shapes = [(width, 48), (48, 96), (144, 48), (48, 72)]
         self.dtype = dtype
@@ -127,7 +129,7 @@ class TinyModel:
         layers = [
             NativeLayer(n[0], pairs[0], h[0], h[1], pairs[1], n[1], pairs[2], pairs[3])
             for w, b, n, h in self.layers
-            for pairs in [[NativeLinear(library, *pair) for pair in zip(w, b, strict=True)]]
+            for pairs in [[native_linear(library, self.quantization, *pair) for pair in zip(w, b, strict=True)]]
         ]
         return DecoderStep(
             library, layers, embedding=self.embedding, cos_sin=self.cos_sin, num_heads=self.heads,
@@ -228,12 +230,18 @@ def test_step_equals_reference_model(library, dtype, kv_dtype, head_norms):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kv_dtype"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.int8)],
+    ("dtype", "kv_dtype", "quantization"),
+    [
+        (torch.float32, torch.float32, Quantization.NONE),
+        (torch.bfloat16, torch.bfloat16, Quantization.NONE),
+        (torch.float32, torch.int8, Quantization.INT8),
+        (torch.bfloat16, torch.bfloat16, Quantization.INT4),
+    ],
 )
 @pytest.mark.parametrize(("seed", "longest"), [(0, 90), (1, 90), (2, 90), (3, 1100)])
-def test_bits_do_not_depend_on_batch_chunks_or_threads(library, dtype, kv_dtype, seed, longest):
-    model, source = TinyModel(library, dtype, head_norms=True), random.Random(seed)
+def test_bits_do_not_depend_on_batch_chunks_or_threads(library, dtype, kv_dtype, quantization, seed, longest):
+    source = random.Random(seed)
+    model = TinyModel(library, dtype, head_norms=True, quantization=quantization)
     sequences = prompts(5, source, longest, num_blocks=800)
     alone, alone_cache = [], model.cache(800, kv_dtype)
     for ids, table in sequences:
