@@ -14,6 +14,8 @@ from kernels.cpu.build import COMPILERS, NativeUnavailableError
 from kernels.cpu_torch import packed_linear as packed_linear_module
 from kernels.cpu_torch.packed_linear import packed_linear, packing_works
 from kernels.dense_linear import DenseLinear
+from kernels.quantization import Quantization, quantize_weight
+from kernels.reference import quantized_linear
 
 CPU = torch.device("cpu")
 
@@ -24,6 +26,8 @@ def test_auto_is_the_native_backend_where_it_can_be_built():
     assert chosen.name == "native"
     assert chosen.numerics.startswith("native-")
     assert load_backend("auto", CPU, torch.float16).name == "cpu"
+    quantized = load_backend("auto", CPU, torch.float32, Quantization.INT4)
+    assert quantized.numerics == f"{chosen.numerics}-int4"
 
 
 def test_auto_is_the_torch_backend_without_a_compiler_and_native_says_why(monkeypatch):
@@ -44,6 +48,22 @@ def test_unknown_backend_names_the_known_ones():
 def test_cpu_backend_refuses_another_device():
     with pytest.raises(ValueError, match="cannot run on device cuda"):
         load_backend("cpu", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("quantization", [Quantization.INT8, Quantization.INT4])
+def test_quantized_products_of_the_torch_backends_are_the_reference_and_differ_in_numerics(quantization):
+    weight, x = torch.randn(40, 70), torch.randn(3, 70)
+    chosen = load_backend("cpu", CPU, torch.float32, quantization)
+    assert chosen.numerics == f"torch-{quantization.value}"
+    expected = quantized_linear(x, quantize_weight(weight, quantization), None)
+    assert chosen.linear(weight, None)(x).equal(expected)
+    assert chosen.head(weight, None)(x).equal(quantized_linear(x, quantize_weight(weight, Quantization.INT8), None))
+
+
+def test_triton_refuses_quantization_and_says_what_has_it(monkeypatch):
+    monkeypatch.setattr(backend_module.importlib, "import_module", lambda name: None)
+    with pytest.raises(ValueError, match="quantization int8 needs backend native, cpu or reference, on a CPU"):
+        load_backend("triton", torch.device("cuda"), torch.bfloat16, Quantization.INT8)
 
 
 def test_importing_kernels_imports_neither_torch_nor_triton():
