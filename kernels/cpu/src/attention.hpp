@@ -113,6 +113,16 @@ TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible) {
   s.total[row] += sum(sums);
 }
 
+// Calls `work` with (number of rows as a constant, first row) for blocks of kRowBlock rows and a smaller rest.
+template <typename Work>
+TANDEM_INLINE void for_row_blocks(int rows, Work work) {
+  int row = 0;
+  for (; row + kRowBlock <= rows; row += kRowBlock) work(std::integral_constant<int, kRowBlock>{}, row);
+  if (rows - row == 3) work(std::integral_constant<int, kRowBlock == 4 ? 3 : 1>{}, row);
+  if (rows - row == 2) work(std::integral_constant<int, kRowBlock == 4 ? 2 : 1>{}, row);
+  if (rows - row == 1) work(std::integral_constant<int, 1>{}, row);
+}
+
 // Rows [tokens][group] over keys [first_key, first_key + 512) at most; the first token sits at `position`. Fills out,
 // peak and total.
 template <KvType type>
@@ -126,22 +136,27 @@ static void attend_split(const KvLayer& kv, const int32_t* table, int head, int 
   const int dim = s.dim, units = paired ? (kv.head_dim + 1) / 2 : kv.head_dim;
   float *query = s.query.data(), *scores = s.scores.data(), *out = s.out.data();
   const float *keys = s.keys.data(), *values = s.values.data();
-  for (int first = first_key; first < last_key; first += kTileKeys) {
-    int count = std::min(last_key - first, kTileKeys);
+  const int64_t row_bytes = kv.row_bytes();
+  TileRows tiles[2];
+  tiles[0].find(kv, table, head, first_key, std::min(last_key - first_key, kTileKeys));
+  for (int first = first_key, tile = 0; first < last_key; first += kTileKeys, tile ^= 1) {
+    int count = std::min(last_key - first, kTileKeys), next = std::min(last_key - first - count, kTileKeys);
     int columns = (count + kScoreVecs * kLanes - 1) / (kScoreVecs * kLanes) * (kScoreVecs * kLanes);
     int value_units = paired ? (count + 1) / 2 : count;
-    load_tile<type>(kv, table, head, first, count, s);
-    auto each_block = [&](auto whole, auto single) {
-      int row = 0;
-      for (; row + kRowBlock <= rows; row += kRowBlock) whole(row);
-      for (; row < rows; row++) single(row);
-    };
-    each_block(
-        [&](int r) { score_rows<paired, kRowBlock>(query + r * dim, dim, keys, units, columns, scores + r * kTileKeys); },
-        [&](int r) { score_rows<paired, 1>(query + r * dim, dim, keys, units, columns, scores + r * kTileKeys); });
+    load_tile<type>(tiles[tile], count, kv.head_dim, s);
+    tiles[tile ^ 1].find(kv, table, head, first + count, next);
+    const TileRows& ahead = tiles[tile ^ 1];  // fetched a quarter at a time: more at once would hold up the work
+    prefetch_rows(ahead.key, next / 2, row_bytes);
+    for_row_blocks(rows, [&](auto count_of, int r) {
+      score_rows<paired, count_of()>(query + r * dim, dim, keys, units, columns, scores + r * kTileKeys);
+    });
+    prefetch_rows(ahead.key + next / 2, next - next / 2, row_bytes);
     for (int row = 0; row < rows; row++) soften<type>(s, row, std::min(position + row / group + 1 - first, count));
-    each_block([&](int r) { weigh_rows<paired, kRowBlock>(scores + r * kTileKeys, values, value_units, dim, out + r * dim); },
-               [&](int r) { weigh_rows<paired, 1>(scores + r * kTileKeys, values, value_units, dim, out + r * dim); });
+    prefetch_rows(ahead.value, next / 2, row_bytes);
+    for_row_blocks(rows, [&](auto count_of, int r) {
+      weigh_rows<paired, count_of()>(scores + r * kTileKeys, values, value_units, dim, out + r * dim);
+    });
+    prefetch_rows(ahead.value + next / 2, next - next / 2, row_bytes);
   }
 }
 

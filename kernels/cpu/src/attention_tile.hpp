@@ -26,16 +26,26 @@ inline constexpr bool kPaired = false;
 // Dimensions are padded to whole tiles of registers: 32 of them are 16 pairs.
 TANDEM_INLINE int padded_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
+// Vectors begin on cache lines: one that straddles two costs two accesses.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+using Floats = std::vector<float, LineAllocator<float>>;
+
 // Rows of one KV head, one run of query tokens. Owned by a thread and reused.
 struct AttentionScratch {
   int dim = 0;                       // padded
-  std::vector<float> query;          // [rows][dim], or words of pairs in its first half
-  std::vector<float> keys, values;   // words, if paired
-  std::vector<float> square;         // rows to be transposed
-  std::vector<float> key_scales, value_scales;
-  std::vector<float> scores;         // [rows][64]; after softening the weights, in words of pairs if paired
-  std::vector<float> peak, total, out;              // of the current split
-  std::vector<float> all_peak, all_total, all_out;  // of all splits so far
+  Floats query;          // [rows][dim], or words of pairs in its first half
+  Floats keys, values;   // words, if paired
+  Floats square;         // rows to be transposed
+  Floats key_scales, value_scales;
+  Floats scores;         // [rows][64]; after softening the weights, in words of pairs if paired
+  Floats peak, total, out;              // of the current split
+  Floats all_peak, all_total, all_out;  // of all splits so far
 
   void reserve(int rows, int head_dim) {
     dim = padded_dim(head_dim);
@@ -51,13 +61,13 @@ struct AttentionScratch {
   }
 };
 
-TANDEM_INLINE uint32_t* words(std::vector<float>& floats) { return reinterpret_cast<uint32_t*>(floats.data()); }
+TANDEM_INLINE uint32_t* words(Floats& floats) { return reinterpret_cast<uint32_t*>(floats.data()); }
 
 // Where the rows of up to 64 neighbouring positions lie.
 struct TileRows {
   const uint8_t *key[kTileKeys], *value[kTileKeys];
 
-  TileRows(const KvLayer& kv, const int32_t* table, int head, int first, int count) {
+  void find(const KvLayer& kv, const int32_t* table, int head, int first, int count) {
     const int64_t pitch = static_cast<int64_t>(kv.kv_heads) * kv.row_bytes();
     for (int key_index = 0; key_index < count;) {
       int position = first + key_index, slot = position % kv.block_size;
@@ -71,22 +81,29 @@ struct TileRows {
   }
 };
 
+// Asks for rows that will be needed soon: the hardware does not foresee the blocks of a table.
+TANDEM_INLINE void prefetch_rows(const uint8_t* const* rows, int count, int64_t row_bytes) {
+  for (int key = 0; key < count; key++)
+    for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(rows[key] + byte, 0, 2);
+}
+
 // Missing keys are zeros; their scores are masked.
 template <KvType type>
 static void load_plain(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
+  const int dim = s.dim;
   float* square = s.square.data();
   for (int group = 0; group < count; group += kLanes) {
     for (int lane = 0; lane < kLanes; lane++) {
       int key = group + lane;
-      float* to = square + lane * s.dim;
+      float* to = square + lane * dim;
       if (key < count)
-        read_row<type>(rows.key[key], head_dim, to), read_row<type>(rows.value[key], head_dim, &s.values[key * s.dim]);
+        read_row<type>(rows.key[key], head_dim, to), read_row<type>(rows.value[key], head_dim, &s.values[key * dim]);
       else
         std::memset(to, 0, sizeof(float) * head_dim);
     }
-    for (int d = 0; d < s.dim; d += kLanes) {
+    for (int d = 0; d < dim; d += kLanes) {
       Vec vecs[kLanes];
-      for (int lane = 0; lane < kLanes; lane++) vecs[lane] = load(square + lane * s.dim + d);
+      for (int lane = 0; lane < kLanes; lane++) vecs[lane] = load(square + lane * dim + d);
       transpose(vecs);
       for (int i = 0; i < kLanes; i++) store(&s.keys[static_cast<size_t>(d + i) * kTileKeys + group], vecs[i]);
     }
@@ -110,9 +127,10 @@ TANDEM_INLINE __m512i load_pairs(const uint8_t* row, int d, int head_dim) {
 
 template <KvType type>
 static void load_paired(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
+  const int dim = s.dim;
   uint32_t *keys = words(s.keys), *values = words(s.values);
   for (int group = 0; group < count; group += kLanes)
-    for (int d = 0; d < s.dim; d += 32) {
+    for (int d = 0; d < dim; d += 32) {
       Vec square[kLanes];
       for (int lane = 0; lane < kLanes; lane++)
         square[lane] = group + lane < count ? (Vec)load_pairs<type>(rows.key[group + lane], d, head_dim) : Vec{};
@@ -123,10 +141,10 @@ static void load_paired(const TileRows& rows, int count, int head_dim, Attention
                                          8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int key = 0; key < count; key += 2)
-    for (int d = 0; d < s.dim; d += 32) {
+    for (int d = 0; d < dim; d += 32) {
       __m512i even = load_pairs<type>(rows.value[key], d, head_dim);
       __m512i odd = key + 1 < count ? load_pairs<type>(rows.value[key + 1], d, head_dim) : _mm512_setzero_si512();
-      uint32_t* to = values + key / 2 * s.dim + d;
+      uint32_t* to = values + key / 2 * dim + d;
       _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
       _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(even, high, odd));
     }
@@ -139,13 +157,11 @@ static void load_paired(const TileRows& rows, int count, int head_dim, Attention
 #endif
 
 template <KvType type>
-TANDEM_INLINE void load_tile(const KvLayer& kv, const int32_t* table, int head, int first, int count,
-                             AttentionScratch& s) {
-  const TileRows rows(kv, table, head, first, count);
+TANDEM_INLINE void load_tile(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
 #if defined(__AVX512BF16__)
-  if constexpr (kPaired<type>) return load_paired<type>(rows, count, kv.head_dim, s);
+  if constexpr (kPaired<type>) return load_paired<type>(rows, count, head_dim, s);
 #endif
-  load_plain<type>(rows, count, kv.head_dim, s);
+  load_plain<type>(rows, count, head_dim, s);
 }
 
 // sum + a * b of float32, or of pairs of bfloat16; `b` is one word for all lanes.
