@@ -264,11 +264,14 @@ class FetchRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     fingerprint: _builtins.str
     incarnation: _builtins.str
     """of the kv_transfer that is meant"""
     block_hashes: _builtins.bytes
+    requester: _builtins.str
+    """worker id of the caller's worker; with mutual TLS the certificate must say the same"""
     def __init__(
         self,
         *,
@@ -276,10 +279,11 @@ class FetchRequest(_message.Message):
         fingerprint: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         block_hashes: _builtins.bytes = ...,
+        requester: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "requester", b"requester", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,15 +300,18 @@ class FetchReply(_message.Message):
     BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     """First reply."""
     token: _builtins.bytes
-    """single use"""
+    """key of the grant, single use: proves over UCX that the header's claims were granted"""
     ucx_host: _builtins.str
     ucx_port: _builtins.int
     block_bytes: _builtins.int
     refused: _builtins.str
     """error code; then nothing else is set"""
+    expires_ms: _builtins.int
+    """part of the claims; on the holder's own clock"""
     @_builtins.property
     def available(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """indices into block_hashes that will be sent, ascending"""
@@ -319,10 +326,11 @@ class FetchReply(_message.Message):
         block_bytes: _builtins.int = ...,
         available: _abc.Iterable[_builtins.int] | None = ...,
         refused: _builtins.str = ...,
+        expires_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "block_bytes", b"block_bytes", "refused", b"refused", "token", b"token", "transfer_id", b"transfer_id", "ucx_host", b"ucx_host", "ucx_port", b"ucx_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "block_bytes", b"block_bytes", "expires_ms", b"expires_ms", "refused", b"refused", "token", b"token", "transfer_id", b"transfer_id", "ucx_host", b"ucx_host", "ucx_port", b"ucx_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

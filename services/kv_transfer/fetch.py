@@ -13,8 +13,17 @@ from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings, Pinned
-from shared.errors import FingerprintMismatch, InvalidRequest, Overloaded, StaleIncarnation, TandemError, Unavailable
+from shared.errors import (
+    FingerprintMismatch,
+    InvalidRequest,
+    Overloaded,
+    PeerNotAllowed,
+    StaleIncarnation,
+    TandemError,
+    Unavailable,
+)
 from shared.identity import BlockHash, Incarnation, split_hashes
+from shared.rpc.tls import peer_identity
 from shared.transfer.grants import GRANT_S, Grant, GrantBook
 from shared.transfer.protocol import MAX_BLOCKS
 from shared.transfer.settle import settle
@@ -31,6 +40,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
 
     Args:
         data_address: Host and port of the UCX listener, as peers dial it.
+        admit_source: Lets an address connect to that listener.
         status: Fills a TransferStatus reply.
     """
 
@@ -42,6 +52,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
         grants: GrantBook,
         hints: BlockHints,
         data_address: tuple[str, int],
+        admit_source: Callable[[str], None],
         status: Callable[[], pb.TransferStatusReply],
     ) -> None:
         self._incarnation = incarnation
@@ -49,6 +60,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
         self._grants = grants
         self._hints = hints
         self._data_host, self._data_port = data_address
+        self._admit_source = admit_source
         self._status = status
         self.is_draining = False
         self.active = 0
@@ -66,7 +78,9 @@ class KvFetchServicer(rpc.KvFetchServicer):
     ) -> None:
         """One reply, the grant; then the call stays open until all is sent, or either side gives up."""
         try:
+            _check_requester(request.requester, context)
             hashes = self._admit(request)
+            self._admit_source(source_address(context.peer()))
         except TandemError as exc:
             log.info("fetch_refused", session_id=request.session_id, code=exc.code, reason=exc.message)
             await context.write(pb.FetchReply(refused=exc.code))
@@ -74,7 +88,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
         self.active += 1
         try:
             async with self._holdings.pin(hashes) as pinned:
-                await self._offer(pinned, hashes, context)
+                await self._offer(pinned, hashes, request, context)
         finally:
             self.active -= 1
 
@@ -95,19 +109,26 @@ class KvFetchServicer(rpc.KvFetchServicer):
             raise InvalidRequest(f"{len(hashes)} blocks; allowed are 1 to {MAX_BLOCKS}")
         return hashes
 
-    async def _offer(self, pinned: Pinned, hashes: list[BlockHash], context: _Context) -> None:
+    async def _offer(
+        self, pinned: Pinned, hashes: list[BlockHash], request: pb.FetchRequest, context: _Context
+    ) -> None:
         available = [i for i, source in enumerate(pinned.sources) if source is not None]
         if len(available) < len(hashes):
             self._hints.deny([hashes[i] for i, source in enumerate(pinned.sources) if source is None])
         if not available:
             await context.write(pb.FetchReply())
             return
-        grant = self._grants.issue([source for source in pinned.sources if source is not None])
+        grant = self._grants.issue(
+            [source for source in pinned.sources if source is not None],
+            requester=request.requester,
+            fingerprint=request.fingerprint,
+        )
         try:
             await context.write(
                 pb.FetchReply(
                     transfer_id=grant.transfer_id.hex(),
-                    token=grant.token,
+                    token=grant.key,
+                    expires_ms=grant.claims.expires_ms,
                     ucx_host=self._data_host,
                     ucx_port=self._data_port,
                     block_bytes=grant.block_bytes,
@@ -120,6 +141,23 @@ class KvFetchServicer(rpc.KvFetchServicer):
             await settle(_stop(grant))
             for block_hash in grant.corrupt:
                 self._holdings.tiers.discard_corrupt(block_hash)
+
+
+def source_address(peer: str) -> str:
+    """The address in what gRPC says of a caller, e.g. `ipv4:10.0.0.7:41234`; others come back as they are."""
+    kind, _, address = peer.partition(":")
+    return address.rpartition(":")[0] if kind == "ipv4" else peer
+
+
+def _check_requester(requester: str, context: _Context) -> None:
+    """Where the caller has a certificate, it must be that of the kv_transfer beside the worker that it names.
+
+    Raises:
+        PeerNotAllowed: It is another's.
+    """
+    caller = peer_identity(context.auth_context())
+    if caller is not None and caller.member_id not in ("", requester):
+        raise PeerNotAllowed(f"{caller.member_id} asks in the name of {requester}")
 
 
 async def _until_over(grant: Grant, pinned: Pinned) -> None:

@@ -23,7 +23,8 @@ from shared.errors import InternalError, InvalidRequest, RequestTimeout, TandemE
 from shared.identity import BlockHash
 from shared.rpc import error_from_rpc
 from shared.transfer.checksum import Block
-from shared.transfer.protocol import MAX_BLOCKS, TOKEN_BYTES, TRANSFER_ID_BYTES, ProtocolError
+from shared.transfer.claims import KEY_BYTES, TRANSFER_ID_BYTES, Claims
+from shared.transfer.protocol import MAX_BLOCKS, ProtocolError
 from shared.transfer.receiver import BlockReceiver, Offer, Received
 from shared.transfer.settle import settle
 from shared.transfer.transport import TransportError
@@ -145,6 +146,7 @@ class Puller:
             session_id=job.session_id,
             fingerprint=attachment.fingerprint,
             incarnation=holder.incarnation,
+            requester=self._worker_id,
             block_hashes=b"".join(job.block_hashes),
         )
         call = self._peers.stub(holder).Fetch(request)
@@ -155,8 +157,16 @@ class Puller:
             if not available:
                 return
             host = granted.ucx_host or holder.fetch_address.rpartition(":")[0].strip("[]")
-            offer = Offer(holder.incarnation, host, granted.ucx_port, bytes.fromhex(granted.transfer_id), granted.token)
             hashes = [job.block_hashes[i] for i in available]
+            claims = Claims.of(
+                bytes.fromhex(granted.transfer_id),
+                requester=self._worker_id,
+                fingerprint=attachment.fingerprint,
+                block_hashes=hashes,
+                block_bytes=attachment.block_bytes,
+                expires_ms=granted.expires_ms,
+            )
+            offer = Offer(holder.incarnation, host, granted.ucx_port, claims, granted.token)
             receiving = self._receiver.receive(offer, hashes, [slots[i] for i in available])
             received = await _while_granted(call, receiving)
         finally:
@@ -201,7 +211,8 @@ def _checked_indices(reply: pb.FetchReply, num_blocks: int, block_bytes: int) ->
         raise InternalError(f"the holder's blocks have {reply.block_bytes} bytes, ours {block_bytes}")
     if available and (
         len(reply.transfer_id) != 2 * TRANSFER_ID_BYTES
-        or len(reply.token) != TOKEN_BYTES
+        or len(reply.token) != KEY_BYTES
+        or reply.expires_ms < 0
         or not 0 < reply.ucx_port < 1 << 16
         or not all(char in "0123456789abcdef" for char in reply.transfer_id)
     ):

@@ -70,7 +70,12 @@ async def transfer_main(settings: TransferSettings, stop: asyncio.Event) -> None
 @contextlib.asynccontextmanager
 async def _data_plane(settings: TransferSettings) -> AsyncIterator[UcxTransport]:
     transport = UcxTransport(
-        settings.ucx_tls, settings.announced_host, settings.ucx_port, on_failure=_die_of_transport_failure
+        settings.ucx_tls,
+        settings.host,
+        settings.ucx_port,
+        on_failure=_die_of_transport_failure,
+        interfaces=settings.ucx_interfaces,
+        admits_all=settings.ucx_admit == "any",
     )
     try:
         yield transport
@@ -135,6 +140,7 @@ class TransferService:
             grants=self._grants,
             hints=self._hints,
             data_address=(settings.announced_host, self._transport.port),
+            admit_source=self._transport.admit,
             status=self.status,
         )
         rpc.add_KvFetchServicer_to_server(self._fetch, fetch_server)

@@ -18,12 +18,15 @@ class TransferSettings(ServiceSettings):
     Attributes:
         worker_id: Of the worker that this process stands beside.
         socket: Unix socket where the worker is served; a lock file lies beside it.
-        host: Where peers are served, and announced unless `advertise_host` is set. UCX's listener binds every
-            interface, whatever this says; with a loopback address no other device carries bytes.
+        host: Where peers are served, over gRPC and UCX, and announced unless `advertise_host` is set.
         advertise_host: Name under which peers reach this process, where that is not `host` (containers).
         port: Of the Fetch service; 0 = any.
         ucx_port: Of the UCX listener; 0 = any.
         ucx_tls: "tcp"; "shm" for sidecars that share host, user, PID and IPC namespace; or a UCX transport list.
+        ucx_interfaces: Network interfaces for UCX, by name, separated by commas; "" = that of `host`. UCX binds all of
+            them all the same; a filter in the kernel drops what comes for other addresses.
+        ucx_admit: "callers" = only addresses from which somebody has called Fetch may connect to UCX; "any" = everybody
+            who reaches its port, for networks where gRPC and UCX take different paths. Several interfaces mean "any".
         tls_dir: Certificate, key and authorities for gRPC, see `shared/rpc/tls.py`; unset = plaintext. UCX's bytes are
             never encrypted.
         tier_bytes: Host memory for blocks that the worker evicts; 0 = keep none.
@@ -43,6 +46,8 @@ class TransferSettings(ServiceSettings):
     port: int = Field(default=0, ge=0, le=65535)
     ucx_port: int = Field(default=0, ge=0, le=65535)
     ucx_tls: str = "tcp"
+    ucx_interfaces: str = ""
+    ucx_admit: Literal["callers", "any"] = "callers"
     redis_url: str = "redis://127.0.0.1:6379/0"
     tls_dir: Path | None = None
     heartbeat_s: float = Field(default=1.0, gt=0)

@@ -1,9 +1,8 @@
-"""Grants: the right to receive certain blocks once, soon."""
+"""Grants: the right of one requester to receive certain blocks once, soon. `claims` says how they are bound."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass, field
 
 from shared.identity import BlockHash
 from shared.transfer.checksum import Block
-from shared.transfer.protocol import MAX_BLOCKS, TOKEN_BYTES, TRANSFER_ID_BYTES, Header
+from shared.transfer.claims import KEY_BYTES, TRANSFER_ID_BYTES, Claims
+from shared.transfer.protocol import MAX_BLOCKS, Header
 from shared.transfer.transport import Endpoint
 
 GRANT_S = 10.0
@@ -41,23 +41,29 @@ class Grant:
     """One transfer, from its promise to its end. Owned by the call that issued it.
 
     Attributes:
+        claims: What it covers.
+        key: Entitles to it.
         endpoint: Serving it; set once, when it is claimed.
         finished: Done when the sender has let go of every source: True if all was sent.
         corrupt: Blocks whose bytes no longer match the checksum they were stored with.
     """
 
-    transfer_id: bytes
-    token: bytes
+    claims: Claims
+    key: bytes
     sources: Sequence[Source]
-    expires_s: float
     finished: asyncio.Future[bool]
     endpoint: Endpoint | None = None
     corrupt: list[BlockHash] = field(default_factory=list)
 
     @property
+    def transfer_id(self) -> bytes:
+        """Names it; unique."""
+        return self.claims.transfer_id
+
+    @property
     def block_bytes(self) -> int:
         """Of every source."""
-        return int(self.sources[0].block.nbytes)
+        return self.claims.block_bytes
 
 
 class GrantBook:
@@ -65,23 +71,36 @@ class GrantBook:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._secret = secrets.token_bytes(KEY_BYTES)
         self._open: dict[bytes, Grant] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def issue(self, sources: Sequence[Source]) -> Grant:
-        """Promises `sources`, all of one size, to whoever shows the token within `GRANT_S`.
+    def issue(self, sources: Sequence[Source], *, requester: str, fingerprint: str) -> Grant:
+        """Promises `sources`, all of one size, to whoever proves within `GRANT_S` to have been given the grant's key.
 
         The caller keeps them unchanged until `finished`, or until it has revoked the grant and closed its endpoint.
+
+        Args:
+            sources: In the order in which they will be sent.
+            requester: Id of the worker that they are for.
+            fingerprint: Of the blocks.
         """
         assert 1 <= len(sources) <= MAX_BLOCKS
         assert len({source.block.nbytes for source in sources}) == 1
+        claims = Claims.of(
+            secrets.token_bytes(TRANSFER_ID_BYTES),
+            requester=requester,
+            fingerprint=fingerprint,
+            block_hashes=[source.block_hash for source in sources],
+            block_bytes=int(sources[0].block.nbytes),
+            expires_ms=int((self._clock() + GRANT_S) * 1000),
+        )
         grant = Grant(
-            transfer_id=secrets.token_bytes(TRANSFER_ID_BYTES),
-            token=secrets.token_bytes(TOKEN_BYTES),
+            claims=claims,
+            key=claims.key(self._secret),
             sources=sources,
-            expires_s=self._clock() + GRANT_S,
             finished=asyncio.get_running_loop().create_future(),
         )
         self._open[grant.transfer_id] = grant
@@ -91,22 +110,19 @@ class GrantBook:
         """Takes the grant that `header` names out of the book, for `endpoint` to serve.
 
         Raises:
-            GrantRefused: There is no such grant (any more), or the header doesn't fit it.
+            GrantRefused: The header's claims are not what this book granted, its maker doesn't know the key, or the
+                grant was used, revoked or has expired.
         """
-        grant = self._open.get(header.transfer_id)
+        claims = header.claims
+        # Derived from what the header claims: a changed claim gives another key. The grant is left to its owner.
+        if not header.is_signed_with(claims.key(self._secret)):
+            raise GrantRefused("not granted here: forged or changed claims")
+        grant = self._open.pop(claims.transfer_id, None)
         if grant is None:
-            raise GrantRefused("unknown or used transfer")
-        # A wrong token leaves the grant to its rightful owner.
-        if not hmac.compare_digest(grant.token, header.token):
-            raise GrantRefused("wrong token")
-        del self._open[header.transfer_id]
-        if self._clock() >= grant.expires_s:
+            raise GrantRefused("used or revoked transfer")
+        assert grant.claims == claims, "two grants under one name"
+        if int(self._clock() * 1000) >= claims.expires_ms:
             raise GrantRefused("expired transfer")
-        if header.num_blocks != len(grant.sources) or header.block_bytes != grant.block_bytes:
-            raise GrantRefused(
-                f"asks for {header.num_blocks} x {header.block_bytes} bytes, "
-                f"granted {len(grant.sources)} x {grant.block_bytes} bytes"
-            )
         grant.endpoint = endpoint
         return grant
 

@@ -53,6 +53,9 @@ class LoopbackTransport:
         self._port = next(self._network.ports)
         self._network.transports[self._port] = self
 
+    def admit(self, source: str) -> None:
+        """Does nothing: everybody is within this process."""
+
     async def connect(self, host: str, port: int) -> Endpoint:
         """Makes a pair of endpoints; `host` is ignored."""
         here, there = _LoopbackEndpoint(self._network), _LoopbackEndpoint(self._network)

@@ -2,13 +2,14 @@
 
     receiver                                      sender
        | posts a receive for every block, tags base + i |
-       | -- header: transfer id, token, tag base -----> |  (stream)
+       | -- header: claims, tag base, proof ----------> |  (stream)
        |                                                |  claims the grant
        | <===== block i, tag base + i ================= |
        | <------- trailer: hash, checksum per block --- |  (stream)
 
 Which blocks are sent, and in what order, was agreed on over gRPC: the header carries no block names, so it can ask for
-nothing that was not granted. A refusal has no words: the sender closes the endpoint. All integers are little-endian.
+nothing that was not granted. Header and trailer are signed with the grant's key (see `claims`). A refusal has no words:
+the sender closes the endpoint. All integers are little-endian.
 """
 
 from __future__ import annotations
@@ -18,28 +19,21 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import xxhash
-
 from shared.identity import HASH_BYTES, BlockHash
+from shared.transfer.claims import CLAIMS_BYTES, PROOF_BYTES, TRANSFER_ID_BYTES, Claims, is_proof, prove
 
 MAGIC = b"TDMT"
-VERSION = 1
+VERSION = 2
 
 MAX_BLOCKS = 8192
 """Of one transfer."""
 
-TRANSFER_ID_BYTES = 16
-TOKEN_BYTES = 32
-
 _TAG_BITS = 16  # below the random part: room for MAX_BLOCKS
-_HEADER = struct.Struct(
-    f"<4sHHI{TRANSFER_ID_BYTES}s{TOKEN_BYTES}sQQ"
-)  # magic version reserved blocks id token block_bytes tag
+_HEADER = struct.Struct(f"<4sHH{CLAIMS_BYTES}sQ")  # magic version reserved claims tag
 _TRAILER = struct.Struct(f"<4sHHI{TRANSFER_ID_BYTES}s")  # magic version reserved blocks id
 _ENTRY = struct.Struct(f"<{HASH_BYTES}sQ")  # hash checksum
-_SEAL = struct.Struct("<Q")  # xxh3-64 of everything before it
 
-HEADER_BYTES = _HEADER.size + _SEAL.size
+HEADER_BYTES = _HEADER.size + PROOF_BYTES
 
 
 class ProtocolError(Exception):
@@ -51,42 +45,45 @@ class Header:
     """Asks for the blocks of one grant.
 
     Attributes:
-        num_blocks: As granted; in `[1, MAX_BLOCKS]`.
-        transfer_id: Names the grant.
-        token: Proves that the sender of this header was given the grant.
-        block_bytes: Of every block.
+        claims: Of the grant.
         tag_base: Block `i` travels under `tag_base + i`; random, because tags are matched across all endpoints.
+        proof: Of `claims` and `tag_base`, with the grant's key.
     """
 
-    num_blocks: int
-    transfer_id: bytes
-    token: bytes
-    block_bytes: int
+    claims: Claims
     tag_base: int
+    proof: bytes
+
+    @classmethod
+    def signed(cls, claims: Claims, tag_base: int, key: bytes) -> Header:
+        """A header that whoever derives `key` believes."""
+        return cls(claims, tag_base, prove(key, _header_body(claims, tag_base)))
+
+    def is_signed_with(self, key: bytes) -> bool:
+        """Whether its maker knew `key`; takes equally long either way."""
+        return is_proof(key, _header_body(self.claims, self.tag_base), self.proof)
 
     def encode(self) -> bytes:
         """Exactly `HEADER_BYTES` bytes."""
-        return _sealed(
-            _HEADER.pack(
-                MAGIC, VERSION, 0, self.num_blocks, self.transfer_id, self.token, self.block_bytes, self.tag_base
-            )
-        )
+        return _header_body(self.claims, self.tag_base) + self.proof
 
     @classmethod
     def decode(cls, raw: bytes) -> Header:
-        """Inverse of `encode`.
+        """Inverse of `encode`; whether it is genuine is not known yet.
 
         Raises:
-            ProtocolError: Not a header of this version, damaged, or a field out of its range.
+            ProtocolError: Not a header of this version, or a field out of its range.
         """
-        body = _unsealed(raw, _HEADER.size)
-        magic, version, reserved, num_blocks, transfer_id, token, block_bytes, tag_base = _HEADER.unpack(body)
+        if len(raw) != HEADER_BYTES:
+            raise ProtocolError(f"{len(raw)} bytes, expected {HEADER_BYTES}")
+        magic, version, reserved, claimed, tag_base = _HEADER.unpack_from(raw)
         _expect_version(magic, version, reserved)
-        if not 1 <= num_blocks <= MAX_BLOCKS:
-            raise ProtocolError(f"{num_blocks} blocks; allowed are 1 to {MAX_BLOCKS}")
+        claims = Claims.decode(claimed)
+        if not 1 <= claims.num_blocks <= MAX_BLOCKS:
+            raise ProtocolError(f"{claims.num_blocks} blocks; allowed are 1 to {MAX_BLOCKS}")
         if tag_base % (1 << _TAG_BITS):
             raise ProtocolError("tag base is not aligned")
-        return cls(num_blocks, transfer_id, token, block_bytes, tag_base)
+        return cls(claims, tag_base, raw[_HEADER.size :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +93,24 @@ class Trailer:
     transfer_id: bytes
     blocks: Sequence[tuple[BlockHash, int]]
 
-    def encode(self) -> bytes:
-        """Exactly `trailer_bytes(len(self.blocks))` bytes."""
+    def encode(self, key: bytes) -> bytes:
+        """Exactly `trailer_bytes(len(self.blocks))` bytes, signed."""
         head = _TRAILER.pack(MAGIC, VERSION, 0, len(self.blocks), self.transfer_id)
-        return _sealed(head + b"".join(_ENTRY.pack(block_hash, checksum) for block_hash, checksum in self.blocks))
+        body = head + b"".join(_ENTRY.pack(block_hash, checksum) for block_hash, checksum in self.blocks)
+        return body + prove(key, body)
 
     @classmethod
-    def decode(cls, raw: bytes, transfer_id: bytes) -> Trailer:
+    def decode(cls, raw: bytes, transfer_id: bytes, key: bytes) -> Trailer:
         """Inverse of `encode`, for the transfer that is meant.
 
         Raises:
-            ProtocolError: Not a trailer of this version, damaged, of another length, or of another transfer.
+            ProtocolError: Not a trailer of this version, forged or damaged, of another length or transfer.
         """
-        body = _unsealed(raw, len(raw) - _SEAL.size)
+        body, proof = raw[:-PROOF_BYTES], raw[-PROOF_BYTES:]
+        if len(body) < _TRAILER.size:
+            raise ProtocolError(f"trailer of {len(raw)} bytes")
+        if not is_proof(key, body, proof):
+            raise ProtocolError("forged or damaged message")
         magic, version, reserved, num_blocks, answered = _TRAILER.unpack_from(body)
         _expect_version(magic, version, reserved)
         if answered != transfer_id:
@@ -121,7 +123,7 @@ class Trailer:
 
 def trailer_bytes(num_blocks: int) -> int:
     """Length of a trailer that names `num_blocks` blocks."""
-    return _TRAILER.size + num_blocks * _ENTRY.size + _SEAL.size
+    return _TRAILER.size + num_blocks * _ENTRY.size + PROOF_BYTES
 
 
 def new_tag_base() -> int:
@@ -129,17 +131,8 @@ def new_tag_base() -> int:
     return secrets.randbits(64 - _TAG_BITS) << _TAG_BITS
 
 
-def _sealed(body: bytes) -> bytes:
-    return body + _SEAL.pack(xxhash.xxh3_64_intdigest(body))
-
-
-def _unsealed(raw: bytes, size: int) -> bytes:
-    if len(raw) != size + _SEAL.size or size < _TRAILER.size:
-        raise ProtocolError(f"{len(raw)} bytes, expected {size + _SEAL.size}")
-    body = raw[:size]
-    if _SEAL.unpack_from(raw, size)[0] != xxhash.xxh3_64_intdigest(body):
-        raise ProtocolError("damaged message")
-    return body
+def _header_body(claims: Claims, tag_base: int) -> bytes:
+    return _HEADER.pack(MAGIC, VERSION, 0, claims.encode(), tag_base)
 
 
 def _expect_version(magic: bytes, version: int, reserved: int) -> None:

@@ -14,6 +14,7 @@ import structlog
 
 from shared.identity import BlockHash
 from shared.transfer.checksum import Block, block_checksums
+from shared.transfer.claims import Claims
 from shared.transfer.protocol import Header, Trailer, new_tag_base, trailer_bytes
 from shared.transfer.settle import settle
 from shared.transfer.transport import Endpoint, Transport, TransportError
@@ -34,13 +35,15 @@ class Offer:
     Attributes:
         peer: Names one life of the holder: endpoints to an earlier life are never used again.
         host: Of the holder's UCX listener.
+        claims: What the grant covers, as this side knows it.
+        key: Of the grant.
     """
 
     peer: str
     host: str
     port: int
-    transfer_id: bytes
-    token: bytes
+    claims: Claims
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,10 @@ class BlockReceiver:
     async def _receive_on(
         self, endpoint: Endpoint, offer: Offer, hashes: Sequence[BlockHash], slots: Sequence[Block]
     ) -> Received:
+        assert offer.claims.num_blocks == len(slots) == len(hashes)
         is_done = False
         try:
-            header = Header(len(slots), offer.transfer_id, offer.token, slots[0].nbytes, new_tag_base())
+            header = Header.signed(offer.claims, new_tag_base(), offer.key)
             step = max(1, _GROUP_BYTES // slots[0].nbytes)
             groups = [slots[start : start + step] for start in range(0, len(slots), step)]
             # Every slot is in place before the holder hears of it.
@@ -132,7 +136,7 @@ class BlockReceiver:
             for group, arrival in zip(groups, arriving, strict=True):
                 await arrival
                 await checks.add(group)  # while later groups arrive
-            trailer = Trailer.decode(await ending, offer.transfer_id)
+            trailer = Trailer.decode(await ending, offer.claims.transfer_id, offer.key)
             is_done = True
         finally:
             if not (is_done and self._keep_idle(offer, endpoint)):

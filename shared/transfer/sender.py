@@ -95,7 +95,7 @@ class BlockSender:
         checking = asyncio.get_running_loop().run_in_executor(self._executor, block_checksums, blocks)
         try:
             await endpoint.send_blocks(blocks, tag_base)
-            await endpoint.send(self._trailer(grant, await settle(checking)).encode())
+            await endpoint.send(self._trailer(grant, await settle(checking)).encode(grant.key))
             is_sent = True
             self.sent_bytes += grant.block_bytes * len(grant.sources)
         finally:

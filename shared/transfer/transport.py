@@ -71,6 +71,10 @@ class Transport(Protocol):
         """Starts listening; every endpoint that a peer opens is handed to `on_endpoint` on the event loop."""
         ...
 
+    def admit(self, source: str) -> None:
+        """Lets an address connect, where not everybody may."""
+        ...
+
     async def connect(self, host: str, port: int) -> Endpoint:
         """Opens an endpoint. It may turn out dead only at its first use.
 

@@ -1,6 +1,7 @@
 """The transport over UCX, as the event loop sees it; `ucx_engine.py` has the thread that does the work.
 
-UCX neither authenticates nor encrypts, and its listener binds every interface: the network must be private.
+UCX neither authenticates nor encrypts: the network must be private. Its listener binds every interface, so a filter in
+the kernel (`listen_filter`) keeps out who connects to another address than was chosen, or was not admitted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from shared.errors import ConfigurationError
 from shared.transfer.checksum import Block
+from shared.transfer.listen_filter import ListenFilter, interface_addresses
 from shared.transfer.transport import Endpoint, TransportError
 from shared.transfer.ucx_engine import Kind, Link, Operation, UcxEngine
 
@@ -27,22 +30,50 @@ _PRESETS = {
 }
 
 
-def ucx_options(tls: str, host: str) -> dict[str, str]:
+def ucx_options(tls: str, devices: str) -> dict[str, str]:
     """UCX settings for a transport choice.
 
     Args:
         tls: "tcp", "shm" (processes of one host, see the preset), or a UCX transport list for hardware that this
             platform's UCX knows, e.g. "rc,tcp,self".
-        host: Where peers find this process; with a loopback address no other device is opened.
+        devices: Names of network devices, separated by commas; "" = all.
     """
     options = dict(_PRESETS.get(tls, {"TLS": tls, **_TCP}))
+    return {**options, "NET_DEVICES": devices} if devices else options
+
+
+def listen_choice(tls: str, host: str, interfaces: str) -> tuple[str, list[str]]:
+    """Which devices UCX opens, and under which own addresses it may be connected to ([] = any).
+
+    Args:
+        tls: See `ucx_options`.
+        host: Where this process serves: its address, as for any other server, unless it is 0.0.0.0.
+        interfaces: Names of network interfaces, separated by commas; wins over `host`.
+
+    Raises:
+        ConfigurationError: An interface has no IPv4 address, so that nobody could connect over it.
+    """
+    known = interface_addresses()
+    if interfaces:
+        names = [name.strip() for name in interfaces.split(",")]
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigurationError(
+                f"no IPv4 address on interface {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+        return ",".join(names), [known[name] for name in names]
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    if is_loopback:
-        options["NET_DEVICES"] = "lo"
-    return options
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, None, socket.AF_INET)} - {"0.0.0.0"}
+    except OSError:
+        addresses = set()  # no name of an IPv4 address: gRPC's listener says whether it is an address at all
+    devices = sorted(name for name, address in known.items() if address in addresses)
+    if not addresses or not devices:
+        return ("lo", ["127.0.0.1"]) if _is_loopback(addresses) else ("", [])
+    # Devices of other transports have names of their own; only for ours is the choice known.
+    return ",".join(devices) if tls in _PRESETS or devices == ["lo"] else "", sorted(addresses)
+
+
+def _is_loopback(addresses: set[str]) -> bool:
+    return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 class _UcxEndpoint:
@@ -99,15 +130,30 @@ class UcxTransport:
 
     Args:
         tls: See `ucx_options`.
-        host: Where peers find this process.
+        host: Where this process serves.
         port: Of the listener; 0 = any.
+        interfaces: See `listen_choice`.
+        admits_all: Whoever reaches an address that was chosen may connect; else those for whom `admit` was called, and
+            those that this process connects to itself.
         on_failure: Called once if the engine ends on its own. Memory given to it may then still be written: the process
             must end without telling anyone that a transfer is over.
     """
 
-    def __init__(self, tls: str, host: str, port: int, *, on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        tls: str,
+        host: str,
+        port: int,
+        *,
+        on_failure: Callable[[BaseException], None],
+        interfaces: str = "",
+        admits_all: bool = True,
+    ) -> None:
+        devices, destinations = listen_choice(tls, host, interfaces)
         self.name = f"ucx:{tls}"
-        self._options = ucx_options(tls, host)
+        self._options = ucx_options(tls, devices)
+        # Over several devices UCX picks the addresses that it connects from, and gRPC's tell nothing about them.
+        self._listen_filter = ListenFilter(destinations, admits_all=admits_all or len(destinations) != 1)
         self._requested_port = port
         self._on_failure = on_failure
         self._engine: UcxEngine | None = None
@@ -128,10 +174,14 @@ class UcxTransport:
         def on_link(link: Link) -> None:
             on_endpoint(_UcxEndpoint(engine, link))
 
-        engine = UcxEngine(self._options, self._requested_port, on_link, self._failed)
+        engine = UcxEngine(self._options, self._requested_port, on_link, self._failed, self._listen_filter)
         engine.start()
         self._port = await engine.ready
         self._engine = engine
+
+    def admit(self, source: str) -> None:
+        """Lets an address connect, where not everybody may."""
+        self._listen_filter.admit(source)
 
     async def connect(self, host: str, port: int) -> Endpoint:
         """Opens an endpoint to a peer's listener.
@@ -146,6 +196,7 @@ class UcxTransport:
         except OSError as exc:
             raise TransportError(f"cannot resolve {host}: {exc}") from exc
         address = str(found[0][4][0])
+        self.admit(address)  # the peer's side may connect back
         engine, future = self._engine, self._engine.new_future()
         engine.command(lambda: engine.connect(address, port, future), future)
         return _UcxEndpoint(engine, await future)

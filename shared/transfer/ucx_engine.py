@@ -36,6 +36,7 @@ from ucxx.exceptions import UCXError
 from ucxx.types import Tag, TagMaskFull
 
 from shared.transfer.checksum import Block
+from shared.transfer.listen_filter import ListenFilter, listening_sockets
 from shared.transfer.transport import TransportError
 
 log = structlog.get_logger(__name__)
@@ -141,6 +142,7 @@ class UcxEngine(threading.Thread):
         port: int,
         on_link: Callable[[Link], None],
         on_failure: Callable[[BaseException], None],
+        listen_filter: ListenFilter,
     ) -> None:
         super().__init__(name="ucx-engine", daemon=True)
         self._loop = asyncio.get_running_loop()
@@ -151,6 +153,7 @@ class UcxEngine(threading.Thread):
         self._requested_port = port
         self._on_link = on_link
         self._on_failure = on_failure
+        self._listen_filter = listen_filter
         self._commands: collections.deque[tuple[Callable[[], None], asyncio.Future[Any]]] = collections.deque()
         self._active: list[Operation] = []
         self._links: set[Link] = set()
@@ -258,12 +261,14 @@ class UcxEngine(threading.Thread):
                 raise NotQuiescentError(f"requests of a closed endpoint are still under way after {_QUIESCE_S} s")
 
     def _open(self) -> None:
+        before = listening_sockets().keys()
         self._context = libucxx.UCXContext(self._options, _FEATURES)
         self._worker = libucxx.UCXWorker(self._context)
         self._worker.init_blocking_progress_mode()
         self._listener = libucxx.UCXListener.create(
             self._worker, self._requested_port, self._accept, deliver_endpoint=True
         )
+        self._listen_filter.attach(listening_sockets().keys() - before)
         self.resolve(self.ready, int(self._listener.port))
         self._flush()
 

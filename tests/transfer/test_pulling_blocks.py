@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -41,12 +42,15 @@ class Peers:
 
     def grant(self, indices, checksums=None):
         return self.grants.issue(
-            [Source(self.hashes[i], self.blocks[i], None if checksums is None else checksums[i]) for i in indices]
+            [Source(self.hashes[i], self.blocks[i], None if checksums is None else checksums[i]) for i in indices],
+            requester="near",
+            fingerprint="model",
         )
 
     def offer(self, grant, **changes):
-        fields = {"transfer_id": grant.transfer_id, "token": grant.token, **changes}
-        return Offer(peer="life-1", host="127.0.0.1", port=self.far.port, **fields)
+        key = changes.pop("key", grant.key)
+        claims = dataclasses.replace(grant.claims, **changes)
+        return Offer(peer="life-1", host="127.0.0.1", port=self.far.port, claims=claims, key=key)
 
     async def receive(self, grant, indices, slots=None, **changes):
         slots = indices if slots is None else slots
@@ -128,8 +132,20 @@ async def test_a_block_under_another_name_is_not_verified(peers):
     assert received.verified == [True, False]
 
 
-@pytest.mark.parametrize("change", [{"token": b"x" * 32}, {"transfer_id": b"x" * 16}])
-async def test_a_wrong_token_or_name_gets_nothing(peers, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": b"x" * 32},
+        {"transfer_id": b"x" * 16},
+        {"requester": b"x" * 16},
+        {"fingerprint": b"x" * 16},
+        {"blocks": b"x" * 16},
+        {"block_bytes": BLOCK_BYTES + 1},
+        {"expires_ms": 2**60},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_a_wrong_key_or_claim_gets_nothing(peers, change):
     grant = peers.grant([0])
     with pytest.raises(TransportError):
         await peers.receive(grant, [0], **change)
@@ -148,7 +164,7 @@ async def test_a_used_grant_gets_nothing(peers):
 async def test_a_header_that_asks_for_more_than_was_granted_gets_nothing(peers):
     grant = peers.grant([0])
     with pytest.raises(TransportError):
-        await peers.receive(grant, [0, 1])
+        await peers.receive(grant, [0, 1], num_blocks=2)
     assert not peers.slots.any()
 
 
@@ -189,7 +205,9 @@ async def test_a_cancelled_receive_leaves_its_slots_alone_for_good(peers):
     big = np.random.default_rng(1).integers(0, 256, (8, 8 << 20), dtype=np.uint8)
     slots = np.zeros_like(big)
     for delay_s in (0.0, 0.002, 0.006, 0.02):
-        grant = peers.grants.issue([Source(peers.hashes[i], big[i]) for i in range(8)])
+        grant = peers.grants.issue(
+            [Source(peers.hashes[i], big[i]) for i in range(8)], requester="near", fingerprint="model"
+        )
         receiving = asyncio.create_task(peers.receiver.receive(peers.offer(grant), peers.hashes[:8], list(slots)))
         await asyncio.sleep(delay_s)
         receiving.cancel()
@@ -206,7 +224,7 @@ async def test_a_sender_stopped_by_its_owner_tells_when_the_sources_are_free(pee
     grant = peers.grant([0])
     endpoint = await peers.near.connect("127.0.0.1", peers.far.port)
     # No receive is posted: the sender waits with the blocks in its hands (they are too big to be sent eagerly).
-    await endpoint.send(Header(1, grant.transfer_id, grant.token, BLOCK_BYTES, 1 << 16).encode())
+    await endpoint.send(Header.signed(grant.claims, 1 << 16, grant.key).encode())
     async with asyncio.timeout(5):
         while grant.endpoint is None:
             await asyncio.sleep(0.01)

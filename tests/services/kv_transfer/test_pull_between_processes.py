@@ -158,4 +158,6 @@ async def test_what_peers_ask_is_checked_before_anything_is_done(pair, make_hash
         assert holder.host.num_pins == 0
         granted = await first_reply()
         assert (list(granted.available), granted.block_bytes, len(granted.token)) == ([0, 1], holder.block_bytes, 32)
+        again = await first_reply()
+        assert {granted.token, granted.transfer_id}.isdisjoint({again.token, again.transfer_id})
     await settled(holder)  # the grant was never used: its pins went with the call
