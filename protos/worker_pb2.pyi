@@ -184,6 +184,38 @@ class HolderHint(_message.Message):
 Global___HolderHint: _TypeAlias = HolderHint  # noqa: Y015
 
 @_typing.final
+class ResumedChoice(_message.Message):
+    """A choice as far as another worker has generated it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    IS_FINISHED_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    is_finished: _builtins.bool
+    """nothing more is wanted of it"""
+    @_builtins.property
+    def output_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___HolderHint]:
+        """of prompt and outputs; of the first unfinished choice they are Submit.holders"""
+
+    def __init__(
+        self,
+        *,
+        output_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        is_finished: _builtins.bool = ...,
+        holders: _abc.Iterable[Global___HolderHint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "is_finished", b"is_finished", "output_token_ids", b"output_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumedChoice: _TypeAlias = ResumedChoice  # noqa: Y015
+
+@_typing.final
 class Submit(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -197,6 +229,7 @@ class Submit(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     first_sequence: _builtins.int
     """Names the choices of this session on this stream: choice c is sequence number first_sequence + c."""
@@ -218,6 +251,12 @@ class Submit(_message.Message):
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___HolderHint]:
         """longest prefix first"""
 
+    @_builtins.property
+    def resumed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedChoice]:
+        """The session goes on where another worker left it: one entry per choice. None = from the beginning. The tokens count as
+        output in every respect: max_tokens, min_tokens, penalties, the position in the noise.
+        """
+
     def __init__(
         self,
         *,
@@ -231,10 +270,11 @@ class Submit(_message.Message):
         holders: _abc.Iterable[Global___HolderHint] | None = ...,
         priority: _builtins.int = ...,
         timeout_s: _builtins.float = ...,
+        resumed: _abc.Iterable[Global___ResumedChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "first_sequence", b"first_sequence", "holders", b"holders", "num_choices", b"num_choices", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_id", b"session_id", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "first_sequence", b"first_sequence", "holders", b"holders", "num_choices", b"num_choices", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "resumed", b"resumed", "sampling", b"sampling", "session_id", b"session_id", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,6 +476,31 @@ class Finish(_message.Message):
 Global___Finish: _TypeAlias = Finish  # noqa: Y015
 
 @_typing.final
+class Started(_message.Message):
+    """Goes out with a session's first token, so that the gateway knows it also when the worker can't finish the session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    cached_tokens: _builtins.int
+    """as in Finish"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        cached_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
 class Failure(_message.Message):
     """Ends every sequence of the session. Codes are those of shared/errors.py."""
 
@@ -507,6 +572,7 @@ class StepOutput(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISHES_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """sequence number of each token"""
@@ -521,6 +587,8 @@ class StepOutput(_message.Message):
 
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]: ...
+    @_builtins.property
+    def started(self) -> _containers.RepeatedCompositeFieldContainer[Global___Started]: ...
     def __init__(
         self,
         *,
@@ -529,10 +597,11 @@ class StepOutput(_message.Message):
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         finishes: _abc.Iterable[Global___Finish] | None = ...,
         failures: _abc.Iterable[Global___Failure] | None = ...,
+        started: _abc.Iterable[Global___Started] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "finishes", b"finishes", "logprobs", b"logprobs", "sequences", b"sequences", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "finishes", b"finishes", "logprobs", b"logprobs", "sequences", b"sequences", "started", b"started", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

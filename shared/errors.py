@@ -16,7 +16,8 @@
     |- Cancelled                 499  the client went away
     |- InternalError             500  a defect of ours
     |- Unavailable               503  no worker can take this now
-    |  |- WorkerLost             503  the worker died, drained or was cut off
+    |  |- WorkerLost             503  the worker died or was cut off
+    |  |- WorkerDraining         503  the worker takes nothing new, and hands back what it has not finished
     |  |- StaleIncarnation       503  the call meant an earlier life of the process
     |  |- FingerprintMismatch    503  two processes whose KV is not interchangeable
     |  `- PeerNotAllowed         503  the caller's certificate does not give it that call
@@ -176,9 +177,15 @@ class Unavailable(TandemError):
 
 
 class WorkerLost(Unavailable):
-    """The worker died, drained or was cut off while it held the session."""
+    """The worker died or was cut off while it held the session."""
 
     code = "worker_lost"
+
+
+class WorkerDraining(Unavailable):
+    """The worker is about to end: it takes nothing new, and hands back what it could not finish."""
+
+    code = "worker_draining"
 
 
 class StaleIncarnation(Unavailable):

@@ -19,7 +19,7 @@ from shared.errors import (
     RequestTimeout,
     StaleIncarnation,
     TandemError,
-    Unavailable,
+    WorkerDraining,
     WorkerLost,
 )
 from shared.identity import SequenceId, SessionId
@@ -74,7 +74,7 @@ class GatewayStream:
                     case other:
                         log.warning("command_ignored", command=other, gateway_id=self.gateway_id)
         finally:
-            self._outgoing.put_nowait(None)
+            self.end()
 
     async def messages(self) -> AsyncIterator[pb.StepOutput]:
         """Yields each step's message; ends with the stream."""
@@ -86,11 +86,31 @@ class GatewayStream:
         for session_id in list(self._sessions):
             self._abort(session_id)
 
+    def hand_back(self) -> int:
+        """Gives every session up, for another worker to go on with; returns how many there were."""
+        error = WorkerDraining(f"worker {self._parts.status.identity.worker_id} is draining")
+        sessions = list(self._sessions.values())
+        for session in sessions:
+            self.fail(session, error)
+        return len(sessions)
+
+    def end(self) -> None:
+        """Ends the call as soon as everything was sent."""
+        self._outgoing.put_nowait(None)
+
     def add_token(
         self, session: DecodeSession, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
     ) -> None:
-        """Adds one token to the current step's message."""
+        """Adds one token to the current step's message.
+
+        Raises:
+            InternalError: The session could not have one yet.
+        """
         step = self._step
+        session.note_token(sequence)
+        if not session.has_started:
+            session.has_started = True
+            step.started.append(session.started_message())
         if logprobs is not None:
             step.logprobs.append(logprobs_to_wire(len(step.token_ids), logprobs))
         step.sequences.append(session.first_sequence + sequence.choice)
@@ -128,7 +148,7 @@ class GatewayStream:
         session_id = SessionId(submit.session_id)
         try:
             if self._parts.status.is_draining:
-                raise Unavailable(f"worker {self._parts.status.identity.worker_id} is draining")
+                raise WorkerDraining(f"worker {self._parts.status.identity.worker_id} is draining")
             if session_id in self._sessions:
                 raise InvalidRequest(f"session {session_id} is already running")
             session = DecodeSession(self._parts, submit)

@@ -16,6 +16,7 @@ from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
 from services.decode.gateway_stream import GatewayStream, Routes
 from shared.engine.step import StepOutputs
+from shared.errors import InternalError
 from shared.worker.process import WorkerParts
 
 log = structlog.get_logger(__name__)
@@ -27,6 +28,7 @@ class DecodeServicer(rpc.WorkerServicer):
     def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
         self._routes: Routes = {}
+        self._streams: set[GatewayStream] = set()
         parts.dispatch.add_listener(self._on_step)
 
     async def Status(  # noqa: N802
@@ -47,15 +49,26 @@ class DecodeServicer(rpc.WorkerServicer):
         except StopAsyncIteration:
             return
         log.info("gateway_connected", gateway_id=stream.gateway_id)
+        self._streams.add(stream)
         yield pb.StepOutput()  # tells the gateway that it was accepted
         reader = asyncio.create_task(stream.read(request_iterator))
         try:
             async for message in stream.messages():
                 yield message
         finally:
+            self._streams.discard(stream)
             reader.cancel()
             stream.close()
             log.info("gateway_disconnected", gateway_id=stream.gateway_id)
+
+    def hand_back(self) -> int:
+        """Gives every session back to its gateway; returns how many there were."""
+        return sum(stream.hand_back() for stream in self._streams)
+
+    def end_calls(self) -> None:
+        """Ends the gateways' streams as soon as everything was sent."""
+        for stream in self._streams:
+            stream.end()
 
     def _on_step(self, outputs: StepOutputs) -> None:
         routes, touched = self._routes, dict[GatewayStream, None]()
@@ -63,7 +76,12 @@ class DecodeServicer(rpc.WorkerServicer):
             if route := routes.get(sequence.sequence_id):
                 stream, session = route
                 session.first_token_s = session.first_token_s or time.monotonic()
-                stream.add_token(session, sequence, token_id, logprobs)
+                try:
+                    stream.add_token(session, sequence, token_id, logprobs)
+                except InternalError as exc:
+                    log.exception("session_broken", session_id=session.session_id)
+                    stream.fail(session, exc)
+                    continue
                 touched[stream] = None
         for sequence in outputs.finished:
             if route := routes.get(sequence.sequence_id):

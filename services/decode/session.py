@@ -1,21 +1,25 @@
 """One session on a decode worker: its choices' sequences, where their KV came from, and the timeline.
 
 submitted -> KV acquired -> choices generate -> each choice finishes -> session over
-     `------------- abort, timeout or failure ends it from anywhere -------'
+     `------ abort, timeout, failure or hand-back ends it from anywhere ---'
+
+A session that comes from another worker brings the tokens that it generated there: they are outputs like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from protos import worker_pb2 as pb
 from services.decode.wire import FINISH_REASONS, sampling_from_wire
+from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.errors import InvalidRequest
-from shared.identity import SequenceId, SessionId, namespace_hash
+from shared.identity import BlockHash, SequenceId, SessionId, namespace_hash
 from shared.worker.kv_acquisition import AcquisitionReport
+from shared.worker.kv_state import KvEvent, KvState, new_kv_life
 from shared.worker.process import WorkerParts
 
 MAX_CHOICES = 128
@@ -25,7 +29,8 @@ class DecodeSession:
     """Owned by its gateway stream, on the event loop.
 
     Attributes:
-        sequences: One per choice, in order; sequence number of choice c is `first_sequence + c`.
+        sequences: One per unfinished choice, in order; sequence number of choice c is `first_sequence + c`. The first
+            one gets the prompt's KV for all.
         acquisition: The task that fetches KV; None before `start`.
     """
 
@@ -33,13 +38,11 @@ class DecodeSession:
         """Builds the sequences.
 
         Raises:
-            InvalidRequest: Empty prompt, token ids outside the vocabulary, too many choices.
+            InvalidRequest: Empty prompt, token ids outside the vocabulary, too many choices, nothing left to generate.
         """
         who = parts.status.identity
         _check(submit, who.vocab_size)
         sampling = sampling_from_wire(submit.sampling)
-        prompt = list(submit.prompt_token_ids)
-        namespace = namespace_hash(who.fingerprint, submit.cache_salt)
         self._parts = parts
         self._submit = submit
         self.session_id = SessionId(submit.session_id)
@@ -50,21 +53,12 @@ class DecodeSession:
         self.acquired_s = 0.0
         self.acquisition: asyncio.Task[None] | None = None
         self.deadline: asyncio.TimerHandle | None = None
-        self.sequences = [
-            Sequence(
-                session_id=self.session_id,
-                token_ids=list(prompt) if choice else prompt,
-                num_prompt_tokens=len(prompt),
-                sampling=sampling,
-                namespace=namespace,
-                choice=choice,
-                priority=submit.priority,
-                # Later choices wait for the first one's prompt inside the scheduler and then share its blocks.
-                status=SequenceStatus.WAITING if choice else SequenceStatus.WAITING_FOR_KV,
-            )
-            for choice in range(submit.num_choices)
-        ]
-        self._unfinished = {sequence.sequence_id for sequence in self.sequences}
+        self.has_started = False
+        self.sequences = _sequences(submit, sampling, namespace_hash(who.fingerprint, submit.cache_salt))
+        self._unfinished = {sequence.sequence_id: new_kv_life() for sequence in self.sequences}
+        for sequence in self.sequences:
+            if sequence.status is SequenceStatus.WAITING:
+                self._unfinished[sequence.sequence_id].apply(KvEvent.SHARE)
         self._stopped: set[SequenceId] = set()
 
     @property
@@ -77,16 +71,48 @@ class DecodeSession:
         return self.first_sequence + sequence.choice
 
     async def acquire_kv(self) -> None:
-        """Gets the prompt's KV from wherever it is, then lets the scheduler have the first choice."""
-        first, block_size = self.sequences[0], self._parts.status.identity.block_size
-        wanted = (first.num_prompt_tokens - 1) // block_size
-        hashes = first.block_hashes[:wanted]  # the engine named them when it admitted the sequence
-        acquisition = self._parts.acquisition(first, hashes, self._submit.cache_salt)
-        self.report = acquisition.report
-        await acquisition.run(self._submit.holders, self._submit.prefill_candidates)
+        """Gets KV from wherever it is: the first choice's, then what the others have beyond the prompt."""
+        first, *others = self.sequences
+        self.report = AcquisitionReport()
+        await self._acquire(first, self._submit.holders, self._submit.prefill_candidates, self.report)
         self.acquired_s = time.monotonic()
         self._parts.observe(self.report)
-        self._parts.engine.ready_for_schedule(first)
+        await asyncio.gather(
+            *(
+                self._acquire(other, self._submit.resumed[other.choice].holders, (), AcquisitionReport())
+                for other in others
+                if other.status is SequenceStatus.WAITING_FOR_KV
+            )
+        )
+
+    async def _acquire(
+        self,
+        sequence: Sequence,
+        holders: Iterable[pb.HolderHint],
+        prefill_candidates: Iterable[pb.PeerRef],
+        report: AcquisitionReport,
+    ) -> None:
+        """Holds as much of one sequence's KV as can be had, then lets the scheduler have it."""
+        life = self._unfinished.get(sequence.sequence_id)
+        if life is None:
+            return  # stopped meanwhile
+        wanted = (sequence.num_tokens - 1) // self._parts.status.identity.block_size
+        hashes = sequence.block_hashes[:wanted]  # the engine named them when it admitted the sequence
+        acquisition = self._parts.acquisition(sequence, hashes, self._submit.cache_salt, life, report)
+        await acquisition.run(list(holders), list(prefill_candidates))
+        if life.state is KvState.SEARCHING:  # else it ended meanwhile
+            life.apply(KvEvent.ACQUIRE)
+            self._parts.engine.ready_for_schedule(sequence)
+
+    def note_token(self, sequence: Sequence) -> None:
+        """A token of that sequence was sampled.
+
+        Raises:
+            InternalError: Before its KV was acquired.
+        """
+        life = self._unfinished.get(sequence.sequence_id)
+        if life is not None and life.state is not KvState.GENERATING:
+            life.apply(KvEvent.TOKEN)
 
     def stop_choices(self, numbers: Collection[int]) -> list[SequenceId]:
         """The gateway has what it wants of some choices; returns the sequences that the engine must abort."""
@@ -99,9 +125,10 @@ class DecodeSession:
         return sequence.sequence_id in self._stopped
 
     def finish(self, sequence: Sequence) -> None:
-        """Notes that a choice ended."""
-        self._unfinished.discard(sequence.sequence_id)
-        if self.is_over:
+        """A choice ended at the engine."""
+        if life := self._unfinished.pop(sequence.sequence_id, None):
+            life.apply(KvEvent.END)
+        if not self._unfinished:
             self.end()
 
     def end(self) -> list[SequenceId]:
@@ -110,9 +137,14 @@ class DecodeSession:
             self.deadline.cancel()
         if self.acquisition and not self.acquisition.done():
             self.acquisition.cancel()
-        unfinished = list(self._unfinished)
-        self._unfinished.clear()
-        return unfinished
+        unfinished, self._unfinished = self._unfinished, {}
+        for life in unfinished.values():
+            life.apply(KvEvent.END)
+        return list(unfinished)
+
+    def started_message(self) -> pb.Started:
+        """What goes out with the first token."""
+        return pb.Started(session_id=self.session_id, cached_tokens=self._cached_tokens(self.sequences[0]))
 
     def finish_message(self, sequence: Sequence) -> pb.Finish:
         """The last word on one choice."""
@@ -132,7 +164,8 @@ class DecodeSession:
         report, block_size = self.report, self._parts.status.identity.block_size
         before = report.local_blocks + report.held_blocks
         computed_remotely = max(0, report.prefilled_blocks - max(0, report.prefill_cached_blocks - before))
-        return max(0, sequence.num_cached_tokens - computed_remotely * block_size)
+        cached = min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
+        return max(0, cached - computed_remotely * block_size)
 
     def _timeline(self, sequence: Sequence) -> pb.Timeline:
         report, received_s = self.report, self.received_s
@@ -154,12 +187,50 @@ class DecodeSession:
         )
 
 
+def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash) -> list[Sequence]:
+    """One per choice that is not finished."""
+    resumed = submit.resumed or [pb.ResumedChoice()] * submit.num_choices
+    prompt = list(submit.prompt_token_ids)
+    open_choices = [choice for choice, progress in enumerate(resumed) if not progress.is_finished]
+    return [
+        Sequence(
+            session_id=SessionId(submit.session_id),
+            token_ids=prompt + list(resumed[choice].output_token_ids),
+            num_prompt_tokens=len(prompt),
+            sampling=sampling,
+            namespace=namespace,
+            choice=choice,
+            priority=submit.priority,
+            # Later choices wait for the first one's prompt inside the scheduler and then share its blocks; those that
+            # have outputs look for the KV of these themselves.
+            status=SequenceStatus.WAITING
+            if position and not resumed[choice].output_token_ids
+            else SequenceStatus.WAITING_FOR_KV,
+        )
+        for position, choice in enumerate(open_choices)
+    ]
+
+
 def _check(submit: pb.Submit, vocab_size: int) -> None:
     if not submit.prompt_token_ids:
         raise InvalidRequest("the prompt has no tokens", param="prompt")
-    low, high = min(submit.prompt_token_ids), max(submit.prompt_token_ids)
+    _check_token_ids(submit.prompt_token_ids, vocab_size)
+    if not 1 <= submit.num_choices <= MAX_CHOICES:
+        raise InvalidRequest(f"n is {submit.num_choices}, must be in [1, {MAX_CHOICES}]", param="n")
+    if len(submit.resumed) not in (0, submit.num_choices):
+        raise InvalidRequest(f"{len(submit.resumed)} resumed choices of {submit.num_choices}")
+    for choice in submit.resumed:
+        num_tokens, limit = len(choice.output_token_ids), submit.sampling.max_tokens
+        if num_tokens >= limit and not choice.is_finished:
+            raise InvalidRequest(f"a resumed choice has {num_tokens} tokens, max_tokens is {limit}")
+        if choice.output_token_ids:
+            _check_token_ids(choice.output_token_ids, vocab_size)
+    if submit.resumed and all(choice.is_finished for choice in submit.resumed):
+        raise InvalidRequest("every resumed choice is finished")
+
+
+def _check_token_ids(token_ids: Collection[int], vocab_size: int) -> None:
+    low, high = min(token_ids), max(token_ids)
     if low < 0 or high >= vocab_size:
         bad = low if low < 0 else high
         raise InvalidRequest(f"token id {bad} is outside the vocabulary [0, {vocab_size})", param="prompt")
-    if not 1 <= submit.num_choices <= MAX_CHOICES:
-        raise InvalidRequest(f"n is {submit.num_choices}, must be in [1, {MAX_CHOICES}]", param="n")

@@ -26,7 +26,6 @@ class Delta:
 
     Attributes:
         index: Of the choice in the reply.
-        starts_over: Forget what was told before: the choice runs again elsewhere. Never in a stream that showed some.
         finish_reason: "stop" or "length" when the choice has ended, which it does once.
         stop_reason: The stop string or stop token that ended it, if one did.
     """
@@ -36,7 +35,6 @@ class Delta:
     tokens: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    starts_over: bool = False
 
 
 class ChoiceText:
@@ -59,10 +57,6 @@ class ChoiceText:
         self._stops = stops
         self._min_tokens = choice.session.sampling.min_tokens
         self._has_logprobs = choice.session.sampling.num_logprobs is not None
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts over with its session."""
         self._detokenizer = IncrementalDetokenizer(self._tokenizer)
         self._matcher = StopMatcher(self._stops) if self._stops else None
         self._entries: deque[TokenEntry] = deque()

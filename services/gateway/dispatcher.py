@@ -1,4 +1,8 @@
-"""Puts a session on a worker: gathers what `placement` decides on, and submits."""
+"""Puts a session on a worker: gathers what `placement` decides on, and submits.
+
+A session that lost its worker comes here again. What it has generated counts as part of its prompt then: that is what
+the next worker needs KV for.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from functools import partial
 
 import structlog
 
-from services.gateway.placement import Policy, Prompt, Snapshot, can_take_work, place
-from services.gateway.session import Session
+from services.gateway.placement import Holder, Placement, Policy, Prompt, Snapshot, can_take_work, holders_of, place
+from services.gateway.session import Choice, Session
 from services.gateway.text_work import INLINE_TOKENS, TextWork
 from services.gateway.workers import Workers
 from shared.directory.client import Directory
@@ -54,24 +58,33 @@ class Dispatcher:
         """Places and submits a session, for the first time or once more.
 
         Args:
-            session: Takes its placement, and its tokens from then on.
+            session: In PLACING; SUBMITTED afterwards. Some choice of it is unfinished.
             cache_salt: Part of the name of its blocks.
             priority: Lower is sooner.
             wait_s: How long to wait for a decode worker if there is none.
-            excluding: Workers that this request has lost already.
+            excluding: Workers that have given it up.
 
         Raises:
             Unavailable: No decode worker can take it.
         """
-        snapshot = await self._snapshot(wait_s, excluding)
-        prefixes = await self._prefixes(session.prompt_token_ids, cache_salt, snapshot)
-        snapshot = self._workers.snapshot(excluding)  # as of now: the lookup may have taken a while
-        prompt = Prompt(len(session.prompt_token_ids), prefixes)
+        leader, *others = session.unfinished_choices
+        fingerprint = session.placement.decode.fingerprint if session.placement and session.has_output else None
+        snapshot = await self._snapshot(wait_s, excluding, fingerprint)
+        prompt = await self._prompt(_tokens(leader), cache_salt, snapshot)
+        further = {choice.index: await self._prompt(_tokens(choice), cache_salt, snapshot) for choice in others
+                   if choice.token_ids}  # fmt: skip
+        snapshot = self._workers.snapshot(excluding, fingerprint)  # as of now: the lookups may have taken a while
         placement = place(prompt, snapshot, self._policy, self._min_remote_tokens)
         if placement is None:
             raise Unavailable("no decode worker is ready")
-        session.start_over(placement)
-        self._workers.submit(session, cache_salt=cache_salt, priority=priority, timeout_s=self._timeout_s)
+        session.begin_attempt(placement)
+        self._workers.submit(
+            session,
+            holders=_holders(further, snapshot, placement),
+            cache_salt=cache_salt,
+            priority=priority,
+            timeout_s=self._timeout_s,
+        )
         log.debug(
             "session_placed",
             session_id=session.session_id,
@@ -80,17 +93,22 @@ class Dispatcher:
             attempt=session.attempts,
         )
 
-    async def _snapshot(self, wait_s: float, excluding: frozenset[Incarnation]) -> Snapshot:
+    async def _snapshot(
+        self, wait_s: float, excluding: frozenset[Incarnation], fingerprint: Fingerprint | None
+    ) -> Snapshot:
         """Waits for a first decode worker: any start order of the services works."""
         deadline_s = time.monotonic() + wait_s
         while True:
-            snapshot = self._workers.snapshot(excluding)
+            snapshot = self._workers.snapshot(excluding, fingerprint)
             if any(can_take_work(worker) for worker in snapshot.decode_workers):
                 return snapshot
             if time.monotonic() >= deadline_s:
                 waited = f" within {wait_s:g} s" if wait_s else ""
                 raise Unavailable(f"no decode worker became ready{waited}")
             await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _prompt(self, token_ids: list[int], cache_salt: str, snapshot: Snapshot) -> Prompt:
+        return Prompt(len(token_ids), await self._prefixes(token_ids, cache_salt, snapshot))
 
     async def _prefixes(
         self, token_ids: list[int], cache_salt: str, snapshot: Snapshot
@@ -108,3 +126,12 @@ class Dispatcher:
             )
             prefixes[fingerprint] = await self._directory.longest_prefixes(hashes)
         return prefixes
+
+
+def _tokens(choice: Choice) -> list[int]:
+    """What the choice's next token is generated from."""
+    return choice.session.prompt_token_ids + choice.token_ids
+
+
+def _holders(prompts: Mapping[int, Prompt], snapshot: Snapshot, placement: Placement) -> dict[int, tuple[Holder, ...]]:
+    return {index: holders_of(prompt, snapshot, placement.decode) for index, prompt in prompts.items()}

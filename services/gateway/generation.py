@@ -1,6 +1,7 @@
 """A request under way: its sessions, and the one place where what they produce comes together.
 
-Everything a client can see of a generation goes through `batches`, so streaming and collecting cannot differ.
+Everything a client can see of a generation goes through `batches`, so streaming and collecting cannot differ. A worker
+that is lost on the way is not among it: the session goes on at another worker, from the next token.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from services.gateway.dispatcher import Dispatcher
 from services.gateway.metrics import RequestMetrics
 from services.gateway.request import GenerationRequest
 from services.gateway.session import Choice, Failure, Finish, FinishReason, Mailbox, Session
+from services.gateway.session_state import SessionState
 from services.gateway.workers import Workers
-from shared.errors import RequestTimeout, Unavailable
+from shared.errors import InternalError, Overloaded, RequestTimeout, TandemError, Unavailable, WorkerLost
 from shared.identity import Incarnation
 from shared.tokenization.tokenizer import Tokenizer
 
 log = structlog.get_logger(__name__)
-
-MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,16 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How much is done for a session whose worker gave it up; see `GatewaySettings`."""
+
+    migration_wait_s: float
+    max_attempts: int
+    max_lost_workers: int
+    abort_grace_s: float
 
 
 @dataclass(slots=True)
@@ -63,8 +73,8 @@ class Generation:
         dispatcher: Dispatcher,
         workers: Workers,
         metrics: RequestMetrics,
-        abort_grace_s: float,
         ticket: Ticket,
+        patience: Patience,
     ) -> None:
         self.request = request
         self.sessions = sessions
@@ -73,15 +83,16 @@ class Generation:
         self._dispatcher = dispatcher
         self._workers = workers
         self._metrics = metrics
-        self._abort_grace_s = abort_grace_s
         self._ticket = ticket
+        self._patience = patience
         self._texts = {
             choice: ChoiceText(position * request.num_choices + choice.index, choice, tokenizer, request.stop)
             for position, session in enumerate(sessions)
             for choice in session.choices
         }
         self._num_open = len(self._texts)
-        self._lost: frozenset[Incarnation] = frozenset()
+        self._excluded: frozenset[Incarnation] = frozenset()
+        self._migrations: set[asyncio.Task[None]] = set()
         self._timers: list[asyncio.TimerHandle] = []
         self._is_closed = False
         metrics.running.inc()
@@ -102,7 +113,7 @@ class Generation:
         return Usage(
             prompt_tokens=sum(len(session.prompt_token_ids) for session in self.sessions),
             completion_tokens=sum(text.num_tokens for text in self._texts.values()),
-            cached_tokens=sum(session.finish.cached_tokens for session in self.sessions if session.finish),
+            cached_tokens=sum(session.cached_tokens for session in self.sessions),
         )
 
     async def start(self, *, wait_s: float, timeout_s: float) -> None:
@@ -117,8 +128,9 @@ class Generation:
         """
         if timeout_s:
             error = RequestTimeout(f"not finished within the limit of {timeout_s:g} s")
-            self._call_later(timeout_s, partial(self._mailbox.post_failure, self.sessions[0], error))
+            self._call_later(timeout_s, partial(self._mailbox.post_failure, None, error))
         for session in self.sessions:
+            session.begin_placing()
             await self._submit(session, wait_s)
         self.stamps.placed_s = time.monotonic()
 
@@ -126,15 +138,17 @@ class Generation:
         """Yields what may be shown, all that has arrived at a time, until every choice has ended.
 
         Raises:
-            TandemError: A session failed, and could not start over unnoticed.
+            TandemError: A session failed and no other worker goes on with it, or the request took too long.
         """
         while self._num_open:
             choices, failures = await self._mailbox.take()
-            # Failures first: a session that starts over takes nothing from its lost attempt.
-            deltas = [delta for failure in failures for delta in await self._recover(failure)]
-            deltas += [delta for choice in choices if (delta := self._advance(choice)) is not None]
+            # Tokens first: what arrived before a worker was lost counts, and may have ended a choice.
+            deltas = [delta for choice in choices if (delta := self._advance(choice)) is not None]
+            fatal = [error for failure in failures if (error := self._recover(failure)) is not None]
             if deltas:
                 yield deltas
+            if fatal:
+                raise fatal[0]
 
     def close(self) -> None:
         """Ends whatever still runs, at once; idempotent, never blocks."""
@@ -145,7 +159,10 @@ class Generation:
         self._ticket.close(self.usage.completion_tokens)
         for timer in self._timers:
             timer.cancel()
+        for migration in self._migrations:
+            migration.cancel()
         for session in self.sessions:
+            session.cancel()
             self._workers.prefilled(session)
             self._workers.abort(session)
 
@@ -164,7 +181,7 @@ class Generation:
                 metrics.session_finished(session.finish.timeline.mode)
 
     def _advance(self, choice: Choice) -> Delta | None:
-        text, session = self._texts[choice], choice.session
+        text = self._texts[choice]
         if text.is_over:
             return None
         was_stopped = text.hit_stop_string
@@ -177,7 +194,6 @@ class Generation:
             self._stop(choice)
         if not (delta.text or delta.tokens or delta.finish_reason):
             return None
-        session.is_visible = self.request.stream
         return delta
 
     def _note_tokens(self, text: ChoiceText) -> None:
@@ -197,7 +213,7 @@ class Generation:
     def _stop(self, choice: Choice) -> None:
         """Tells the worker that a stop string ended a choice, and waits a little for its last word."""
         self._workers.abort(choice.session, [choice])
-        self._call_later(self._abort_grace_s, partial(_end_unheard, choice, choice.session.attempts))
+        self._call_later(self._patience.abort_grace_s, partial(_end_unheard, choice))
 
     async def _submit(self, session: Session, wait_s: float) -> None:
         request = self.request
@@ -206,45 +222,70 @@ class Generation:
             cache_salt=request.cache_salt,
             priority=request.priority,
             wait_s=wait_s,
-            excluding=self._lost,
+            excluding=self._excluded,
         )
         assert session.placement is not None
         self._metrics.session_placed(session.placement)
 
-    async def _recover(self, failure: Failure) -> list[Delta]:
-        """Starts a session over on another worker if nothing of it was seen yet, else raises its error."""
+    def _recover(self, failure: Failure) -> TandemError | None:
+        """Has another worker go on with a session; returns the error that ends the request if none may."""
         session, error = failure.session, failure.error
-        assert session.placement is not None
+        if session is None or session.state is SessionState.FAILED:
+            return error
         self._workers.prefilled(session)
-        texts = [self._texts[choice] for choice in session.choices]
-        if error.retryable and all(text.is_over or text.hit_stop_string for text in texts):  # but for last words
-            for choice in session.choices:
-                _end_unheard(choice, session.attempts)
-            return []
-        if not error.retryable or session.is_visible or session.attempts >= MAX_ATTEMPTS:
-            raise error
-        self._lost |= {session.placement.decode.incarnation}
-        for text in texts:
-            self._num_open += text.is_over
-            text.reset()
+        for choice in session.unfinished_choices:
+            if self._texts[choice].hit_stop_string:
+                _end_unheard(choice)  # only its worker's last word was missing
+        if session.is_over:
+            return None
+        if not self._may_go_on(session, error):
+            session.fail(error)
+            return None
+        assert session.placement is not None
+        # A worker whose connection broke may be fine and is asked again as soon as it answers; one that refuses is not.
+        if self._workers.is_connected(session.placement.decode.incarnation):
+            self._excluded |= {session.placement.decode.incarnation}
+        session.begin_placing()
+        migration = asyncio.create_task(self._migrate(session, error))
+        self._migrations.add(migration)
+        migration.add_done_callback(self._migrations.discard)
+        return None
+
+    def _may_go_on(self, session: Session, error: TandemError) -> bool:
+        num_lost = session.losses.count(WorkerLost.code)
+        if num_lost >= self._patience.max_lost_workers:
+            log.error("session_given_up", session_id=session.session_id, lost_workers=num_lost)
+            return False
+        return error.retryable and session.attempts < self._patience.max_attempts
+
+    async def _migrate(self, session: Session, error: TandemError) -> None:
+        """Places the session once more; what went wrong first says more than that nobody else is there."""
+        # Full workers are no reason to wait for new ones.
+        wait_s = 0.0 if isinstance(error, Overloaded) else self._patience.migration_wait_s
         try:
-            await self._submit(session, wait_s=0)
-        except Unavailable:
-            raise error from None  # what went wrong first says more than that nobody else is there
-        self._metrics.retries.inc()
+            await self._submit(session, wait_s)
+        except Unavailable as exc:
+            session.fail(type(error)(f"{error.message}; {exc.message}" if wait_s else error.message))
+            return
+        except Exception:
+            log.exception("migration_failed", session_id=session.session_id)
+            session.fail(InternalError("internal error; the gateway's log has the details"))
+            return
+        self._metrics.session_migrated(error.code)
+        assert session.placement is not None
         log.info(
-            "session_retried",
+            "session_migrated",
             session_id=session.session_id,
-            code=error.code,
+            cause=error.code,
             worker_id=session.placement.decode.worker_id,
+            tokens=sum(len(choice.token_ids) for choice in session.choices),
         )
-        return [Delta(text.index, starts_over=True) for text in texts]
 
     def _call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(delay_s, callback))
 
 
-def _end_unheard(choice: Choice, attempt: int) -> None:
-    """Ends a choice of that attempt without its worker's last word, unless it came."""
-    if choice.finish is None and choice.session.attempts == attempt:
-        choice.end(Finish(FinishReason.ABORT))
+def _end_unheard(choice: Choice) -> None:
+    """Ends a choice without its worker's last word, unless that came."""
+    choice.end(Finish(FinishReason.ABORT))
+    choice.session.note_choice_ended()

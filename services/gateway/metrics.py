@@ -64,7 +64,12 @@ class RequestMetrics:
         self._modes = Counter(
             "tandem_session_modes", "Finished sessions by how their KV came to be", ("mode",), registry=registry
         )
-        self.retries = Counter("tandem_session_retries", "Sessions started over on another worker", registry=registry)
+        self._migrations = Counter(
+            "tandem_migrations",
+            "Sessions that went on at another worker, by what made the one before give up",
+            ("cause",),
+            registry=registry,
+        )
         self._predicted_s = Histogram(
             "tandem_predicted_first_token_seconds", "As placement predicted", buckets=_LATENCY_S, registry=registry
         )
@@ -81,6 +86,10 @@ class RequestMetrics:
         """A session was submitted."""
         self._placements.labels(placement.mode.value).inc()
         self._predicted_s.observe(placement.predicted_s)
+
+    def session_migrated(self, cause: str) -> None:
+        """A session went on at another worker; `cause` is the code of the error before."""
+        self._migrations.labels(cause).inc()
 
     def session_finished(self, mode: str) -> None:
         """A worker reported how a session's KV came to be."""

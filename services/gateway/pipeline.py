@@ -18,7 +18,7 @@ from services.gateway.body_reader import parse_body
 from services.gateway.chat_reply import ChatReply
 from services.gateway.completion_reply import CompletionReply
 from services.gateway.dispatcher import Dispatcher
-from services.gateway.generation import Generation, Stamps
+from services.gateway.generation import Generation, Patience, Stamps
 from services.gateway.messages import template_messages
 from services.gateway.metrics import RequestMetrics
 from services.gateway.replies import ReplyFormat
@@ -138,8 +138,13 @@ class Pipeline:
             dispatcher=self._dispatcher,
             workers=self._workers,
             metrics=self._metrics,
-            abort_grace_s=self._settings.abort_grace_s,
             ticket=ticket,
+            patience=Patience(
+                migration_wait_s=self._settings.migration_wait_s,
+                max_attempts=self._settings.max_attempts,
+                max_lost_workers=self._settings.max_lost_workers,
+                abort_grace_s=self._settings.abort_grace_s,
+            ),
         )
         limits_s = [limit for limit in (self._settings.request_timeout_s, caller.timeout_s) if limit]
         try:

@@ -124,6 +124,11 @@ def place(
     return min(options, key=_total_cost, default=None)
 
 
+def holders_of(prompt: Prompt, snapshot: Snapshot, decode: WorkerRecord) -> tuple[Holder, ...]:
+    """Who has how much of a prompt that `decode` will generate from; longest first."""
+    return _Option(prompt, snapshot, decode).holders
+
+
 def can_take_work(worker: WorkerRecord) -> bool:
     """Whether a worker may get new sessions."""
     return worker.ready and not worker.draining
@@ -161,6 +166,11 @@ class _Option:
         )
         self._held_blocks = max((h.num_blocks for h in self._holders), default=0)
 
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Those worth naming to the worker."""
+        return tuple(self._holders[:MAX_HOLDERS])
+
     def placement(self, policy: Policy, min_remote_tokens: int) -> Placement:
         """The better way to prefill for this worker."""
         prefill = sorted(self._prefill_workers(), key=lambda w: (self._remote_wait_s(w), w.worker_id))
@@ -183,7 +193,7 @@ class _Option:
         return Placement(
             decode=self._decode,
             prefill_candidates=tuple(prefill[:MAX_PREFILL_CANDIDATES]) if is_remote else (),
-            holders=tuple(self._holders[:MAX_HOLDERS]),
+            holders=self.holders,
             mode=mode,
             uncached_tokens=uncached,
             predicted_s=wait_s + self._shared_s(),

@@ -26,10 +26,6 @@ class CollectedChoice:
 
     def add(self, delta: Delta) -> None:
         """Appends what a delta tells."""
-        if delta.starts_over:
-            self.pieces.clear()
-            self.tokens.clear()
-            self.finish_reason = self.stop_reason = None
         self.pieces.append(delta.text)
         self.tokens += delta.tokens
         if delta.finish_reason is not None:

@@ -1,9 +1,11 @@
 """One prompt's generation as the gateway owns it, from admission to the last byte.
 
-    worker stream --push/finish/fail--> Choice, Session --post--> Mailbox --take--> the request's one reader
+    worker stream --push/end/lose--> Choice, Session --post--> Mailbox --take--> the request's one reader
 
 All of it lives on the event loop. The worker stream writes what arrives, in one pass per engine step; the request's
 task takes what has arrived since it last looked, so a reader slower than the worker gets fewer, longer pieces.
+
+A session outlives its workers: the choices keep every token that arrived, and another worker goes on from there.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from services.gateway.placement import Placement
+from services.gateway.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import TandemError
 from shared.identity import SessionId
+from shared.state_machine import StateMachine
 
 
 class FinishReason(Enum):
@@ -69,9 +73,9 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A session that its worker will not finish."""
+    """A session that its worker gave up, or if None the whole request."""
 
-    session: Session
+    session: Session | None
     error: TandemError
 
 
@@ -88,8 +92,8 @@ class Mailbox:
         self._choices[choice] = None
         self._arrived.set()
 
-    def post_failure(self, session: Session, error: TandemError) -> None:
-        """Tells the reader that a session failed."""
+    def post_failure(self, session: Session | None, error: TandemError) -> None:
+        """Tells the reader that a session, or the whole request, failed."""
         self._failures.append(Failure(session, error))
         self._arrived.set()
 
@@ -104,31 +108,29 @@ class Mailbox:
 
 
 class Choice:
-    """One of a session's generations: tokens that arrived and were not taken yet, and how it ended.
+    """One of a session's generations: every token that arrived, what was not taken of it yet, and how it ended.
 
     Attributes:
         index: In the session; part of the noise key, so equal wherever the session runs.
-        num_tokens: How many tokens were taken so far.
+        token_ids: All that arrived, from whichever worker.
+        finish: The last word on it; None before.
     """
 
-    __slots__ = ("_logprobs", "_mailbox", "_token_ids", "finish", "index", "num_tokens", "session")
+    __slots__ = ("_logprobs", "_mailbox", "_num_taken", "finish", "index", "session", "token_ids")
 
     def __init__(self, session: Session, index: int, mailbox: Mailbox) -> None:
         self.session = session
         self.index = index
-        self._mailbox = mailbox
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything, before the session starts over."""
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self.token_ids: list[int] = []
         self.finish: Finish | None = None
-        self.num_tokens = 0
+        self._mailbox = mailbox
+        self._logprobs: list[TokenLogprobs] = []
+        self._num_taken = 0
 
     def push(self, token_id: int) -> None:
         """A token arrived."""
-        self._token_ids.append(token_id)
+        self.token_ids.append(token_id)
+        self.session.note_token()
         self._mailbox.post(self)
 
     def push_logprobs(self, logprobs: TokenLogprobs) -> None:
@@ -136,25 +138,26 @@ class Choice:
         self._logprobs.append(logprobs)
 
     def end(self, finish: Finish) -> None:
-        """The worker is done with it."""
-        self.finish = finish
-        self._mailbox.post(self)
+        """Nothing more will come. The first word on it counts."""
+        if self.finish is None:
+            self.finish = finish
+            self._mailbox.post(self)
 
     def take(self) -> tuple[list[int], list[TokenLogprobs]]:
-        """Hands over the tokens that arrived, and their log-probabilities if they were asked for."""
-        taken = self._token_ids, self._logprobs
-        self._token_ids, self._logprobs = [], []
-        self.num_tokens += len(taken[0])
-        return taken
+        """Hands over the tokens that arrived since, and their log-probabilities if they were asked for."""
+        token_ids, logprobs = self.token_ids[self._num_taken :], self._logprobs
+        self._num_taken = len(self.token_ids)
+        self._logprobs = []
+        return token_ids, logprobs
 
 
 class Session:
-    """One `Submit`: a prompt and its choices. Mutable; owned by the request's task.
+    """A prompt and its choices, on one worker after another if need be. Mutable; owned by the request's task.
 
     Attributes:
-        placement: Where it runs now; None before the first attempt.
+        placement: Where it runs now, or ran last; None before the first attempt.
         attempts: How many workers were asked.
-        is_visible: Something of it went out to the client, so it can't start over unnoticed.
+        losses: Codes of the errors for which workers gave it up, in order.
         submitted_s, first_token_s: `time.monotonic()`; 0 = not yet. `submitted_s` is of the last attempt.
     """
 
@@ -167,26 +170,89 @@ class Session:
         self.choices = [Choice(self, index, mailbox) for index in range(num_choices)]
         self.placement: Placement | None = None
         self.attempts = 0
-        self.is_visible = False
+        self.losses: list[str] = []
         self.submitted_s = 0.0
         self.first_token_s = 0.0
+        self._life = StateMachine(SESSION_TRANSITIONS, SessionState.NEW)
+        self._cached_tokens: int | None = None
         self._mailbox = mailbox
+
+    @property
+    def state(self) -> SessionState:
+        """Where it stands."""
+        return self._life.state
+
+    @property
+    def is_over(self) -> bool:
+        """Finished, failed or cancelled."""
+        return self._life.is_final
+
+    @property
+    def attempt_id(self) -> SessionId:
+        """Its name at the present worker: another for each attempt, since one worker may see several."""
+        return self.session_id if self.attempts <= 1 else SessionId(f"{self.session_id}-{self.attempts}")
 
     @property
     def finish(self) -> Finish | None:
         """The first choice's: the one that acquired the prompt's KV."""
         return self.choices[0].finish
 
-    def start_over(self, placement: Placement) -> None:
-        """Begins an attempt at a worker."""
-        self.session_id = SessionId(secrets.token_hex(12)) if self.attempts else self.session_id
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were not computed for it, as the worker that began it reported."""
+        if self._cached_tokens is not None:
+            return self._cached_tokens
+        return self.finish.cached_tokens if self.finish else 0
+
+    @property
+    def unfinished_choices(self) -> list[Choice]:
+        """Those that still want tokens."""
+        return [choice for choice in self.choices if choice.finish is None]
+
+    @property
+    def has_output(self) -> bool:
+        """Tokens arrived: another worker must go on from them, and with the same weights."""
+        return any(choice.token_ids for choice in self.choices)
+
+    def begin_placing(self) -> None:
+        """A worker is being looked for."""
+        self._life.apply(SessionEvent.PLACE)
+
+    def begin_attempt(self, placement: Placement) -> None:
+        """A worker was found; it is asked now."""
+        self._life.apply(SessionEvent.SUBMIT)
         self.placement = placement
         self.attempts += 1
         self.submitted_s = time.monotonic()
-        self.first_token_s = 0.0
-        for choice in self.choices:
-            choice.reset()
+
+    def note_started(self, cached_tokens: int) -> None:
+        """The worker told what the prompt's KV cost. Later workers reuse what this one computed: the first counts."""
+        if self._cached_tokens is None:
+            self._cached_tokens = cached_tokens
+
+    def note_token(self) -> None:
+        """A token of any choice arrived."""
+        if self.state is SessionState.SUBMITTED:
+            self._life.apply(SessionEvent.TOKEN)
+
+    def note_choice_ended(self) -> None:
+        """One choice has its `finish`; with the last one the session is over."""
+        if not self.is_over and not self.unfinished_choices:
+            self._life.apply(SessionEvent.FINISH)
+
+    def lose(self, error: TandemError) -> None:
+        """The worker, or the way to it, gave the session up; nothing more comes from there."""
+        if not self.is_over:
+            self._life.apply(SessionEvent.LOSE)
+            self.losses.append(error.code)
+            self._mailbox.post_failure(self, error)
 
     def fail(self, error: TandemError) -> None:
-        """The worker, or the way to it, gave up the whole session."""
+        """No worker will go on with it."""
+        self._life.apply(SessionEvent.FAIL)
         self._mailbox.post_failure(self, error)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more; does nothing when it is over."""
+        if not self.is_over:
+            self._life.apply(SessionEvent.CANCEL)

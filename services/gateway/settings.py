@@ -29,6 +29,9 @@ class GatewaySettings(ServiceSettings):
         generation_defaults: `model` takes temperature, top_p, top_k, min_p and repetition_penalty from the checkpoint's
             generation_config.json where the request is silent; `openai` ignores that file.
         worker_wait_s: How long a request waits for the first decode worker to appear.
+        migration_wait_s: How long a session whose worker is gone waits for another one.
+        max_attempts: How many workers are asked for one session at most.
+        max_lost_workers: A session whose workers died or were cut off so many times fails: it may be what kills them.
         abort_grace_s: How long a stopped choice waits for its worker's last word (cached tokens, timeline).
         request_timeout_s: A request that lasts longer ends with an error; 0 = no limit.
         max_body_bytes: Larger bodies are refused unread.
@@ -66,6 +69,9 @@ class GatewaySettings(ServiceSettings):
     generation_defaults: Literal["model", "openai"] = "model"
 
     worker_wait_s: float = Field(default=10.0, ge=0)
+    migration_wait_s: float = Field(default=30.0, ge=0)
+    max_attempts: int = Field(default=8, ge=1)
+    max_lost_workers: int = Field(default=3, ge=1)
     abort_grace_s: float = Field(default=0.25, ge=0)
     request_timeout_s: float = Field(default=600.0, ge=0)
     drain_s: float = Field(default=20.0, ge=0)

@@ -27,6 +27,7 @@ def _session_block(session: Session) -> dict[str, object]:
     return {
         "session_id": session.session_id,
         "attempts": session.attempts,
+        "migrations": session.losses[: session.attempts - 1],
         "decode_worker": placement.decode.worker_id,
         **reported,
         "predicted": {

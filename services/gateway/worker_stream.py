@@ -8,13 +8,14 @@ The only module of the gateway that sees protobuf.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import grpc
 import structlog
 
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
+from services.gateway.placement import Holder
 from services.gateway.session import Choice, Finish, FinishReason, Session, Timeline, TokenLogprobs
 from shared.directory.records import WorkerRecord
 from shared.engine.sampling_params import SamplingParams
@@ -85,8 +86,23 @@ class WorkerStream:
         """Sessions that were submitted and have not ended."""
         return len(self._sessions)
 
-    def submit(self, session: Session, *, cache_salt: str, priority: int, timeout_s: float) -> None:
-        """Queues the session for the worker; its choices get what comes back.
+    def submit(
+        self,
+        session: Session,
+        *,
+        holders: Mapping[int, Sequence[Holder]],
+        cache_salt: str,
+        priority: int,
+        timeout_s: float,
+    ) -> None:
+        """Queues the session for the worker, as far as it has come; its choices get what comes back.
+
+        Args:
+            session: Its placement says which holders the first unfinished choice's tokens have.
+            holders: Of other choices that have come further than the prompt, by index.
+            cache_salt: Part of the name of its blocks.
+            priority: Lower is sooner.
+            timeout_s: 0 = none.
 
         Raises:
             WorkerLost: The stream has ended.
@@ -97,22 +113,22 @@ class WorkerStream:
         self._first_sequence += len(session.choices)
         for choice in session.choices:
             self._routes[first + choice.index] = choice
-        self._sessions[session.session_id] = session, first
-        submit = _submit_message(session, first)
+        self._sessions[session.attempt_id] = session, first
+        submit = _submit_message(session, first, holders)
         submit.cache_salt, submit.priority, submit.timeout_s = cache_salt, priority, timeout_s
         self._commands.put_nowait(pb.GenerateCommand(submit=submit))
 
     def abort(self, session: Session) -> None:
         """Ends a session; nothing of it arrives any more. Does nothing when it has ended already."""
-        if self._forget(session.session_id):
-            self._commands.put_nowait(pb.GenerateCommand(abort=pb.Abort(session_id=session.session_id)))
+        if self._forget(session.attempt_id):
+            self._commands.put_nowait(pb.GenerateCommand(abort=pb.Abort(session_id=session.attempt_id)))
 
     def abort_choices(self, session: Session, choices: Iterable[Choice]) -> None:
         """Ends some choices of a session. Each still gets its `Finish`, and whatever was on its way."""
-        entry = self._sessions.get(session.session_id)
+        entry = self._sessions.get(session.attempt_id)
         if entry is not None:
             sequences = [entry[1] + choice.index for choice in choices]
-            abort = pb.Abort(session_id=session.session_id, sequences=sequences)
+            abort = pb.Abort(session_id=session.attempt_id, sequences=sequences)
             self._commands.put_nowait(pb.GenerateCommand(abort=abort))
 
     async def run(self) -> None:
@@ -143,6 +159,9 @@ class WorkerStream:
         """All that one engine step produced, in one pass."""
         routes = self._routes
         sequences = output.sequences
+        for started in output.started:
+            if entry := self._sessions.get(SessionId(started.session_id)):
+                entry[0].note_started(started.cached_tokens)
         for sequence, token_id in zip(sequences, output.token_ids, strict=True):
             if choice := routes.get(sequence):
                 choice.push(token_id)
@@ -153,15 +172,16 @@ class WorkerStream:
             self._finish(finish)
         for failure in output.failures:
             if session := self._forget(SessionId(failure.session_id)):
-                session.fail(error_from_code(failure.code, failure.message))
+                session.lose(error_from_code(failure.code, failure.message))
 
     def _finish(self, finish: pb.Finish) -> None:
         choice = self._routes.pop(finish.sequence, None)
         if choice is None:
             return
         choice.end(_finish_from_wire(finish))
-        if all(sibling.finish for sibling in choice.session.choices):
-            self._sessions.pop(choice.session.session_id, None)
+        choice.session.note_choice_ended()
+        if not choice.session.unfinished_choices:
+            self._sessions.pop(choice.session.attempt_id, None)
 
     def _forget(self, session_id: SessionId) -> Session | None:
         entry = self._sessions.pop(session_id, None)
@@ -175,7 +195,7 @@ class WorkerStream:
     def _fail_all(self, error: TandemError) -> None:
         for session_id in list(self._sessions):
             if session := self._forget(session_id):
-                session.fail(error)
+                session.lose(error)
 
 
 async def _end_of(call: _Call) -> grpc.aio.AioRpcError:
@@ -188,11 +208,11 @@ async def _end_of(call: _Call) -> grpc.aio.AioRpcError:
     )
 
 
-def _submit_message(session: Session, first_sequence: int) -> pb.Submit:
+def _submit_message(session: Session, first_sequence: int, holders: Mapping[int, Sequence[Holder]]) -> pb.Submit:
     placement = session.placement
     assert placement is not None
-    return pb.Submit(
-        session_id=session.session_id,
+    submit = pb.Submit(
+        session_id=session.attempt_id,
         first_sequence=first_sequence,
         num_choices=len(session.choices),
         prompt_token_ids=session.prompt_token_ids,
@@ -201,13 +221,24 @@ def _submit_message(session: Session, first_sequence: int) -> pb.Submit:
             pb.PeerRef(worker_id=worker.worker_id, incarnation=worker.incarnation)
             for worker in placement.prefill_candidates
         ],
-        holders=[
-            pb.HolderHint(
-                holder=pb.PeerRef(worker_id=holder.record.worker_id, incarnation=holder.record.incarnation),
-                num_blocks=holder.num_blocks,
+        holders=map(_holder_to_wire, placement.holders),
+    )
+    if len(session.unfinished_choices) < len(session.choices) or session.has_output:
+        submit.resumed.extend(
+            pb.ResumedChoice(
+                output_token_ids=choice.token_ids,
+                is_finished=choice.finish is not None,
+                holders=map(_holder_to_wire, holders.get(choice.index, ())),
             )
-            for holder in placement.holders
-        ],
+            for choice in session.choices
+        )
+    return submit
+
+
+def _holder_to_wire(holder: Holder) -> pb.HolderHint:
+    record = holder.record
+    return pb.HolderHint(
+        holder=pb.PeerRef(worker_id=record.worker_id, incarnation=record.incarnation), num_blocks=holder.num_blocks
     )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import structlog
 
-from services.gateway.placement import Snapshot
+from services.gateway.placement import Holder, Snapshot
 from services.gateway.session import Choice, Session
 from services.gateway.worker_stream import WorkerStream
 from shared.directory.client import Directory
 from shared.directory.records import WorkerRecord
 from shared.errors import TandemError, WorkerLost
-from shared.identity import Incarnation, WorkerId
+from shared.identity import Fingerprint, Incarnation, WorkerId
 from shared.rpc import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -54,10 +54,21 @@ class Workers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def snapshot(self, excluding: frozenset[Incarnation] = frozenset()) -> Snapshot:
-        """The cluster as placement sees it, less the workers that a session has already lost."""
-        records = {record.incarnation: record for record in self._records("decode")}
-        streams = {i: s for i, s in self._streams.items() if s.is_open and i in records and i not in excluding}
+    def snapshot(
+        self, excluding: frozenset[Incarnation] = frozenset(), fingerprint: Fingerprint | None = None
+    ) -> Snapshot:
+        """The cluster as placement sees it.
+
+        Args:
+            excluding: Workers that gave the session up already.
+            fingerprint: If given, decode workers of this one only: whoever goes on with a session needs its weights.
+        """
+        records = {
+            record.incarnation: record
+            for record in self._records("decode")
+            if record.incarnation not in excluding and fingerprint in (None, record.fingerprint)
+        }
+        streams = {i: s for i, s in self._streams.items() if s.is_open and i in records}
         return Snapshot(
             decode_workers=[records[incarnation] for incarnation in streams],
             prefill_workers=self._records("prefill"),
@@ -75,8 +86,20 @@ class Workers:
         sizes = (r.load.total_blocks * r.block_size for r in self._records("decode"))
         return min((size + 1 for size in sizes if size), default=model_len)
 
-    def submit(self, session: Session, *, cache_salt: str, priority: int, timeout_s: float) -> None:
-        """Submits a session where its placement says, and counts its prompt until `prefilled`.
+    def is_connected(self, incarnation: Incarnation) -> bool:
+        """That worker can be submitted to."""
+        return incarnation in self._streams and self._streams[incarnation].is_open
+
+    def submit(
+        self,
+        session: Session,
+        *,
+        holders: Mapping[int, Sequence[Holder]],
+        cache_salt: str,
+        priority: int,
+        timeout_s: float,
+    ) -> None:
+        """Submits a session where its placement says, and counts its prompt until `prefilled`; see `WorkerStream`.
 
         Raises:
             WorkerLost: There is no open stream to that incarnation.
@@ -86,7 +109,7 @@ class Workers:
         stream = self._streams.get(placement.decode.incarnation)
         if stream is None:
             raise WorkerLost(f"worker {placement.decode.worker_id} is gone")
-        stream.submit(session, cache_salt=cache_salt, priority=priority, timeout_s=timeout_s)
+        stream.submit(session, holders=holders, cache_salt=cache_salt, priority=priority, timeout_s=timeout_s)
         if placement.prefill_candidates:
             worker_id = placement.prefill_candidates[0].worker_id
             self._sent_prefill.setdefault(worker_id, {})[session] = placement.uncached_tokens

@@ -15,8 +15,10 @@ from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepOutputs
-from shared.errors import FingerprintMismatch, InvalidRequest, StaleIncarnation, Unavailable
+from shared.errors import FingerprintMismatch, InvalidRequest, StaleIncarnation, WorkerDraining
 from shared.identity import SequenceId, SessionId, namespace_hash
+from shared.worker.kv_acquisition import AcquisitionReport
+from shared.worker.kv_state import KvEvent, KvLife, new_kv_life
 from shared.worker.process import WorkerParts
 
 
@@ -43,12 +45,14 @@ class PrefillServicer(rpc.WorkerServicer):
         """Streams how far the prompt is sealed, then waits for the caller to end the call."""
         sequence = self._sequence_of(request)
         changed = self._changed[sequence.sequence_id] = asyncio.Event()
+        life = new_kv_life()
         try:
-            await self._acquire(sequence, request)
+            await self._acquire(sequence, request, life)
             async for progress in self._follow(sequence, changed):
                 yield progress
             await asyncio.Event().wait()  # the caller still fetches; its cancel ends the pins
         finally:
+            life.apply(KvEvent.END)
             del self._changed[sequence.sequence_id]
             self._engine.abort([sequence.sequence_id])
             self._engine.release(sequence)
@@ -60,7 +64,7 @@ class PrefillServicer(rpc.WorkerServicer):
         if request.fingerprint != who.fingerprint:
             raise FingerprintMismatch(f"prefill worker {who.worker_id} serves {who.fingerprint}")
         if self._parts.status.is_draining:
-            raise Unavailable(f"prefill worker {who.worker_id} is draining")
+            raise WorkerDraining(f"prefill worker {who.worker_id} is draining")
         wanted = request.num_blocks * who.block_size
         if not 0 < wanted <= len(request.token_ids):
             raise InvalidRequest(
@@ -76,12 +80,16 @@ class PrefillServicer(rpc.WorkerServicer):
             status=SequenceStatus.WAITING_FOR_KV,
         )
 
-    async def _acquire(self, sequence: Sequence, request: pb.PrefillRequest) -> None:
+    async def _acquire(self, sequence: Sequence, request: pb.PrefillRequest, life: KvLife) -> None:
         """Fetches what others hold before anything is computed."""
         self._engine.submit([sequence])
         if request.holders:
-            acquisition = self._parts.acquisition(sequence, sequence.block_hashes, request.cache_salt)
+            report = AcquisitionReport()
+            acquisition = self._parts.acquisition(sequence, sequence.block_hashes, request.cache_salt, life, report)
             self._parts.observe(await acquisition.run(request.holders, ()))
+            life.apply(KvEvent.ACQUIRE)
+        else:
+            life.apply(KvEvent.SHARE)
         self._engine.ready_for_schedule(sequence)
 
     async def _follow(self, sequence: Sequence, changed: asyncio.Event) -> AsyncIterator[pb.PrefillProgress]:

@@ -21,6 +21,7 @@ from shared.engine.engine import Engine
 from shared.engine.sequence import Sequence
 from shared.identity import BlockHash, BlockId, Fingerprint, WorkerId
 from shared.worker.fetch_cost import FetchCosts, HolderClass
+from shared.worker.kv_state import KvEvent, KvLife
 from shared.worker.peers import Peers
 from shared.worker.sidecar_link import Pull, SidecarLink, SidecarLost
 
@@ -70,6 +71,8 @@ class KvAcquisition:
             them, because its logits are computed here.
         block_bytes: Of one block.
         costs: What this worker learnt about fetching.
+        life: Of the sequence's KV, just queued; in SEARCHING or over when `run` returns.
+        report: Takes what was found.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class KvAcquisition:
         sequence: Sequence,
         block_hashes: Seq[BlockHash],
         cache_salt: str,
+        life: KvLife,
+        report: AcquisitionReport,
     ) -> None:
         self._engine = engine
         self._link = link
@@ -100,8 +105,9 @@ class KvAcquisition:
         self._sequence = sequence
         self._hashes = block_hashes
         self._cache_salt = cache_salt
+        self._life = life
         self._held = 0
-        self.report = AcquisitionReport()
+        self.report = report
 
     @property
     def _is_complete(self) -> bool:
@@ -109,6 +115,7 @@ class KvAcquisition:
 
     async def run(self, holders: Seq[pb.HolderHint], prefill_candidates: Seq[pb.PeerRef]) -> AcquisitionReport:
         """Holds as long a verified prefix as can be had, then returns; never raises for a peer's failure."""
+        self._life.apply(KvEvent.SEARCH)
         self._attach_cached()
         await self._fetch_from_holders(holders, is_last_resort=not prefill_candidates)
         for candidate in prefill_candidates:
@@ -195,6 +202,7 @@ class KvAcquisition:
             block_ids = self._engine.reserve(self._sequence, len(wanted))
             if not block_ids:
                 break  # no room: the scheduler decides when there is some
+            self._life.apply(KvEvent.FETCH)
             pull = Pull(self._sequence.session_id, holder_id, incarnation, wanted[: len(block_ids)], block_ids)
             # Shielded: a cancelled acquisition must not forget slots that the transport still writes.
             committed = await asyncio.shield(asyncio.ensure_future(self._pull_and_settle(pull)))
@@ -206,6 +214,12 @@ class KvAcquisition:
 
     async def _pull_and_settle(self, pull: Pull) -> int:
         """One pull and the fate of each of its slots: committed, freed, or quarantined."""
+        try:
+            return await self._pull(pull)
+        finally:
+            self._life.apply(KvEvent.SETTLE)
+
+    async def _pull(self, pull: Pull) -> int:
         block_ids = list(pull.block_ids)
         try:
             reply = await self._link.pull(pull)

@@ -30,6 +30,7 @@ from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.worker.block_host import BlockHostServicer
 from shared.worker.fetch_cost import FetchCosts
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
+from shared.worker.kv_state import KvLife
 from shared.worker.loading import LoadedEngine, load_engine
 from shared.worker.peers import Peers
 from shared.worker.save_ahead import save_ahead
@@ -58,9 +59,14 @@ class WorkerParts:
     costs: FetchCosts
 
     def acquisition(
-        self, sequence: EngineSequence, block_hashes: Sequence[BlockHash], cache_salt: str
+        self,
+        sequence: EngineSequence,
+        block_hashes: Sequence[BlockHash],
+        cache_salt: str,
+        life: KvLife,
+        report: AcquisitionReport,
     ) -> KvAcquisition:
-        """A search for the KV of one sequence's prompt."""
+        """A search for the KV of one sequence."""
         who = self.status.identity
         return KvAcquisition(
             engine=self.engine,
@@ -75,6 +81,8 @@ class WorkerParts:
             sequence=sequence,
             block_hashes=block_hashes,
             cache_salt=cache_salt,
+            life=life,
+            report=report,
         )
 
     def observe(self, report: AcquisitionReport) -> None:

@@ -17,7 +17,8 @@ from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepResult
 from shared.identity import namespace_hash
 from shared.worker.fetch_cost import FetchCosts, HolderClass
-from shared.worker.kv_acquisition import KvAcquisition
+from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
+from shared.worker.kv_state import new_kv_life
 from shared.worker.sidecar_link import SidecarLost
 
 BLOCK = 4
@@ -96,6 +97,8 @@ def acquisition(engine, link, sequence, costs=None):
         sequence=sequence,
         block_hashes=sequence.block_hashes[:PROMPT_BLOCKS],
         cache_salt="",
+        life=new_kv_life(),
+        report=AcquisitionReport(),
     )
 
 

@@ -38,6 +38,8 @@ class Script:
         tokens_per_step: Tokens of each choice in one message.
         failure: Fails the session with this instead.
         die_after: Ends the stream without a word after so many tokens of a choice.
+        give_up_after: Hands the session back after so many tokens of a choice, as a draining worker does.
+        cached_tokens: Reported when the session starts.
         hold: Sends nothing until the session is aborted.
         hold_prompt: Likewise, for sessions with this prompt.
         answers_abort: Sends a last word on choices that were aborted one by one.
@@ -48,6 +50,8 @@ class Script:
     tokens_per_step: int = 1
     failure: TandemError | None = None
     die_after: int | None = None
+    give_up_after: int | None = None
+    cached_tokens: int | None = None
     hold: bool = False
     hold_prompt: list[int] | None = None
     answers_abort: bool = True
@@ -135,8 +139,13 @@ class FakeWorker(rpc.WorkerServicer):
             return
         if script.hold or list(submit.prompt_token_ids) == script.hold_prompt:
             await asyncio.Event().wait()
-        choices = {submit.first_sequence + c: self._tokens(submit) for c in range(submit.num_choices)}
-        sent = dict.fromkeys(choices, 0)
+        resumed = submit.resumed or [pb.ResumedChoice()] * submit.num_choices
+        numbers = {submit.first_sequence + c: choice for c, choice in enumerate(resumed) if not choice.is_finished}
+        choices = {number: self._tokens(submit) for number in numbers}
+        sent = {number: len(choice.output_token_ids) for number, choice in numbers.items()}
+        if script.cached_tokens is not None:
+            started = pb.Started(session_id=submit.session_id, cached_tokens=script.cached_tokens)
+            outputs.put_nowait(pb.StepOutput(started=[started]))
         while choices:
             await asyncio.sleep(script.step_s)
             output = pb.StepOutput()
@@ -154,6 +163,10 @@ class FakeWorker(rpc.WorkerServicer):
                     self._finish(output, sequence, reason, submit, sent[sequence])
                     del choices[sequence]
             outputs.put_nowait(output)
+            if script.give_up_after is not None and max(sent.values()) >= script.give_up_after:
+                failure = pb.Failure(session_id=submit.session_id, code="worker_draining", message="draining")
+                outputs.put_nowait(pb.StepOutput(failures=[failure]))
+                return
             if script.die_after is not None and max(sent.values()) >= script.die_after:
                 outputs.put_nowait(None)
                 return

@@ -91,29 +91,26 @@ async def test_no_worker_is_a_503_after_a_bounded_wait(start_gateway):
         assert "decode worker" in ready.json()["reason"]
 
 
-async def test_worker_lost_in_a_stream_is_an_error_event_and_done(running, text_ids):
-    running.worker.script.token_ids = text_ids("a few tokens and then nothing")
-    running.worker.script.die_after = 3
-    reply = await running.http.post("/v1/completions", json={**BODY, "max_tokens": 50, "stream": True})
-    events = [event.removeprefix("data: ") for event in reply.text.split("\n\n") if event]
-    assert events[-1] == "[DONE]"
-    assert orjson.loads(events[-2])["error"]["code"] == "worker_lost"
-    assert orjson.loads(events[0])["choices"][0]["text"]
+async def test_worker_lost_in_a_stream_is_an_error_event_and_done(start_gateway, text_ids):
+    async with start_gateway(max_lost_workers=1) as running:
+        running.worker.script.token_ids = text_ids("a few tokens and then nothing")
+        running.worker.script.die_after = 3
+        reply = await running.http.post("/v1/completions", json={**BODY, "max_tokens": 50, "stream": True})
+        events = [event.removeprefix("data: ") for event in reply.text.split("\n\n") if event]
+        assert events[-1] == "[DONE]"
+        assert orjson.loads(events[-2])["error"]["code"] == "worker_lost"
+        assert orjson.loads(events[0])["choices"][0]["text"]
 
 
-async def test_worker_lost_without_another_is_a_503(running):
-    running.worker.script.die_after = 1
-    reply = await running.http.post("/v1/completions", json=BODY)
-    assert_openai_error(reply, 503, "worker_lost")
-
-
-async def test_lost_worker_is_found_again(running):
-    running.worker.script.die_after = 1
-    await running.http.post("/v1/completions", json=BODY)
-    running.worker.script.die_after = None
-    reply = await running.http.post("/v1/completions", json=BODY)
-    assert reply.status_code == 200
-    assert len(running.worker.hellos) == 2
+async def test_lost_worker_is_a_503_and_found_again(start_gateway):
+    async with start_gateway(max_lost_workers=1) as running:
+        running.worker.script.die_after = 1
+        reply = await running.http.post("/v1/completions", json=BODY)
+        assert_openai_error(reply, 503, "worker_lost")
+        running.worker.script.die_after = None
+        reply = await running.http.post("/v1/completions", json=BODY)
+        assert reply.status_code == 200
+        assert len(running.worker.hellos) == 2
 
 
 async def test_request_that_outlives_its_limit_is_a_408(start_gateway):

@@ -63,23 +63,6 @@ async def test_finished_request_aborts_nothing_and_leaves_nothing(running):
     assert running.metric("vllm:request_success_total") == 2
 
 
-async def test_session_starts_over_on_another_worker_when_nothing_was_shown(start_gateway, text_ids):
-    async with start_gateway(num_workers=2) as running:
-        for worker in running.workers.values():
-            worker.script.token_ids = text_ids("the whole answer")
-        dying, other = running.workers["decode-0"], running.workers["decode-1"]
-        dying.script.die_after = 2
-        reply = await running.http.post("/v1/completions", json={**BODY, "timing": True, "seed": 5})
-        assert reply.status_code == 200
-        assert reply.json()["choices"][0]["text"] == "the whole answer"
-        assert reply.json()["usage"]["completion_tokens"] == len(text_ids("the whole answer")) + 1
-        assert len(dying.submits) == len(other.submits) == 1
-        assert other.submits[0].sampling == dying.submits[0].sampling
-        assert other.submits[0].session_id != dying.submits[0].session_id
-        assert reply.json()["timing"]["sessions"][0]["attempts"] == 2
-        assert running.metric("tandem_session_retries_total") == 1
-
-
 async def test_stopped_choice_ends_well_when_its_worker_is_lost_meanwhile(start_gateway, text_ids):
     async with start_gateway(abort_grace_s=10) as running:
         running.worker.script.token_ids = text_ids("one STOP two three four")
@@ -89,27 +72,6 @@ async def test_stopped_choice_ends_well_when_its_worker_is_lost_meanwhile(start_
         assert reply.status_code == 200
         assert reply.json()["choices"][0]["text"] == "one "
         assert reply.json()["choices"][0]["finish_reason"] == "stop"
-
-
-async def test_session_starts_over_once_only(start_gateway):
-    async with start_gateway(num_workers=3) as running:
-        for worker in running.workers.values():
-            worker.script.die_after = 1
-        reply = await running.http.post("/v1/completions", json=BODY)
-        assert reply.status_code == 503
-        assert sum(len(worker.submits) for worker in running.workers.values()) == 2
-
-
-async def test_session_that_was_shown_in_part_does_not_start_over(start_gateway):
-    async with start_gateway(num_workers=2) as running:
-        for worker in running.workers.values():
-            worker.script.token_ids = [300] * 50
-            worker.script.step_s = 0.02
-            worker.script.die_after = 3
-        reply = await running.http.post("/v1/completions", json={**BODY, "stream": True})
-        assert "worker_lost" in reply.text
-        assert reply.text.endswith("data: [DONE]\n\n")
-        assert sum(len(worker.submits) for worker in running.workers.values()) == 1
 
 
 async def test_full_worker_passes_the_session_on(start_gateway):
