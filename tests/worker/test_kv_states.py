@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shared.errors import InternalError
@@ -80,6 +81,12 @@ class KvLives(RuleBasedStateMachine):
     def end(self):
         self.life.apply(KvEvent.END)
         self.has_ended = True
+
+    @precondition(lambda self: self.life.is_final)
+    @rule(event=st.sampled_from(KvEvent))
+    def nothing_follows_the_end(self, event):
+        with pytest.raises(InternalError):
+            self.life.apply(event)
 
     @invariant()
     def nothing_is_released_while_it_may_be_written(self):

@@ -81,8 +81,9 @@ async def test_finished_choices_stay_as_they_are(start_gateway, text_ids):
         dying.script.hold = True
         request = asyncio.create_task(running.openai.completions.create(**BODY, n=2))
         await dying.wait_for(lambda: dying.submits)
-        [session] = next(iter(running.gateway.health.workers._streams.values()))._sessions.values()
-        first, second = session[0].choices
+        stream = running.gateway.health.workers._streams[dying.record.incarnation]
+        [(session, _)] = stream._sessions.values()
+        first, second = session.choices
         first.push(text_ids("done")[0])
         first.end(Finish(FinishReason.LENGTH))
         second.push(text_ids(ANSWER)[0])

@@ -1,0 +1,98 @@
+"""Every worker of a running suite, found in its directory and asked directly: what a client cannot see."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
+from shared.directory.client import Directory
+from shared.directory.records import WorkerRecord
+from shared.rpc import open_channel
+
+ASK_TIMEOUT_S = 2.0
+
+
+class Fleet:
+    """`async with Fleet(redis_url) as fleet`: follows workers as they come and go."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._directory = Directory(redis_url, heartbeat_s=0.4, watch=(WorkerRecord,))
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._directory.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        await self._directory.close()
+
+    async def statuses(self) -> list[pb.StatusReply]:
+        """Of every worker that answers now."""
+        replies = await asyncio.gather(*(self._ask(record.address) for record in self._directory.workers()))
+        return [reply for reply in replies if reply is not None]
+
+    async def running_decode_worker(self, timeout_s: float = 10.0) -> pb.StatusReply:
+        """A decode worker that generates now.
+
+        Raises:
+            TimeoutError: None began in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for status in await self.statuses():
+                    if status.role == "decode" and status.running:
+                        return status
+                await asyncio.sleep(0.002)
+
+    async def until_free(self, timeout_s: float = 10.0) -> float:
+        """Waits until no worker has a block that is neither free nor evictable; returns `time.perf_counter()` then.
+
+        Raises:
+            TimeoutError: Some still had; the message says who and how many.
+        """
+        deadline_s = time.perf_counter() + timeout_s
+        while True:
+            held = {s.worker_id: held for s in await self.statuses() if (held := blocks_in_use(s))}
+            if not held:
+                return time.perf_counter()
+            if time.perf_counter() > deadline_s:
+                raise TimeoutError(f"blocks still held after {timeout_s:g} s: {held}")
+            await asyncio.sleep(0.002)
+
+    async def until_ready(self, num_workers: int, timeout_s: float = 60.0) -> None:
+        """Waits until so many workers are ready, e.g. after one was restarted.
+
+        Raises:
+            TimeoutError: They are not.
+        """
+        deadline_s = time.perf_counter() + timeout_s
+        while (ready := sum(status.ready for status in await self.statuses())) < num_workers:
+            if time.perf_counter() > deadline_s:
+                raise TimeoutError(f"{ready} of {num_workers} workers are ready after {timeout_s:g} s")
+            await asyncio.sleep(0.05)
+
+    async def _ask(self, address: str) -> pb.StatusReply | None:
+        if address not in self._channels:
+            self._channels[address] = open_channel(address)
+        try:
+            reply: pb.StatusReply = await rpc.WorkerStub(self._channels[address]).Status(
+                pb.StatusRequest(), timeout=ASK_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return None
+        return reply
+
+
+def blocks_in_use(status: pb.StatusReply) -> int:
+    """Blocks that sequences, peers or unsettled transfers hold."""
+    return status.blocks.used + status.blocks.pinned + status.blocks.quarantined

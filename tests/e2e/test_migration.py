@@ -1,0 +1,138 @@
+"""A decode worker that dies, drains or falls silent mid-stream costs a pause: the stream goes on, token for token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import uuid
+from collections import defaultdict
+
+import httpx
+import pytest
+
+from loadtest.fleet import Fleet
+
+PROMPT = "The report was read twice and filed. Nobody asked for a second copy. " * 12
+BODY = {"model": "pydoc-mini", "prompt": PROMPT, "max_tokens": 160, "stream": True, "timing": True}
+NUM_WORKERS = 3
+
+FIELDS = {
+    "greedy-logprobs": {"temperature": 0, "logprobs": 2, "ignore_eos": True},
+    "seeded-n4-penalties": {
+        "temperature": 0.9,
+        "seed": 7,
+        "n": 4,
+        "top_p": 0.95,
+        "ignore_eos": True,
+        "presence_penalty": 0.6,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.1,
+    },
+    "stop-strings-min-tokens": {
+        "temperature": 1.1,
+        "seed": 3,
+        "n": 4,
+        "stop": ["the", "of a"],
+        "min_tokens": 60,
+        "logprobs": 0,
+    },
+}
+
+
+async def read_stream(url: str, after_tokens: int = -1, disturb=None, **fields) -> dict:
+    """Reads a stream to its end; calls `disturb` once, when so many content events have come."""
+    reply = {"text": defaultdict(str), "logprobs": defaultdict(list), "finish": {}, "error": None, "events": 0}
+    body = {**BODY, **fields, "stream_options": {"include_usage": True}, "cache_salt": uuid.uuid4().hex}
+    async with (
+        httpx.AsyncClient(timeout=90) as client,
+        client.stream("POST", f"{url}/v1/completions", json=body) as stream,
+    ):
+        assert stream.status_code == 200, await stream.aread()
+        async for line in stream.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            reply["error"] = event.get("error", reply["error"])
+            reply["usage"] = event.get("usage")
+            if timing := event.get("timing"):
+                reply["timing"] = timing["sessions"][0]
+            for choice in event.get("choices", ()):
+                reply["text"][choice["index"]] += choice["text"]
+                if choice.get("logprobs"):
+                    reply["logprobs"][choice["index"]] += choice["logprobs"]["tokens"]
+                if choice["finish_reason"]:
+                    reply["finish"][choice["index"]] = choice["finish_reason"], choice["stop_reason"]
+                reply["events"] += 1
+            if disturb is not None and reply["events"] > after_tokens:
+                await disturb()
+                disturb = None
+    assert disturb is None, "the stream ended before it was disturbed"
+    return reply
+
+
+def assert_equal_streams(disturbed: dict, undisturbed: dict) -> None:
+    assert disturbed["error"] is None
+    for part in ("text", "logprobs", "finish", "usage"):
+        assert disturbed[part] == undisturbed[part], part
+
+
+@pytest.mark.parametrize("name", FIELDS)
+async def test_killed_worker_costs_a_pause_and_no_token(suite, name):
+    async with Fleet(suite.redis_url) as fleet:
+        await fleet.until_ready(NUM_WORKERS)
+        undisturbed = await read_stream(suite.url, **FIELDS[name])
+
+        async def kill():
+            os.kill((await fleet.running_decode_worker()).pid, signal.SIGKILL)
+
+        disturbed = await read_stream(suite.url, 40, kill, **FIELDS[name])
+        assert_equal_streams(disturbed, undisturbed)
+        assert disturbed["timing"]["migrations"] == ["worker_lost"]
+        await fleet.until_ready(NUM_WORKERS)
+        await fleet.until_free()
+
+
+async def test_silent_worker_is_given_up_and_frees_what_it_held_when_it_wakes(suite):
+    async with Fleet(suite.redis_url) as fleet:
+        await fleet.until_ready(NUM_WORKERS)
+        fields = FIELDS["greedy-logprobs"]
+        undisturbed = await read_stream(suite.url, **fields)
+        silent = []
+
+        async def pause():
+            silent.append((await fleet.running_decode_worker()).pid)
+            os.kill(silent[0], signal.SIGSTOP)
+
+        try:
+            disturbed = await asyncio.wait_for(read_stream(suite.url, 40, pause, **fields), 30)
+        finally:
+            for pid in silent:
+                os.kill(pid, signal.SIGCONT)
+        assert_equal_streams(disturbed, undisturbed)
+        assert disturbed["timing"]["migrations"] == ["worker_lost"]
+        await fleet.until_ready(NUM_WORKERS)
+        await fleet.until_free()
+
+
+async def test_reply_that_is_not_streamed_survives_too(suite):
+    async with Fleet(suite.redis_url) as fleet:
+        await fleet.until_ready(NUM_WORKERS)
+        body = {**BODY, **FIELDS["seeded-n4-penalties"], "stream": False}
+
+        async def ask() -> dict:
+            async with httpx.AsyncClient(timeout=90) as client:
+                salted = {**body, "cache_salt": uuid.uuid4().hex}
+                reply = await client.post(f"{suite.url}/v1/completions", json=salted)
+                assert reply.status_code == 200, reply.text
+                return reply.json()
+
+        undisturbed = await ask()
+        request = asyncio.create_task(ask())
+        os.kill((await fleet.running_decode_worker()).pid, signal.SIGKILL)
+        disturbed = await request
+        assert disturbed["choices"] == undisturbed["choices"]
+        assert disturbed["usage"] == undisturbed["usage"]
+        await fleet.until_ready(NUM_WORKERS)
+        await fleet.until_free()
