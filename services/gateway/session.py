@@ -175,6 +175,7 @@ class Session:
         self.first_token_s = 0.0
         self._life = StateMachine(SESSION_TRANSITIONS, SessionState.NEW)
         self._cached_tokens: int | None = None
+        self._held_tokens = 0
         self._mailbox = mailbox
 
     @property
@@ -200,9 +201,9 @@ class Session:
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that were not computed for it, as the worker that began it reported."""
-        if self._cached_tokens is not None:
-            return self._cached_tokens
-        return self.finish.cached_tokens if self.finish else 0
+        if self._cached_tokens is None and self.finish is not None:
+            self.note_started(self.finish.cached_tokens)
+        return self._cached_tokens or 0
 
     @property
     def unfinished_choices(self) -> list[Choice]:
@@ -221,14 +222,22 @@ class Session:
     def begin_attempt(self, placement: Placement) -> None:
         """A worker was found; it is asked now."""
         self._life.apply(SessionEvent.SUBMIT)
+        if not self.attempts:
+            longest = max((holder.num_blocks for holder in placement.holders), default=0)
+            self._held_tokens = longest * placement.decode.block_size
         self.placement = placement
         self.attempts += 1
         self.submitted_s = time.monotonic()
 
     def note_started(self, cached_tokens: int) -> None:
-        """The worker told what the prompt's KV cost. Later workers reuse what this one computed: the first counts."""
+        """The worker told how much of the prompt's KV it reused. The first word counts.
+
+        A later worker may reuse what one before it computed for this very session, without having lived to tell: no more
+        is counted than was known to be somewhere when the session was placed first.
+        """
         if self._cached_tokens is None:
-            self._cached_tokens = cached_tokens
+            known = cached_tokens if self.attempts <= 1 else min(cached_tokens, self._held_tokens)
+            self._cached_tokens = known
 
     def note_token(self) -> None:
         """A token of any choice arrived."""
