@@ -232,7 +232,7 @@ class Session:
     def note_started(self, cached_tokens: int) -> None:
         """The worker told how much of the prompt's KV it reused. The first word counts.
 
-        A later worker may reuse what one before it computed for this very session, without having lived to tell: no more
+        A later worker may reuse what one before it computed for this very session and did not live to tell of: no more
         is counted than was known to be somewhere when the session was placed first.
         """
         if self._cached_tokens is None:

@@ -66,7 +66,7 @@ async def test_logprobs_and_stop_strings_are_those_of_the_undisturbed_run(start_
         script_all(running, text_ids(ANSWER))
         body = {**BODY, "logprobs": 2, "stop": ["word by"]}
         undisturbed = await running.openai.completions.create(**body)
-        script_all(running, text_ids(ANSWER), step_s=0.01)
+        script_all(running, text_ids(ANSWER), step_s=0.01, cached_tokens=16)
         running.workers["decode-0"].script.die_after = len(text_ids("the whole answer, word"))
         migrated = await running.openai.completions.create(**body)
         assert migrated.choices[0] == undisturbed.choices[0]
