@@ -16,7 +16,7 @@ from shared.errors import InternalError, WorkerDraining, WorkerLost
 from shared.state_machine import StateMachine
 
 FINAL = {SessionState.FINISHED, SessionState.FAILED, SessionState.CANCELLED}
-PLACEMENT = SimpleNamespace(holders=(), decode=SimpleNamespace(worker_id="w", incarnation="i", fingerprint="f"))
+PLACEMENT = SimpleNamespace(holders=(), decode=SimpleNamespace(worker_id="w", block_size=16))
 
 
 def test_every_state_is_reached_and_only_ends_are_final():
