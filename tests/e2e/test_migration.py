@@ -15,7 +15,7 @@ import pytest
 from loadtest.fleet import Fleet
 
 PROMPT = "The report was read twice and filed. Nobody asked for a second copy. " * 12
-BODY = {"model": "pydoc-mini", "prompt": PROMPT, "max_tokens": 160, "stream": True, "timing": True}
+BODY = {"model": "pydoc-mini", "prompt": PROMPT, "max_tokens": 320, "stream": True, "timing": True}
 NUM_WORKERS = 3
 
 FIELDS = {
