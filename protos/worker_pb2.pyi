@@ -230,6 +230,7 @@ class Submit(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     first_sequence: _builtins.int
     """Names the choices of this session on this stream: choice c is sequence number first_sequence + c."""
@@ -239,6 +240,8 @@ class Submit(_message.Message):
     """lower is sooner"""
     timeout_s: _builtins.float
     """0 = none; else the session ends with an error after this long"""
+    tenant: _builtins.str
+    """whom it is served for: fairness is between tenants"""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -271,10 +274,11 @@ class Submit(_message.Message):
         priority: _builtins.int = ...,
         timeout_s: _builtins.float = ...,
         resumed: _abc.Iterable[Global___ResumedChoice] | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "first_sequence", b"first_sequence", "holders", b"holders", "num_choices", b"num_choices", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "resumed", b"resumed", "sampling", b"sampling", "session_id", b"session_id", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "first_sequence", b"first_sequence", "holders", b"holders", "num_choices", b"num_choices", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "resumed", b"resumed", "sampling", b"sampling", "session_id", b"session_id", "tenant", b"tenant", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -619,6 +623,7 @@ class PrefillRequest(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     incarnation: _builtins.str
     fingerprint: _builtins.str
@@ -626,6 +631,7 @@ class PrefillRequest(_message.Message):
     num_blocks: _builtins.int
     """seal blocks [0, num_blocks)"""
     priority: _builtins.int
+    tenant: _builtins.str
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the prompt; only its full blocks are computed"""
@@ -645,10 +651,11 @@ class PrefillRequest(_message.Message):
         num_blocks: _builtins.int = ...,
         priority: _builtins.int = ...,
         holders: _abc.Iterable[Global___HolderHint] | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "fingerprint", b"fingerprint", "holders", b"holders", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "priority", b"priority", "session_id", b"session_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "fingerprint", b"fingerprint", "holders", b"holders", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "priority", b"priority", "session_id", b"session_id", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

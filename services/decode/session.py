@@ -201,6 +201,7 @@ def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash
             namespace=namespace,
             choice=choice,
             priority=submit.priority,
+            tenant=submit.tenant,
             # Later choices wait for the first one's prompt inside the scheduler and then share its blocks; those that
             # have outputs look for the KV of these themselves.
             status=SequenceStatus.WAITING

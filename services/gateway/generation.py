@@ -220,7 +220,7 @@ class Generation:
         await self._dispatcher.submit(
             session,
             cache_salt=request.cache_salt,
-            priority=request.priority,
+            priority=request.priority + self._ticket.caller.priority,
             wait_s=wait_s,
             excluding=self._excluded,
         )

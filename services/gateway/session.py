@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 
+from services.gateway.access.caller import current_caller
 from services.gateway.placement import Placement
 from services.gateway.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
@@ -155,6 +156,7 @@ class Session:
     """A prompt and its choices, on one worker after another if need be. Mutable; owned by the request's task.
 
     Attributes:
+        tenant: Whom it is served for.
         placement: Where it runs now, or ran last; None before the first attempt.
         attempts: How many workers were asked.
         losses: Codes of the errors for which workers gave it up, in order.
@@ -169,6 +171,7 @@ class Session:
         self.sampling = sampling
         self.choices = [Choice(self, index, mailbox) for index in range(num_choices)]
         self.placement: Placement | None = None
+        self.tenant = current_caller().tenant
         self.attempts = 0
         self.losses: list[str] = []
         self.submitted_s = 0.0

@@ -116,6 +116,7 @@ class WorkerStream:
         self._sessions[session.attempt_id] = session, first
         submit = _submit_message(session, first, holders)
         submit.cache_salt, submit.priority, submit.timeout_s = cache_salt, priority, timeout_s
+        submit.tenant = session.tenant
         self._commands.put_nowait(pb.GenerateCommand(submit=submit))
 
     def abort(self, session: Session) -> None:

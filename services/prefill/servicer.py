@@ -77,6 +77,7 @@ class PrefillServicer(rpc.WorkerServicer):
             sampling=None,
             namespace=namespace_hash(who.fingerprint, request.cache_salt),
             priority=request.priority,
+            tenant=request.tenant,
             status=SequenceStatus.WAITING_FOR_KV,
         )
 

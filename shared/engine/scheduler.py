@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from shared.engine.block_pool import BlockPool
 from shared.engine.block_tables import BlockTables
 from shared.engine.config import EngineConfig
+from shared.engine.fair_share import FairShare
 from shared.engine.policy import preemption_cost
 from shared.engine.sequence import FinishReason, Sequence, SequenceStatus
 from shared.engine.siblings import Siblings
@@ -51,6 +52,7 @@ class Scheduler:
         self._sequences: dict[SequenceId, Sequence] = {}
         self._siblings = Siblings(pool.block_size)
         self._acquiring: dict[SequenceId, Sequence] = {}
+        self._share = FairShare()
         self._waiting = WaitingQueue(config.policy, config.max_overtakes)
         self._running: list[Sequence] = []
         self._flights = StepsInFlight()
@@ -93,6 +95,7 @@ class Scheduler:
         assert sequence.sequence_id not in self._sequences, f"sequence {sequence.sequence_id} was submitted twice"
         self._sequences[sequence.sequence_id] = sequence
         self._siblings.add(sequence)
+        self._share.enter(sequence)
         if sequence.status is SequenceStatus.WAITING_FOR_KV:
             self._acquiring[sequence.sequence_id] = sequence
         else:
@@ -133,14 +136,24 @@ class Scheduler:
         """
         if self._flights and not self._can_run_ahead():
             return StepBatch([])
-        num_preemptions = self.num_preemptions
-        scheduled = self._schedule_running()
-        while not scheduled and self._running and not self._flights and self._yield_blocks():
-            scheduled = self._schedule_running()
-        if self.num_preemptions == num_preemptions:
-            scheduled += self._schedule_waiting(scheduled)
+        aside = self._share.stepping_aside(self._running, self._waiting)
+        if aside and not self._flights:
+            self._make_way(aside)
+        scheduled = self._schedule_step(aside)
+        if aside and not scheduled:
+            scheduled = self._schedule_step(frozenset())
+        self._share.serve(scheduled)
         self._flights.begin(entry.sequence for entry in scheduled)
         return StepBatch(scheduled)
+
+    def _schedule_step(self, aside: frozenset[str]) -> list[ScheduledSequence]:
+        num_preemptions = self.num_preemptions
+        scheduled = self._schedule_running(aside)
+        while not scheduled and not aside and self._running and not self._flights and self._yield_blocks():
+            scheduled = self._schedule_running(aside)
+        if self.num_preemptions == num_preemptions:
+            scheduled += self._schedule_waiting(scheduled, aside)
+        return scheduled
 
     def assume(self, batch: StepBatch) -> None:
         """Counts a step in flight as computed, so that the next one can be scheduled; `update` tells its tokens."""
@@ -194,12 +207,13 @@ class Scheduler:
             s.sampling is not None and s.sampling.depends_on_output for s in self._running
         )
 
-    def _schedule_running(self) -> list[ScheduledSequence]:
+    def _schedule_running(self, aside: frozenset[str]) -> list[ScheduledSequence]:
         self._make_room_for_decodes()
-        decoding = [s for s in self._running if s.decodes and not s.is_complete and self.tables.grow(s, s.num_tokens)]
+        running = [s for s in self._running if s.tenant not in aside] if aside else self._running
+        decoding = [s for s in running if s.decodes and not s.is_complete and self.tables.grow(s, s.num_tokens)]
         scheduled = [ScheduledSequence.next_of(s, 1) for s in decoding]
         tokens = self._config.max_batch_tokens - len(scheduled)
-        for sequence in self._running:
+        for sequence in running:
             if tokens > 0 and not sequence.decodes:
                 chunk = self._grow_by_chunk(sequence, tokens)
                 if chunk:
@@ -207,14 +221,14 @@ class Scheduler:
                     tokens -= chunk
         return scheduled
 
-    def _schedule_waiting(self, scheduled: list[ScheduledSequence]) -> list[ScheduledSequence]:
+    def _schedule_waiting(self, scheduled: list[ScheduledSequence], aside: frozenset[str]) -> list[ScheduledSequence]:
         budget = StepBudget(
             tokens=self._config.max_batch_tokens - sum(entry.num_new_tokens for entry in scheduled),
             sequences=self._config.max_sequences - len(self._running),
             blocks=self.num_spare_blocks(),
         )
         started = []
-        for sequence in self._admissible(budget):
+        for sequence in self._admissible(budget, aside):
             self._start(sequence)
             chunk = self._grow_by_chunk(sequence, budget.tokens)
             if chunk:
@@ -223,10 +237,10 @@ class Scheduler:
                 budget.sequences -= 1
         return started
 
-    def _admissible(self, budget: StepBudget) -> Iterator[Sequence]:
+    def _admissible(self, budget: StepBudget, aside: frozenset[str]) -> Iterator[Sequence]:
         """Waiting sequences that fit, senior first, cached blocks attached; looks past a bounded number of others."""
         num_skipped = 0
-        for entry in list(self._waiting):
+        for entry in self._share.order([e for e in self._waiting if e.sequence.tenant not in aside]):
             if budget.is_spent or num_skipped > self._config.max_skip_ahead:
                 return
             if self._siblings.must_wait(entry.sequence):
@@ -299,6 +313,18 @@ class Scheduler:
                 return False
         return True
 
+    def _make_way(self, aside: frozenset[str]) -> None:
+        """Preempts sequences of tenants that step aside while others cannot start for want of slots or blocks."""
+        expecting = [e.sequence for e in self._waiting if e.sequence.tenant not in aside]
+        yielding = sorted((s for s in self._running if s.tenant in aside), key=preemption_cost)
+        share = len(self._running) // 2
+        while expecting and len(yielding) > share and not self._has_room_for(expecting[0]):
+            self._preempt(yielding.pop(0))
+
+    def _has_room_for(self, sequence: Sequence) -> bool:
+        has_slot = len(self._running) < self._config.max_sequences
+        return has_slot and self.tables.num_missing_blocks(sequence) <= self.num_spare_blocks()
+
     def _make_room_for_decodes(self) -> None:
         while self._num_growing() > self._pool.num_allocatable and self._yield_blocks():
             pass
@@ -368,6 +394,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         del self._sequences[sequence.sequence_id]
         self._siblings.remove(sequence)
+        self._share.leave(sequence)
         if sequence.status is SequenceStatus.RUNNING:
             self._running.remove(sequence)
         elif self._acquiring.pop(sequence.sequence_id, None) is None:

@@ -58,6 +58,7 @@ class Sequence:
         num_prompt_tokens: How many of them are the prompt.
         sampling: None for a prefill-only sequence, which ends when `num_prompt_tokens` tokens are computed and sealed.
         namespace: Root of the hash chain.
+        tenant: Whose it is; see `fair_share`.
         block_hashes: Names of the full blocks, as far as they were computed; always a prefix of the chain.
         block_table: Cache blocks by logical block index. Blocks `[0, num_sealed_blocks)` are sealed and in the index.
         num_computed_tokens: Tokens whose KV is in `block_table`.
@@ -73,6 +74,7 @@ class Sequence:
     namespace: BlockHash
     choice: int = 0
     priority: int = 0
+    tenant: str = ""
     sequence_id: SequenceId = field(default_factory=next_sequence_id)
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None

@@ -166,6 +166,7 @@ class KvAcquisition:
             cache_salt=self._cache_salt,
             num_blocks=num_blocks,
             priority=self._sequence.priority,
+            tenant=self._sequence.tenant,
         )
         if self._held:
             own = pb.PeerRef(worker_id=self._worker_id, incarnation=self._link.incarnation or "")
