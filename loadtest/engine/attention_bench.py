@@ -109,7 +109,8 @@ def main() -> None:
                 roofs.append(read_roof_bytes_per_s(options.threads))
                 samples.append(case.kv_bytes / min(seconds(case) for _ in range(3)))
             print(
-                f"decode {sequences:>2} x {length}, {str(dtype)[6:]:>8}: {statistics.median(samples) / 1e9:6.1f} GB/s of KV,"
+                f"decode {sequences:>2} x {length}, {str(dtype)[6:]:>8}: "
+                f"{statistics.median(samples) / 1e9:6.1f} GB/s of KV,"
                 f" {statistics.median(a / b for a, b in zip(samples, roofs, strict=True)):.2f} of the read roof"
             )
     for query_len, length in PREFILL:
@@ -121,7 +122,8 @@ def main() -> None:
                 roofs.append(roof())
                 samples.append(case.flops / min(seconds(case) for _ in range(3)))
             print(
-                f"prefill {query_len} of {length}, {str(dtype)[6:]:>8}: {statistics.median(samples) / 1e9:6.0f} GFLOP/s,"
+                f"prefill {query_len} of {length}, {str(dtype)[6:]:>8}: "
+                f"{statistics.median(samples) / 1e9:6.0f} GFLOP/s,"
                 f" {statistics.median(a / b for a, b in zip(samples, roofs, strict=True)):.2f} of the product's"
             )
 
