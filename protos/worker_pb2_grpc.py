@@ -47,6 +47,11 @@ class WorkerStub(object):
                 request_serializer=protos_dot_worker__pb2.PrefillRequest.SerializeToString,
                 response_deserializer=protos_dot_worker__pb2.PrefillProgress.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/tandem.Worker/Embed',
+                request_serializer=protos_dot_worker__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=protos_dot_worker__pb2.EmbedReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/tandem.Worker/Status',
                 request_serializer=protos_dot_worker__pb2.StatusRequest.SerializeToString,
@@ -76,6 +81,13 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Vectors of inputs, in the order of the inputs. The end of the call aborts what is left of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """What the process is and how its engine stands.
         """
@@ -95,6 +107,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Prefill,
                     request_deserializer=protos_dot_worker__pb2.PrefillRequest.FromString,
                     response_serializer=protos_dot_worker__pb2.PrefillProgress.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=protos_dot_worker__pb2.EmbedRequest.FromString,
+                    response_serializer=protos_dot_worker__pb2.EmbedReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -159,6 +176,33 @@ class Worker(object):
             '/tandem.Worker/Prefill',
             protos_dot_worker__pb2.PrefillRequest.SerializeToString,
             protos_dot_worker__pb2.PrefillProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.Worker/Embed',
+            protos_dot_worker__pb2.EmbedRequest.SerializeToString,
+            protos_dot_worker__pb2.EmbedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class WorkerStub:
     """Computes and seals the full blocks of a prompt. The blocks stay pinned exactly as long as this call is open: the
     caller ends it (cancel) when it has fetched what it wanted; a deadline or a dead connection ends it too.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_worker_pb2.EmbedRequest, _worker_pb2.EmbedReply]
+    """Vectors of inputs, in the order of the inputs. The end of the call aborts what is left of it."""
     Status: _grpc.UnaryUnaryMultiCallable[_worker_pb2.StatusRequest, _worker_pb2.StatusReply]
     """What the process is and how its engine stands."""
 
@@ -61,6 +63,8 @@ class WorkerAsyncStub(WorkerStub):
     """Computes and seals the full blocks of a prompt. The blocks stay pinned exactly as long as this call is open: the
     caller ends it (cancel) when it has fetched what it wanted; a deadline or a dead connection ends it too.
     """
+    Embed: _aio.UnaryUnaryMultiCallable[_worker_pb2.EmbedRequest, _worker_pb2.EmbedReply]  # type: ignore[assignment]
+    """Vectors of inputs, in the order of the inputs. The end of the call aborts what is left of it."""
     Status: _aio.UnaryUnaryMultiCallable[_worker_pb2.StatusRequest, _worker_pb2.StatusReply]  # type: ignore[assignment]
     """What the process is and how its engine stands."""
 
@@ -88,6 +92,14 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         """Computes and seals the full blocks of a prompt. The blocks stay pinned exactly as long as this call is open: the
         caller ends it (cancel) when it has fetched what it wanted; a deadline or a dead connection ends it too.
         """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _worker_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.EmbedReply, _abc.Awaitable[_worker_pb2.EmbedReply]]:
+        """Vectors of inputs, in the order of the inputs. The end of the call aborts what is left of it."""
 
     @_abc_1.abstractmethod
     def Status(

@@ -14,6 +14,7 @@ import structlog
 
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
+from services.decode.embedder import Embedder
 from services.decode.gateway_stream import GatewayStream, Routes
 from shared.engine.step import StepOutputs
 from shared.errors import InternalError
@@ -29,6 +30,7 @@ class DecodeServicer(rpc.WorkerServicer):
         self._parts = parts
         self._routes: Routes = {}
         self._streams: set[GatewayStream] = set()
+        self._embedder = Embedder(parts)
         parts.dispatch.add_listener(self._on_step)
 
     async def Status(  # noqa: N802
@@ -36,6 +38,12 @@ class DecodeServicer(rpc.WorkerServicer):
     ) -> pb.StatusReply:
         """How this process stands."""
         return self._parts.status.reply()
+
+    async def Embed(  # noqa: N802
+        self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedReply]
+    ) -> pb.EmbedReply:
+        """Vectors of inputs."""
+        return await self._embedder.embed(request)
 
     async def Generate(  # noqa: N802
         self,

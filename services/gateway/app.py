@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from services.gateway.access.authentication import Authentication
 from services.gateway.anthropic import routes as anthropic
+from services.gateway.embeddings import routes as embeddings
 from services.gateway.error_reply import error_response, framework_error_response
 from services.gateway.gateway import Gateway
 from services.gateway.middleware import HeadAsGet, RequestIds
@@ -33,7 +34,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for family in (generation, responses, anthropic, models, tokens, probes):
+    for family in (generation, responses, anthropic, embeddings, models, tokens, probes):
         app.include_router(family.router(gateway))
     _add_errors(app, gateway)
     _add_middleware(app, gateway)

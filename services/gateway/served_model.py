@@ -8,6 +8,7 @@ from pathlib import Path
 from services.gateway.settings import GatewaySettings
 from shared.errors import ConfigurationError, ModelNotFound
 from shared.models.config import ModelConfig
+from shared.models.embedding import EmbeddingConfig
 from shared.models.resolve import resolve_model
 from shared.tokenization.chat_template import ChatTemplate
 from shared.tokenization.tokenizer import Tokenizer, read_json
@@ -51,6 +52,7 @@ class ServedModel:
     Attributes:
         vocab_size: Of the model; prompt token ids and logit_bias keys lie below it.
         max_model_len: The checkpoint's own limit. Workers may announce a lower one.
+        embedding: How its hidden states become vectors.
         created: Unix seconds, for `/v1/models`.
     """
 
@@ -60,6 +62,7 @@ class ServedModel:
     defaults: SamplingDefaults
     vocab_size: int
     max_model_len: int
+    embedding: EmbeddingConfig
     created: int
 
     def check_name(self, name: str) -> None:
@@ -88,5 +91,6 @@ def load_model(settings: GatewaySettings, *, created: int) -> ServedModel:
         defaults=SamplingDefaults.from_pretrained(directory) if from_model else SamplingDefaults(),
         vocab_size=config.vocab_size,
         max_model_len=config.max_model_len,
+        embedding=EmbeddingConfig.from_pretrained(directory, settings.embedding_pooling),
         created=created,
     )

@@ -37,6 +37,9 @@ class GatewaySettings(ServiceSettings):
         max_body_bytes: Larger bodies are refused unread.
         max_choices: Bound on prompts x n of one request.
         max_stop_strings, max_stop_chars: Bounds on `stop`.
+        embedding_pooling: Which hidden states make up a vector; `auto` takes the checkpoint's own
+            sentence-transformers configuration, and the last token where there is none.
+        max_embedding_inputs: Bound on the inputs of one embedding request.
         response_ttl_s: How long a stored response is kept in Redis.
         max_stored_bytes: Longer conversations are not stored.
         max_background_responses: Bound on those under way at this gateway.
@@ -80,6 +83,9 @@ class GatewaySettings(ServiceSettings):
     max_choices: int = Field(default=1024, ge=1)
     max_stop_strings: int = Field(default=16, ge=0)
     max_stop_chars: int = Field(default=1024, ge=1)
+
+    embedding_pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    max_embedding_inputs: int = Field(default=2048, ge=1)
 
     response_ttl_s: float = Field(default=86_400.0, gt=0)
     max_stored_bytes: int = Field(default=4 << 20, ge=1024)

@@ -65,7 +65,7 @@ def completion_request(
         settings,
         endpoint=Endpoint.COMPLETION,
         created=created,
-        prompts=_prompts(body.prompt, model.vocab_size),
+        prompts=prompts_of(body.prompt, model.vocab_size),
         add_special_tokens=True,
         default_max_tokens=COMPLETION_DEFAULT_MAX_TOKENS,
         echo=bool(body.echo),
@@ -220,18 +220,22 @@ def checked_token_ids(token_ids: Sequence[object], vocab_size: int, param: str) 
     return checked
 
 
-def _prompts(prompt: object, vocab_size: int) -> tuple[str | list[int], ...]:
-    """Text, token ids, or a list of either, told apart by their first element."""
+def prompts_of(prompt: object, vocab_size: int, param: str = "prompt") -> tuple[str | list[int], ...]:
+    """Text, token ids, or a list of either, told apart by their first element.
+
+    Raises:
+        InvalidRequest: It is none of them.
+    """
     if prompt is None:
-        raise InvalidRequest("the field 'prompt' is required", param="prompt")
+        raise InvalidRequest(f"the field {param!r} is required", param=param)
     if isinstance(prompt, str):
         return (prompt,)
     if not isinstance(prompt, list) or not prompt:
-        raise InvalidRequest("'prompt' must be text, token ids, or a non-empty list of either", param="prompt")
+        raise InvalidRequest(f"{param!r} must be text, token ids, or a non-empty list of either", param=param)
     if all(isinstance(part, str) for part in prompt):
         return tuple(prompt)
     if isinstance(prompt[0], list):
         if not all(isinstance(part, list) for part in prompt):
-            raise InvalidRequest("'prompt' must not mix text and token ids", param="prompt")
-        return tuple(checked_token_ids(part, vocab_size, "prompt") for part in prompt)
-    return (checked_token_ids(prompt, vocab_size, "prompt"),)
+            raise InvalidRequest(f"{param!r} must not mix text and token ids", param=param)
+        return tuple(checked_token_ids(part, vocab_size, param) for part in prompt)
+    return (checked_token_ids(prompt, vocab_size, param),)

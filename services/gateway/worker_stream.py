@@ -15,6 +15,7 @@ import structlog
 
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
+from services.gateway.embeddings.call import EmbedCall
 from services.gateway.placement import Holder
 from services.gateway.session import Choice, Finish, FinishReason, Session, Timeline, TokenLogprobs
 from shared.directory.records import WorkerRecord
@@ -118,6 +119,28 @@ class WorkerStream:
         submit.cache_salt, submit.priority, submit.timeout_s = cache_salt, priority, timeout_s
         submit.tenant = session.tenant
         self._commands.put_nowait(pb.GenerateCommand(submit=submit))
+
+    async def embed(self, call: EmbedCall, timeout_s: float) -> bytes:
+        """Vectors of a call's inputs, float32, one after the other.
+
+        Raises:
+            TandemError: The worker refuses, or is lost.
+        """
+        request = pb.EmbedRequest(
+            session_id=call.call_id,
+            incarnation=self.record.incarnation,
+            inputs=[pb.EmbedInput(token_ids=token_ids) for token_ids in call.inputs],
+            pooling=pb.Pooling.Value(f"POOLING_{call.pooling.upper()}"),
+            normalize=call.normalize,
+            dimensions=call.dimensions,
+            cache_salt=call.cache_salt,
+            priority=call.priority,
+        )
+        try:
+            reply = await rpc.WorkerStub(self._channel).Embed(request, timeout=timeout_s or None)
+        except grpc.aio.AioRpcError as exc:
+            raise error_from_rpc(exc) from exc
+        return reply.vectors
 
     def abort(self, session: Session) -> None:
         """Ends a session; nothing of it arrives any more. Does nothing when it has ended already."""

@@ -9,12 +9,13 @@ from functools import partial
 
 import structlog
 
-from services.gateway.placement import Holder, Snapshot
+from services.gateway.embeddings.call import EmbedCall
+from services.gateway.placement import Holder, Snapshot, can_take_work
 from services.gateway.session import Choice, Session
 from services.gateway.worker_stream import WorkerStream
 from shared.directory.client import Directory
 from shared.directory.records import WorkerRecord
-from shared.errors import TandemError, WorkerLost
+from shared.errors import TandemError, Unavailable, WorkerLost
 from shared.identity import Fingerprint, Incarnation, WorkerId
 from shared.rpc import TlsFiles
 
@@ -24,6 +25,7 @@ FOLLOW_EVERY_S = 0.25
 CONNECT_TIMEOUT_S = 5.0
 RECONNECT_AFTER_S = 0.25
 MAX_RECONNECT_AFTER_S = 2.0
+MAX_EMBED_ATTEMPTS = 2
 
 
 class Workers:
@@ -113,6 +115,27 @@ class Workers:
         if placement.prefill_candidates:
             worker_id = placement.prefill_candidates[0].worker_id
             self._sent_prefill.setdefault(worker_id, {})[session] = placement.uncached_tokens
+
+    async def embed(self, call: EmbedCall, timeout_s: float) -> bytes:
+        """Vectors from the worker with the fewest sessions; another one is asked if that is lost.
+
+        Raises:
+            Unavailable: No decode worker is ready.
+            TandemError: The worker refuses.
+        """
+        lost: frozenset[Incarnation] = frozenset()
+        while True:
+            snapshot = self.snapshot(lost)
+            ready = [worker for worker in snapshot.decode_workers if can_take_work(worker)]
+            if not ready:
+                raise Unavailable("no decode worker is ready")
+            worker = min(ready, key=lambda w: (snapshot.open_sessions.get(w.worker_id, 0), w.load.waiting))
+            try:
+                return await self._streams[worker.incarnation].embed(call, timeout_s)
+            except Unavailable:
+                lost |= {worker.incarnation}
+                if len(lost) == MAX_EMBED_ATTEMPTS:
+                    raise
 
     def prefilled(self, session: Session) -> None:
         """The session's first token came, or it ended: its prompt no longer waits at a prefill worker."""

@@ -53,7 +53,7 @@ def _check_kind(sequence: Sequence, config: EngineConfig) -> None:
             raise InvalidRequest(
                 f"max_tokens is {sequence.sampling.max_tokens}, must be at least 1", param="max_tokens"
             )
-    elif sequence.num_prompt_tokens % config.block_size:
+    elif sequence.pooling is None and sequence.num_prompt_tokens % config.block_size:
         raise InvalidRequest(
             f"a prefill-only sequence ends at a block border: {sequence.num_prompt_tokens} tokens is no multiple of "
             f"{config.block_size}"

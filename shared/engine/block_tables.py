@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from shared.engine.block_pool import BlockPool
-from shared.engine.sequence import Sequence
+from shared.engine.sequence import Pooling, Sequence
 from shared.errors import InternalError
 from shared.identity import BlockId, extend_hashes
 
@@ -42,9 +42,13 @@ class BlockTables:
     def reusable_blocks(self, sequence: Sequence) -> int:
         """How many leading blocks may come from a cache.
 
-        A sequence that samples computes at least its last token, because it needs that token's logits.
+        A sequence that samples computes at least its last token, because it needs that token's logits; so does one that
+        pools that token, and one that pools all computes those that it did not pool yet.
         """
-        num_tokens = sequence.num_tokens if sequence.is_prefill_only else sequence.num_tokens - 1
+        is_sealing = sequence.is_prefill_only and sequence.pooling is None
+        num_tokens = sequence.num_tokens if is_sealing else sequence.num_tokens - 1
+        if sequence.pooling is Pooling.MEAN:
+            num_tokens = min(num_tokens, sequence.num_pooled_tokens)
         return num_tokens // self._block_size
 
     def match(self, sequence: Sequence) -> list[BlockId]:

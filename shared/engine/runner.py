@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from shared.engine.kv_cache import KvCache
+from shared.engine.pooling import pool_step
 from shared.engine.sampler import Sampler
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.sequence import Sequence
@@ -71,7 +72,7 @@ class ModelRunner:
             return StepResult(token_ids=[], logprobs=[])
         step = self._inputs.prepare(batch)
         self._clear(step.fresh_blocks)
-        return self._run(step, [item.sequence for item in batch.scheduled if item.samples])
+        return self._run(step, batch)
 
     @torch.inference_mode()
     def warm_up(self, progress: Callable[[int, int], None]) -> None:
@@ -84,12 +85,20 @@ class ModelRunner:
         shapes = [(1, chunk), (1, 1), (min(2, self._max_sequences), 1), (min(8, self._max_sequences), 1)]
         for done, (num_sequences, query_len) in enumerate(shapes, start=1):
             batch = self._warm_up_batch(num_sequences, query_len)
-            self._run(self._inputs.prepare(batch, store=False), [s.sequence for s in batch.scheduled if s.samples])
+            self._run(self._inputs.prepare(batch, store=False), batch)
             progress(done, len(shapes))
 
-    def _run(self, step: PreparedStep, sequences: list[Sequence]) -> StepResult:
-        """Model and sampler; `sequences` are those that sample."""
+    def _run(self, step: PreparedStep, batch: StepBatch) -> StepResult:
+        """Model and sampler."""
+        sequences = [item.sequence for item in batch.scheduled if item.samples]
         hidden = self._model.forward(step.inputs, self._kv_cache.layers)
+        result = self._sample(step, hidden, sequences)
+        if any(item.sequence.pooling for item in batch.scheduled):
+            result.pooled.extend(pool_step(hidden, batch, self._model.normalized))
+        return result
+
+    def _sample(self, step: PreparedStep, hidden: torch.Tensor, sequences: list[Sequence]) -> StepResult:
+        """`sequences` are those that sample."""
         if not sequences:
             return StepResult(token_ids=[], logprobs=[])
         if len(sequences) < hidden.shape[0]:

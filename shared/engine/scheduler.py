@@ -164,6 +164,8 @@ class Scheduler:
     def update(self, batch: StepBatch, result: StepResult) -> StepOutputs:
         """Takes in what the step computed; returns everything that changed since the last outputs."""
         assert len(result.token_ids) == sum(entry.samples for entry in batch.scheduled), "a token per sampling sequence"
+        for pooled in result.pooled:
+            pooled.sequence.add_pooled(pooled.total, pooled.end - pooled.start)
         sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
         for entry in batch.scheduled:
             token = next(sampled) if entry.samples else None
@@ -386,10 +388,10 @@ class Scheduler:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _report_prefill(self, sequence: Sequence, num_computed: int, has_sealed: bool) -> None:
-        if has_sealed:
+        if has_sealed and sequence.pooling is None:
             self._outputs.prefilled.append(sequence)
         if num_computed == sequence.num_tokens:
-            self._finish(sequence, FinishReason.SEALED)
+            self._finish(sequence, FinishReason.SEALED if sequence.pooling is None else FinishReason.POOLED)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         del self._sequences[sequence.sequence_id]

@@ -15,6 +15,9 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from shared.engine.sampling_params import SamplingParams
 from shared.identity import BlockHash, BlockId, SequenceId, SessionId
 
@@ -39,7 +42,15 @@ class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
     SEALED = "sealed"  # prefill only: every full block asked for is sealed
+    POOLED = "pooled"  # its hidden states are pooled
     ABORTED = "aborted"
+
+
+class Pooling(enum.Enum):
+    """Which tokens' final hidden states make up a sequence's vector."""
+
+    LAST = "last"
+    MEAN = "mean"
 
 
 def next_sequence_id() -> SequenceId:
@@ -64,6 +75,9 @@ class Sequence:
         num_computed_tokens: Tokens whose KV is in `block_table`.
         num_cached_tokens: Prompt tokens that were not computed for this sequence here: found in the cache or fetched.
         priority: Lower runs sooner.
+        pooling: None, or the sequence samples nothing and ends when its tokens' hidden states are pooled.
+        pooled: Sum of the hidden states that count, of `num_pooled_tokens` tokens; float64 `[hidden]`.
+        num_pooled_tokens: For `MEAN`, whose tokens are all computed here, even where their KV is cached.
         arrival_s, first_scheduled_s: `time.monotonic()`; the latter 0 until scheduled.
     """
 
@@ -87,6 +101,9 @@ class Sequence:
     num_preemptions: int = 0
     arrival_s: float = field(default_factory=time.monotonic)
     first_scheduled_s: float = 0.0
+    pooling: Pooling | None = None
+    pooled: npt.NDArray[np.float64] | None = None
+    num_pooled_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -124,6 +141,11 @@ class Sequence:
     def is_prefill_only(self) -> bool:
         """Ends when its prompt is sealed; nothing is sampled."""
         return self.sampling is None
+
+    def add_pooled(self, total: npt.NDArray[np.float64], num_tokens: int) -> None:
+        """Adds hidden states to the pool."""
+        self.pooled = total if self.pooled is None else self.pooled + total
+        self.num_pooled_tokens += num_tokens
 
     @property
     def is_finished(self) -> bool:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from shared.engine.sequence import PENDING_TOKEN, Sequence
 from shared.identity import BlockHash
 
@@ -69,16 +72,28 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PooledTokens:
+    """What a step pools of a sequence: hidden states of tokens `[start, end)`, added up, float64 `[hidden]`."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    total: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What the runner returns.
 
     Attributes:
         token_ids: One per scheduled sequence that samples, in batch order.
         logprobs: Likewise; None where the sequence asked for none.
+        pooled: Of scheduled sequences that pool.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
+    pooled: list[PooledTokens] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -126,6 +126,12 @@ class Decoder:
             raise RuntimeError("the model was loaded without its LM head")
         return self._lm_head(self.backend.ops.rms_norm(hidden, self._final_norm, self.config.rms_norm_eps))
 
+    def normalized(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm of rows that are pooled: `[R, hidden]` -> float32 `[R, hidden]`."""
+        rows = hidden.float()
+        scale = torch.rsqrt(rows.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return rows * scale * self._final_norm.float()
+
     def _attention(
         self, layer: LayerWeights, normed: torch.Tensor, inputs: ForwardInputs, kv_cache: torch.Tensor
     ) -> torch.Tensor:

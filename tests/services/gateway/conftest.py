@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from array import array
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class FakeWorker(rpc.WorkerServicer):
         self.script = Script()
         self.submits: list[pb.Submit] = []
         self.aborts: list[pb.Abort] = []
+        self.embeds: list[pb.EmbedRequest] = []
         self.hellos: list[pb.Hello] = []
         self.record = WorkerRecord(
             worker_id=WorkerId(worker_id),
@@ -100,6 +102,15 @@ class FakeWorker(rpc.WorkerServicer):
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.005)
+
+    async def Embed(self, request, context):
+        """Vectors that tell the input: its length, its first token, then zeros."""
+        self.embeds.append(request)
+        if self.script.failure is not None:
+            raise self.script.failure
+        size = request.dimensions or 256
+        rows = [[len(i.token_ids), i.token_ids[0], *[0] * (size - 2)] for i in request.inputs]
+        return pb.EmbedReply(size=size, vectors=array("f", [x for row in rows for x in row]).tobytes())
 
     async def Generate(self, request_iterator, context):
         hello = (await anext(request_iterator)).hello
@@ -258,7 +269,7 @@ def start_gateway(fresh_redis_url, served_model):
     """`async with start_gateway(num_workers=1, **settings) as running`: one gateway and its fake workers."""
 
     @contextlib.asynccontextmanager
-    async def start(num_workers: int = 1, others: tuple = (), **overrides):
+    async def start(num_workers: int = 1, others: tuple = (), model_override=None, **overrides):
         defaults = {"model": str(MODEL_DIR), "redis_url": fresh_redis_url, "port": 0, "worker_wait_s": 2.0}
         settings = GatewaySettings(**{**defaults, **overrides})
         workers = {f"decode-{i}": FakeWorker(f"decode-{i}") for i in range(num_workers)}
@@ -271,7 +282,9 @@ def start_gateway(fresh_redis_url, served_model):
             for record in others:
                 await directory.announce(lambda record=record: record)
             watched = await stack.enter_async_context(Directory(settings.redis_url, heartbeat_s=0.2))
-            gateway = await stack.enter_async_context(assemble(settings, served_model, watched, "gateway-test"))
+            gateway = await stack.enter_async_context(
+                assemble(settings, model_override or served_model, watched, "gateway-test")
+            )
             listener = stack.enter_context(bind("127.0.0.1", 0))
             stop = asyncio.Event()
             server = HttpServer(create_app(gateway), drain_s=1)

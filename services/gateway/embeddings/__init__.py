@@ -1,0 +1,1 @@
+"""`/v1/embeddings`: pooled hidden states of the served model."""
