@@ -41,6 +41,7 @@ class ClusterSpec:
         served_model_name: What clients call it.
         prefill, decode: Numbers of workers.
         host, port: Of the gateway.
+        gateway_workers: Its processes.
         redis_url: "" = a Redis of our own.
         kv_cache_bytes: Per worker.
         tier_bytes: Host memory per worker for blocks that its cache evicted.
@@ -59,6 +60,7 @@ class ClusterSpec:
     decode: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
+    gateway_workers: int = 1
     redis_url: str = ""
     kv_cache_bytes: int = 512 << 20
     tier_bytes: int = 1 << 30
@@ -223,6 +225,7 @@ def _gateway(spec: ClusterSpec, redis_url: str) -> ProcessSpec:
         environment={
             "TANDEM_GATEWAY_HOST": spec.host,
             "TANDEM_GATEWAY_PORT": str(spec.port),
+            "TANDEM_GATEWAY_WORKERS": str(spec.gateway_workers),
             "TANDEM_GATEWAY_MODEL": str(spec.model_dir),
             "TANDEM_GATEWAY_SERVED_MODEL_NAME": spec.served_model_name,
             "TANDEM_GATEWAY_REDIS_URL": redis_url,

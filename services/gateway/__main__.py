@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 
 import structlog
@@ -13,6 +14,7 @@ from services.gateway.assembly import assemble
 from services.gateway.served_model import load_model
 from services.gateway.server import HttpServer, address_of, bind
 from services.gateway.settings import GatewaySettings
+from services.gateway.worker_processes import follow_parent, supervise
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord, TransferRecord, WorkerRecord
 from shared.identity import new_incarnation
@@ -28,21 +30,40 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     Raises:
         ConfigurationError: The model, the port or a setting is unusable.
     """
+    with _listener(settings) as listener:
+        if settings.workers > 1:
+            await supervise(settings, listener, stop)
+            return
+        following = asyncio.create_task(follow_parent(stop)) if settings.listener >= 0 else None
+        try:
+            await _serve(settings, listener, stop)
+        finally:
+            if following:
+                following.cancel()
+
+
+def _listener(settings: GatewaySettings) -> socket.socket:
+    """Bound here, or inherited."""
+    if settings.listener >= 0:
+        return socket.socket(fileno=settings.listener)
+    return bind(settings.host, settings.port)
+
+
+async def _serve(settings: GatewaySettings, listener: socket.socket, stop: asyncio.Event) -> None:
     incarnation = new_incarnation()
     gateway_id = settings.gateway_id or f"gateway-{incarnation[:6]}"
     configure_logging("gateway", settings.log_level, settings.log_format, gateway_id=gateway_id)
     log.info("settings", **settings.masked())
     model = await asyncio.to_thread(load_model, settings, created=int(time.time()))
-    with bind(settings.host, settings.port) as listener:
-        address = address_of(listener, settings.host)
-        record = GatewayRecord(gateway_id=gateway_id, incarnation=incarnation, address=address, pid=os.getpid())
-        async with (
-            Directory(settings.redis_url, watch=(WorkerRecord, TransferRecord)) as directory,
-            assemble(settings, model, directory, gateway_id) as gateway,
-        ):
-            await directory.announce(lambda: record)
-            log.info("listening", url=f"http://{address}", model=model.name)
-            await HttpServer(create_app(gateway), drain_s=settings.drain_s).serve_until(listener, stop)
+    address = address_of(listener, settings.host)
+    record = GatewayRecord(gateway_id=gateway_id, incarnation=incarnation, address=address, pid=os.getpid())
+    async with (
+        Directory(settings.redis_url, watch=(WorkerRecord, TransferRecord)) as directory,
+        assemble(settings, model, directory, gateway_id) as gateway,
+    ):
+        await directory.announce(lambda: record)
+        log.info("listening", url=f"http://{address}", model=model.name)
+        await HttpServer(create_app(gateway), drain_s=settings.drain_s).serve_until(listener, stop)
     log.info("stopped")
 
 

@@ -19,7 +19,11 @@ class RequestMetrics:
         self._model = model
         label = ("model_name",)
         self.running = Gauge(
-            "tandem_gateway_requests_running", "Requests under way at this gateway", label, registry=registry
+            "tandem_gateway_requests_running",
+            "Requests under way at this gateway",
+            label,
+            registry=registry,
+            multiprocess_mode="livesum",
         ).labels(model)
         self.prompt_tokens = Counter(
             "vllm:prompt_tokens", "Prompt tokens of finished requests", label, registry=registry

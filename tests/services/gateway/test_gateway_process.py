@@ -93,3 +93,61 @@ def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("TANDEM_GATEWAY_PLACEMENT", "elsewhere")
     with pytest.raises(ConfigurationError, match="placement"):
         GatewaySettings.from_environment()
+
+
+def wait_until(condition, timeout_s=40):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_several_processes_share_a_port_and_their_metrics(fresh_redis_url, tmp_path):
+    import psutil
+
+    port, log = free_port(), tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            COMMAND, env=environment(port=port, redis_url=fresh_redis_url, workers=2), stdout=out, stderr=out
+        )
+    url = f"http://127.0.0.1:{port}"
+    body = {"model": "nope", "prompt": "hi"}
+
+    def children():
+        return [child for child in psutil.Process(process.pid).children() if child.is_running()]
+
+    def failures():
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("tandem_request_failures_total{"))
+
+    try:
+        wait_until(lambda: log.read_text().count("listening ") == 2)
+        for _ in range(20):
+            assert httpx.post(f"{url}/v1/completions", json=body).status_code == 404
+        assert failures() == 20
+        victim = children()[0]
+        victim.kill()
+        wait_until(lambda: log.read_text().count("listening ") == 3)
+        assert httpx.get(f"{url}/live").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_children_end_with_a_killed_parent(fresh_redis_url, tmp_path):
+    import psutil
+
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            COMMAND, env=environment(port=0, redis_url=fresh_redis_url, workers=2), stdout=out, stderr=out
+        )
+    wait_until(lambda: log.read_text().count("listening ") == 2)
+    children = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert len(gone) == 2
+    assert not alive
