@@ -30,6 +30,7 @@ class AttachRequest(_message.Message):
     BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     HOST_SOCKET_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    SEAL_TABLE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     fingerprint: _builtins.str
@@ -40,6 +41,8 @@ class AttachRequest(_message.Message):
     host_socket: _builtins.str
     """where the worker serves BlockHost"""
     role: _builtins.str
+    seal_table: _builtins.str
+    """shared memory file: which slot holds which sealed block; "" = there is none"""
     def __init__(
         self,
         *,
@@ -51,14 +54,79 @@ class AttachRequest(_message.Message):
         block_bytes: _builtins.int = ...,
         host_socket: _builtins.str = ...,
         role: _builtins.str = ...,
+        seal_table: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "fingerprint", b"fingerprint", "host_socket", b"host_socket", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "fingerprint", b"fingerprint", "host_socket", b"host_socket", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "role", b"role", "seal_table", b"seal_table", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class AdoptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ARENA_PATH_FIELD_NUMBER: _builtins.int
+    SEAL_TABLE_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    fingerprint: _builtins.str
+    arena_path: _builtins.str
+    seal_table: _builtins.str
+    num_blocks: _builtins.int
+    block_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        arena_path: _builtins.str = ...,
+        seal_table: _builtins.str = ...,
+        num_blocks: _builtins.int = ...,
+        block_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "fingerprint", b"fingerprint", "num_blocks", b"num_blocks", "seal_table", b"seal_table", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptRequest: _TypeAlias = AdoptRequest  # noqa: Y015
+
+@_typing.final
+class AdoptReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSED_FIELD_NUMBER: _builtins.int
+    BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    refused: _builtins.str
+    """"" or why the arena may not be used"""
+    block_hashes: _builtins.bytes
+    """same order"""
+    @_builtins.property
+    def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """slots whose bytes match their checksum, longest sealed first"""
+
+    def __init__(
+        self,
+        *,
+        refused: _builtins.str = ...,
+        block_ids: _abc.Iterable[_builtins.int] | None = ...,
+        block_hashes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_ids", b"block_ids", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptReply: _TypeAlias = AdoptReply  # noqa: Y015
 
 @_typing.final
 class Attached(_message.Message):

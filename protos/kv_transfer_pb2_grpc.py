@@ -43,6 +43,11 @@ class KvTransferStub(object):
                 request_serializer=protos_dot_kv__transfer__pb2.AttachRequest.SerializeToString,
                 response_deserializer=protos_dot_kv__transfer__pb2.Attached.FromString,
                 _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/tandem.KvTransfer/Adopt',
+                request_serializer=protos_dot_kv__transfer__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=protos_dot_kv__transfer__pb2.AdoptReply.FromString,
+                _registered_method=True)
         self.Pull = channel.unary_unary(
                 '/tandem.KvTransfer/Pull',
                 request_serializer=protos_dot_kv__transfer__pb2.PullRequest.SerializeToString,
@@ -69,6 +74,14 @@ class KvTransferServicer(object):
 
     def Attach(self, request, context):
         """Open for the worker's life: names the arena. The end of the stream tells either side that the other is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Adopt(self, request, context):
+        """Before Attach, by a worker that found the arena of its life before: makes sure that nothing reads or writes it any
+        more, and says which of its blocks are whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +115,11 @@ def add_KvTransferServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=protos_dot_kv__transfer__pb2.AttachRequest.FromString,
                     response_serializer=protos_dot_kv__transfer__pb2.Attached.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=protos_dot_kv__transfer__pb2.AdoptRequest.FromString,
+                    response_serializer=protos_dot_kv__transfer__pb2.AdoptReply.SerializeToString,
             ),
             'Pull': grpc.unary_unary_rpc_method_handler(
                     servicer.Pull,
@@ -150,6 +168,33 @@ class KvTransfer(object):
             '/tandem.KvTransfer/Attach',
             protos_dot_kv__transfer__pb2.AttachRequest.SerializeToString,
             protos_dot_kv__transfer__pb2.Attached.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.KvTransfer/Adopt',
+            protos_dot_kv__transfer__pb2.AdoptRequest.SerializeToString,
+            protos_dot_kv__transfer__pb2.AdoptReply.FromString,
             options,
             channel_credentials,
             insecure,

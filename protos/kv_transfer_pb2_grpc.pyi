@@ -39,6 +39,10 @@ class KvTransferStub:
     def __new__(cls, channel: _aio.Channel) -> KvTransferAsyncStub: ...
     Attach: _grpc.UnaryStreamMultiCallable[_kv_transfer_pb2.AttachRequest, _kv_transfer_pb2.Attached]
     """Open for the worker's life: names the arena. The end of the stream tells either side that the other is gone."""
+    Adopt: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.AdoptRequest, _kv_transfer_pb2.AdoptReply]
+    """Before Attach, by a worker that found the arena of its life before: makes sure that nothing reads or writes it any
+    more, and says which of its blocks are whole.
+    """
     Pull: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.PullRequest, _kv_transfer_pb2.PullReply]
     """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
     Save: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.SaveRequest, _kv_transfer_pb2.SaveReply]
@@ -57,6 +61,10 @@ class KvTransferAsyncStub(KvTransferStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.UnaryStreamMultiCallable[_kv_transfer_pb2.AttachRequest, _kv_transfer_pb2.Attached]  # type: ignore[assignment]
     """Open for the worker's life: names the arena. The end of the stream tells either side that the other is gone."""
+    Adopt: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.AdoptRequest, _kv_transfer_pb2.AdoptReply]  # type: ignore[assignment]
+    """Before Attach, by a worker that found the arena of its life before: makes sure that nothing reads or writes it any
+    more, and says which of its blocks are whole.
+    """
     Pull: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.PullRequest, _kv_transfer_pb2.PullReply]  # type: ignore[assignment]
     """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
     Save: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.SaveRequest, _kv_transfer_pb2.SaveReply]  # type: ignore[assignment]
@@ -78,6 +86,16 @@ class KvTransferServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_kv_transfer_pb2.Attached], _abc.AsyncIterator[_kv_transfer_pb2.Attached]]:
         """Open for the worker's life: names the arena. The end of the stream tells either side that the other is gone."""
+
+    @_abc_1.abstractmethod
+    def Adopt(
+        self,
+        request: _kv_transfer_pb2.AdoptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_transfer_pb2.AdoptReply, _abc.Awaitable[_kv_transfer_pb2.AdoptReply]]:
+        """Before Attach, by a worker that found the arena of its life before: makes sure that nothing reads or writes it any
+        more, and says which of its blocks are whole.
+        """
 
     @_abc_1.abstractmethod
     def Pull(

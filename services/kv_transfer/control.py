@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from pathlib import Path
 
 import structlog
 from grpc.aio import ServicerContext
@@ -13,10 +16,17 @@ from services.kv_transfer.attachment import Attachment
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings
 from services.kv_transfer.pull import Puller, PullJob, PullOutcome
-from shared.errors import InvalidRequest, Unavailable
-from shared.identity import BlockHash, Incarnation, split_hashes
+from services.kv_transfer.seal_checks import check_all, keep_checking, matching
+from shared.errors import InvalidRequest, TandemError, Unavailable
+from shared.identity import BlockHash, Incarnation, join_hashes, split_hashes
+from shared.kv_arena import SharedArena
+from shared.seal_table import SealTable
 
 log = structlog.get_logger(__name__)
+
+GONE_S = 2.0
+"""The kernel closes a dead worker's connection within milliseconds."""
+_GONE_POLL_S = 0.01
 
 
 class KvTransferServicer(rpc.KvTransferServicer):
@@ -24,6 +34,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
 
     Args:
         fetch_address: Announced to the worker, for its log.
+        executor: For checksums.
         on_attachment: Called after a worker came or went.
         on_pull: Called with each outcome, for metrics.
     """
@@ -37,6 +48,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         holdings: Holdings,
         hints: BlockHints,
         puller: Puller,
+        executor: Executor,
         on_attachment: Callable[[], None],
         on_pull: Callable[[PullJob, PullOutcome], None],
     ) -> None:
@@ -46,6 +58,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         self._holdings = holdings
         self._hints = hints
         self._puller = puller
+        self._executor = executor
         self._on_attachment = on_attachment
         self._on_pull = on_pull
         self.is_draining = False
@@ -64,6 +77,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         self._hints.arena_replaced([])
         if previous is not None:
             previous.ended.set()
+        checking = self._start_checking(attachment)
         log.info("worker_attached", incarnation=attachment.incarnation, blocks=attachment.arena.num_blocks)
         self._on_attachment()
         try:
@@ -77,11 +91,43 @@ class KvTransferServicer(rpc.KvTransferServicer):
             )
             await attachment.ended.wait()
         finally:
+            if checking is not None:
+                checking.cancel()
             if self._holdings.detach(attachment):
-                self._hints.arena_replaced([])
-                log.info("worker_detached", incarnation=attachment.incarnation)
+                orphaned = self._holdings.orphan.hashes() if self._holdings.orphan is not None else []
+                self._hints.arena_replaced(orphaned)
+                log.info("worker_detached", incarnation=attachment.incarnation, blocks=len(orphaned))
                 self._on_attachment()
             await attachment.close()
+
+    async def Adopt(  # noqa: N802
+        self, request: pb.AdoptRequest, context: ServicerContext[pb.AdoptRequest, pb.AdoptReply]
+    ) -> pb.AdoptReply:
+        """Hands the arena of the worker's last life to its next one."""
+        if request.worker_id != self._worker_id:
+            raise InvalidRequest(f"this kv_transfer belongs to {self._worker_id}, not to {request.worker_id}")
+        try:
+            async with asyncio.timeout(GONE_S):
+                while self._holdings.attachment is not None:  # noqa: ASYNC110 - its connection is about to break
+                    await asyncio.sleep(_GONE_POLL_S)
+        except TimeoutError:
+            return pb.AdoptReply(refused="the worker's last life is still attached")
+        path = Path(request.arena_path)
+        try:
+            arena = SharedArena.open(path, request.num_blocks, request.block_bytes)
+            table = SealTable.open(
+                Path(request.seal_table), request.num_blocks, request.block_bytes, request.fingerprint
+            )
+            is_known = await self._holdings.end_orphan()
+        except (OSError, TandemError) as exc:
+            return pb.AdoptReply(refused=str(exc))
+        if is_known:  # it has been quiet since the worker died: what had no checksum yet can still get one
+            await check_all(table, arena, self._executor)
+        good = await matching(table, arena, self._executor)
+        log.info("arena_handed_over", blocks=len(good), was_known=is_known)
+        return pb.AdoptReply(
+            block_ids=[slot.block_id for slot in good], block_hashes=join_hashes(slot.name for slot in good)
+        )
 
     async def Pull(  # noqa: N802
         self, request: pb.PullRequest, context: ServicerContext[pb.PullRequest, pb.PullReply]
@@ -116,8 +162,10 @@ class KvTransferServicer(rpc.KvTransferServicer):
         hashes = _hashes(request.block_hashes)
         if len(hashes) != len(request.block_ids):
             raise InvalidRequest(f"{len(hashes)} hashes for {len(request.block_ids)} blocks")
-        blocks = self._attached().blocks(request.block_ids)
-        return pb.SaveReply(saved=await self._holdings.tiers.save(hashes, blocks))
+        attachment = self._attached()
+        blocks = attachment.blocks(request.block_ids)
+        unchanged = attachment.watch(hashes, request.block_ids)
+        return pb.SaveReply(saved=await self._holdings.tiers.save(hashes, blocks, unchanged))
 
     async def Publish(  # noqa: N802
         self,
@@ -133,7 +181,13 @@ class KvTransferServicer(rpc.KvTransferServicer):
                 self._hints.arena_replaced(_hashes(events.sealed))
             else:
                 self._hints.arena_changed(_hashes(events.sealed), _hashes(events.evicted))
+            attachment.sealed.set()
         return pb.PublishReply()
+
+    def _start_checking(self, attachment: Attachment) -> asyncio.Task[None] | None:
+        if attachment.table is None:
+            return None
+        return asyncio.create_task(keep_checking(attachment.table, attachment.arena, self._executor, attachment.sealed))
 
     def _attached(self) -> Attachment:
         if self._holdings.attachment is None:

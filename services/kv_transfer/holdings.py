@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from services.kv_transfer.attachment import Attachment
+from services.kv_transfer.orphan import Orphan
 from services.kv_transfer.tiers import Tiers
 from shared.errors import TandemError
 from shared.identity import BlockHash, Fingerprint
@@ -36,26 +37,56 @@ class Holdings:
 
     Attributes:
         attachment: The worker's present life.
+        orphan: What its last life left, while there is no other.
         fingerprint: Of all blocks here: that of the worker which attached last; "" before the first.
     """
 
     def __init__(self, tiers: Tiers) -> None:
         self.tiers = tiers
         self.attachment: Attachment | None = None
+        self.orphan: Orphan | None = None
         self.fingerprint = Fingerprint("")
 
     async def attach(self, attachment: Attachment) -> None:
-        """Takes a worker's arena into account."""
+        """Takes a worker's arena into account.
+
+        Raises:
+            Unavailable: Transfers of the life before do not end.
+        """
+        await self.end_orphan()
         self.attachment = attachment
         self.fingerprint = attachment.fingerprint
         await self.tiers.adopt(attachment.fingerprint, attachment.block_bytes)
 
     def detach(self, attachment: Attachment) -> bool:
-        """Forgets a worker's arena, unless another worker took its place already; returns whether it did."""
+        """A worker let go or was let go. If it is gone, what it had sealed is served on, by the table it kept of that.
+
+        Returns:
+            Whether it was the present one; nothing happens if another took its place already.
+        """
         if self.attachment is not attachment:
             return False
         self.attachment = None
+        if attachment.table is not None and not attachment.ended.is_set():
+            self.orphan = Orphan(attachment, attachment.table)
         return True
+
+    async def end_orphan(self) -> bool:
+        """On return nothing reads or writes the arena of a worker that is gone; returns whether there was one.
+
+        Raises:
+            Unavailable: A transfer does not end.
+        """
+        if self.orphan is None:
+            return False
+        await self.orphan.end()
+        self.orphan = None
+        return True
+
+    def remove_orphan(self) -> None:
+        """This process ends, too: nobody is left who would know what the arena is."""
+        if self.orphan is not None:
+            self.orphan.unlink()
 
     @contextlib.asynccontextmanager
     async def pin(self, hashes: Sequence[BlockHash]) -> AsyncIterator[Pinned]:
@@ -63,15 +94,16 @@ class Holdings:
         async with contextlib.AsyncExitStack() as stack:
             sources: list[Source | None] = [None] * len(hashes)
             lost = None
-            if self.attachment is not None:
+            owner = self.attachment or self.orphan
+            if owner is not None:
                 try:
-                    pin = await stack.enter_async_context(self.attachment.pin(hashes))
+                    pin = await stack.enter_async_context(owner.pin(hashes))
                 except TandemError as exc:
                     log.warning("worker_pin_failed", error=exc.message)
                 else:
                     sources = [
-                        None if block is None else Source(block_hash, block)
-                        for block_hash, block in zip(hashes, pin.blocks, strict=True)
+                        None if block is None else Source(block_hash, block, checksum)
+                        for block_hash, block, checksum in zip(hashes, pin.blocks, pin.checksums, strict=True)
                     ]
                     lost = pin.lost if any(sources) else None
             absent = [i for i, source in enumerate(sources) if source is None]

@@ -108,8 +108,18 @@ class HostTier:
         self._slab = _Slab(self.budget_bytes // block_bytes, block_bytes)
         self._order = TwoQueue(self.capacity)
 
-    async def save(self, hashes: Sequence[BlockHash], blocks: Sequence[Block]) -> list[bool]:
-        """Copies blocks in; the caller keeps `blocks` unchanged until this returns.
+    async def save(
+        self,
+        hashes: Sequence[BlockHash],
+        blocks: Sequence[Block],
+        is_unchanged: Callable[[BlockHash], bool] = lambda block_hash: True,
+    ) -> list[bool]:
+        """Copies blocks in.
+
+        Args:
+            hashes: Of the blocks.
+            blocks: Their bytes.
+            is_unchanged: Asked after the copy: whether what was copied is the block.
 
         Returns:
             Per block whether the tier has it now.
@@ -118,7 +128,8 @@ class HostTier:
 
         async def copy(names: Sequence[BlockHash], targets: Sequence[Block]) -> Sequence[int | None]:
             sources = [given[name] for name in names]
-            return await copy_and_checksum(self._executor, sources, targets, checksum_source=True)
+            checksums = await copy_and_checksum(self._executor, sources, targets, checksum_source=True)
+            return [checksum if is_unchanged(name) else None for name, checksum in zip(names, checksums, strict=True)]
 
         await self.fill(hashes, copy)
         return [block_hash in self._index for block_hash in hashes]

@@ -153,6 +153,7 @@ class TransferService:
             holdings=self._holdings,
             hints=self._hints,
             puller=self._puller,
+            executor=self._executor,
             on_attachment=self._announce_soon,
             on_pull=self._note_pull,
         )
@@ -163,6 +164,7 @@ class TransferService:
             stack.push_async_callback(self._tiers.disk.close)
             demoting = asyncio.create_task(self._tiers.run())
             stack.push_async_callback(_end, demoting)
+            stack.callback(self._holdings.remove_orphan)
             stack.push_async_callback(self._receiver.close_idle, older_than_s=0)
             stack.push_async_callback(self._sender.stop)
             stack.push_async_callback(self._peers.close)

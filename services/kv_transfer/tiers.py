@@ -57,13 +57,23 @@ class Tiers:
         self.memory.adopt(fingerprint, block_bytes)
         await self.disk.adopt(fingerprint, block_bytes)
 
-    async def save(self, hashes: Sequence[BlockHash], blocks: Sequence[Block]) -> list[bool]:
-        """Copies blocks in; the caller keeps `blocks` unchanged until this returns.
+    async def save(
+        self,
+        hashes: Sequence[BlockHash],
+        blocks: Sequence[Block],
+        is_unchanged: Callable[[BlockHash], bool] = lambda block_hash: True,
+    ) -> list[bool]:
+        """Copies blocks in.
+
+        Args:
+            hashes: Of the blocks.
+            blocks: Their bytes.
+            is_unchanged: Asked after the copy: whether what was copied is the block.
 
         Returns:
             Per block whether it is here now.
         """
-        is_saved = await self.memory.save(hashes, blocks)
+        is_saved = await self.memory.save(hashes, blocks, is_unchanged)
         self.disk.offer(block_hash for block_hash, here in zip(hashes, is_saved, strict=True) if here)
         return [here or block_hash in self.disk for block_hash, here in zip(hashes, is_saved, strict=True)]
 

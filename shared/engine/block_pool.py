@@ -21,13 +21,15 @@ A private block becomes *sealed* when its name is known (`seal`); from then on i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shared.errors import InternalError
 from shared.identity import BlockHash, BlockId
 
 MISSING = BlockId(-1)
+
+RecordName = Callable[[BlockId, BlockHash | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,15 @@ class BlockPool:
         block_size: Tokens per block.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, record: RecordName | None = None) -> None:
+        """Starts with all blocks free.
+
+        Args:
+            num_blocks: In the arena.
+            block_size: Tokens.
+            record: Told of every name at once: when a block gets it, and None before the block is given away.
+        """
+        self._record_name = record or _forget_name
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._free = [BlockId(i) for i in range(num_blocks - 1, -1, -1)]
@@ -96,6 +106,21 @@ class BlockPool:
     def is_idle(self, block: BlockId) -> bool:
         """Neither referenced nor pinned: taking a reference makes one block fewer allocatable."""
         return not self._references[block] and not self._pins[block]
+
+    def adopt(self, blocks: Sequence[tuple[BlockId, BlockHash]]) -> None:
+        """Takes over sealed blocks of an earlier life, least valuable first; only before anything else happened.
+
+        Names that come twice count once; the other block is free.
+        """
+        assert len(self._free) == self.num_blocks, "the pool is in use"
+        for block, name in blocks:
+            if name in self._index or self._hashes[block] is not None:
+                continue
+            self._index[name] = block
+            self._hashes[block] = name
+            self._cached[block] = None
+            _record(name, self._sealed_events, undoes=self._evicted_events)
+        self._free = [block for block in self._free if self._hashes[block] is None]
 
     # References of sequences
 
@@ -148,6 +173,7 @@ class BlockPool:
             return first
         self._index[name] = block
         self._hashes[block] = name
+        self._record_name(block, name)
         _record(name, self._sealed_events, undoes=self._evicted_events)
         return block
 
@@ -274,6 +300,7 @@ class BlockPool:
         assert name is not None, f"cached block {block} has no name"
         del self._index[name]
         self._hashes[block] = None
+        self._record_name(block, None)
         _record(name, self._evicted_events, undoes=self._sealed_events)
         self._free.append(block)
 
@@ -309,6 +336,10 @@ class BlockPool:
 
     def _all_blocks(self) -> Iterable[BlockId]:
         return map(BlockId, range(self.num_blocks))
+
+
+def _forget_name(block: BlockId, name: BlockHash | None) -> None:
+    """Nobody wants to know."""
 
 
 def _record(name: BlockHash, events: dict[BlockHash, None], *, undoes: dict[BlockHash, None]) -> None:

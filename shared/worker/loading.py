@@ -21,12 +21,13 @@ from shared.engine.kv_cache import KvCache, num_blocks_for
 from shared.engine.runner import ModelRunner
 from shared.engine.step import StepOutputs
 from shared.errors import ConfigurationError
-from shared.identity import Fingerprint
+from shared.identity import Fingerprint, WorkerId
 from shared.kv_arena import KvLayout, SharedArena
 from shared.models.config import ModelConfig, resolve_dtype
 from shared.models.fingerprint import model_fingerprint
 from shared.models.load import TORCH_DTYPES, load_decoder
 from shared.models.resolve import resolve_model
+from shared.worker.arena_adoption import Ask, WorkerArena, open_worker_arena
 from shared.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -36,12 +37,16 @@ _PROGRESS_S = 1.0
 OnStep = Callable[[StepOutputs], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadedEngine:
-    """A worker's engine and what it stands on; whoever loaded it closes it."""
+    """A worker's engine and what it stands on; whoever loaded it closes it.
+
+    Attributes:
+        is_left: The arena is kv_transfer's from now on, to be served and to be handed to this worker's next life.
+    """
 
     engine: Engine
-    arena: SharedArena
+    memory: WorkerArena
     layout: KvLayout
     dtype: str
     fingerprint: Fingerprint
@@ -49,14 +54,27 @@ class LoadedEngine:
     backend_name: str
     max_model_len: int
     vocab_size: int
+    is_left: bool = False
+
+    @property
+    def arena(self) -> SharedArena:
+        """The KV blocks."""
+        return self.memory.arena
 
     def close(self) -> None:
-        """Removes the arena's file."""
-        self.arena.unlink()
+        """Removes the arena's files, unless they were left to kv_transfer."""
+        if not self.is_left:
+            self.memory.unlink()
 
 
-def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> LoadedEngine:
+def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask) -> LoadedEngine:
     """Everything between settings and an engine that can be started. Blocks for as long as the weights take.
+
+    Args:
+        settings: Of the worker.
+        role: Likewise.
+        on_step: Takes the engine's outputs.
+        ask: Asks kv_transfer whether the arena of an earlier life may be used.
 
     Raises:
         ConfigurationError: The model or the arena cannot be had as configured.
@@ -82,8 +100,16 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         with_lm_head=role == "decode",
         progress=_LoadingLog(),
     )
-    arena_path = settings.arena_dir / f"tandem-{settings.worker_id}.kv"
-    arena = SharedArena.create(arena_path, num_blocks_for(settings.kv_cache_bytes, layout), layout.block_bytes)
+    fingerprint = model_fingerprint(directory, config, dtype, layout, backend.numerics)
+    memory = open_worker_arena(
+        settings.arena_dir / f"tandem-{settings.worker_id}.kv",
+        num_blocks_for(settings.kv_cache_bytes, layout),
+        layout.block_bytes,
+        fingerprint,
+        WorkerId(settings.worker_id),
+        ask,
+    )
+    arena = memory.arena
     runner = ModelRunner(
         model,
         KvCache(arena, layout),
@@ -92,9 +118,11 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
         max_model_len=config.max_model_len,
     )
     runner.warm_up(lambda done, total: log.info("warming_up", done=done, total=total))
+    pool = BlockPool(arena.num_blocks, settings.block_size, memory.table.record)
+    pool.adopt(memory.adopted)
     engine = Engine(
         runner,
-        BlockPool(arena.num_blocks, settings.block_size),
+        pool,
         EngineConfig(
             block_size=settings.block_size,
             max_model_len=config.max_model_len,
@@ -116,10 +144,10 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep) -> Loaded
     )
     return LoadedEngine(
         engine=engine,
-        arena=arena,
+        memory=memory,
         layout=layout,
         dtype=dtype,
-        fingerprint=model_fingerprint(directory, config, dtype, layout, backend.numerics),
+        fingerprint=fingerprint,
         served_name=settings.served_model_name or Path(settings.model).name,
         backend_name=backend.name,
         # What the cache could never hold must not be promised.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from protos import kv_transfer_pb2 as transfer_pb
 from protos import kv_transfer_pb2_grpc as transfer_rpc
 from protos import worker_pb2_grpc as worker_rpc
 from shared.directory.client import Directory
@@ -27,6 +28,7 @@ from shared.log import configure_logging
 from shared.metrics.http import serve_metrics
 from shared.metrics.worker import WorkerMetrics
 from shared.rpc import bind_tcp, bind_unix, new_server
+from shared.worker.arena_adoption import ask_kv_transfer
 from shared.worker.block_host import BlockHostServicer
 from shared.worker.fetch_cost import FetchCosts
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
@@ -150,7 +152,12 @@ async def _load(
     settings: WorkerSettings, role: Role, dispatch: StepDispatch, stop: asyncio.Event
 ) -> LoadedEngine | None:
     """Loads off the loop; None when the process was told to stop meanwhile."""
-    loading = asyncio.ensure_future(asyncio.to_thread(load_engine, settings, role, dispatch.on_step))
+    loop = asyncio.get_running_loop()
+
+    def ask(request: transfer_pb.AdoptRequest) -> transfer_pb.AdoptReply | None:
+        return asyncio.run_coroutine_threadsafe(ask_kv_transfer(settings.transfer_socket, request), loop).result()
+
+    loading = asyncio.ensure_future(asyncio.to_thread(load_engine, settings, role, dispatch.on_step, ask))
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -212,6 +219,8 @@ async def _running(
         log.info("serving", address=address, incarnation=identity.incarnation, metrics=http.url)
         yield tasks
         await _drain(settings, parts, directory)
+        await asyncio.to_thread(engine.stop)  # before kv_transfer hears that the arena will not change any more
+        loaded.is_left = link.is_attached
 
 
 async def _drain(settings: WorkerSettings, parts: WorkerParts, directory: Directory) -> None:
@@ -254,6 +263,7 @@ def _link(
             incarnation=identity.incarnation,
             fingerprint=identity.fingerprint,
             arena_path=loaded.arena.path,
+            seal_table=loaded.memory.table.path,
             num_blocks=loaded.arena.num_blocks,
             block_bytes=loaded.arena.block_bytes,
             host_socket=host_socket,

@@ -174,3 +174,29 @@ def test_integrity_check_names_a_violation():
     pool._free.append(pool._free[0])
     with pytest.raises(InternalError, match="free twice"):
         pool.check_integrity()
+
+
+def test_adopted_blocks_are_cached_in_order_and_names_that_come_twice_count_once():
+    told = []
+    pool = BlockPool(6, 4, lambda block, name: told.append((block, name)))
+    names = [name(i) for i in range(3)]
+    pool.adopt([(4, names[0]), (1, names[1]), (2, names[0])])
+    pool.check_integrity()
+    assert pool.match_prefix(names) == [4, 1]
+    assert (pool.counts().free, pool.counts().cached) == (4, 2)
+    assert pool.drain_events() == (names[:2], [])
+    assert told == []  # the table knows them already
+    taken = pool.allocate(5)
+    assert 4 in taken
+    assert told == [(4, None)]  # the longest sealed goes first, and is recorded as gone before anybody writes it
+
+
+def test_every_name_is_recorded_when_it_is_given_and_before_its_block_is_given_away():
+    told = []
+    pool = BlockPool(2, 4, lambda block, name: told.append((block, name)))
+    sealed = name(7)
+    (block,) = pool.allocate(1)
+    pool.seal(block, sealed)
+    pool.unref(block)
+    pool.allocate(2)
+    assert told == [(block, sealed), (block, None)]

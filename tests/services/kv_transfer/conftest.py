@@ -18,6 +18,7 @@ from shared.directory.client import Directory
 from shared.identity import BlockHash, join_hashes, new_incarnation, split_hashes
 from shared.kv_arena import SharedArena
 from shared.rpc import bind_unix, new_server, open_channel, unix_target
+from shared.seal_table import SealTable, table_path
 
 BLOCK_BYTES = 96 << 10
 
@@ -56,6 +57,7 @@ class Node:
         self.socket = directory / f"{worker_id}.sock"
         self.num_blocks, self.block_bytes = num_blocks, block_bytes
         self.fingerprint = settings.pop("fingerprint", "model-a")
+        has_table = settings.pop("seal_table", False)
         self.environment = {
             **os.environ,
             "TANDEM_TRANSFER_WORKER_ID": worker_id,
@@ -69,6 +71,9 @@ class Node:
         name = f"tandem-test-{os.getpid()}-{directory.name}-{worker_id}"
         self.arena = SharedArena.create(Path("/dev/shm") / name, num_blocks, block_bytes)
         self.blocks = self.arena.blocks
+        self.table = None
+        if has_table:
+            self.table = SealTable.create(table_path(self.arena.path), num_blocks, block_bytes, self.fingerprint)
         self.host = StandInHost()
         self.process = None
         self.attached = None
@@ -98,6 +103,7 @@ class Node:
                 block_bytes=self.block_bytes,
                 host_socket=str(self.directory / f"{self.worker_id}.host.sock"),
                 role="decode",
+                seal_table="" if self.table is None else str(self.table.path),
             ),
             wait_for_ready=True,
         )
@@ -155,6 +161,8 @@ class Node:
                 self.process.wait()
         self.log.close()
         self.arena.unlink()
+        if self.table is not None:
+            self.table.unlink()
 
     def log_text(self):
         return (self.directory / f"{self.worker_id}.log").read_text()
