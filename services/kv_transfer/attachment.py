@@ -94,12 +94,7 @@ class Attachment:
         call = self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes)))
         watch: asyncio.Task[None] | None = None
         try:
-            with rpc_errors():
-                try:
-                    async with asyncio.timeout(PIN_TIMEOUT_S):
-                        reply = await call.read()
-                except TimeoutError as exc:
-                    raise WorkerLost(f"the worker did not answer a pin within {PIN_TIMEOUT_S} s") from exc
+            reply = await _first_reply(call)
             if not isinstance(reply, pb.PinReply) or len(reply.block_ids) != len(hashes):
                 raise WorkerLost("the worker ended a pin without an answer")
             held = iter(self.blocks([block_id for block_id in reply.block_ids if block_id >= 0]))
@@ -156,6 +151,21 @@ def _open_table(request: pb.AttachRequest) -> SealTable | None:
         return SealTable.open(Path(request.seal_table), request.num_blocks, request.block_bytes, request.fingerprint)
     except OSError as exc:
         raise InvalidRequest(f"cannot map {request.seal_table}: {exc}") from exc
+
+
+async def _first_reply(call: grpc.aio.UnaryStreamCall[pb.PinRequest, pb.PinReply]) -> object:
+    try:
+        with rpc_errors():
+            async with asyncio.timeout(PIN_TIMEOUT_S):
+                return await call.read()
+    except TimeoutError as exc:
+        raise WorkerLost(f"the worker did not answer a pin within {PIN_TIMEOUT_S} s") from exc
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not us: the channel was closed, because the worker is gone.
+        raise WorkerLost("the worker is gone") from exc
 
 
 async def _until_ended(call: grpc.aio.UnaryStreamCall[pb.PinRequest, pb.PinReply]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from services.kv_transfer.attachment import Attachment
+from services.kv_transfer.attachment import Attachment, WorkerPin
 from services.kv_transfer.orphan import Orphan
 from services.kv_transfer.tiers import Tiers
 from shared.errors import TandemError
@@ -17,6 +18,9 @@ from shared.identity import BlockHash, Fingerprint
 from shared.transfer.grants import Source
 
 log = structlog.get_logger(__name__)
+
+_DEATH_S = 0.2  # from a dead worker's first broken call to its last
+_DEATH_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +98,13 @@ class Holdings:
         async with contextlib.AsyncExitStack() as stack:
             sources: list[Source | None] = [None] * len(hashes)
             lost = None
-            owner = self.attachment or self.orphan
-            if owner is not None:
-                try:
-                    pin = await stack.enter_async_context(owner.pin(hashes))
-                except TandemError as exc:
-                    log.warning("worker_pin_failed", error=exc.message)
-                else:
-                    sources = [
-                        None if block is None else Source(block_hash, block, checksum)
-                        for block_hash, block, checksum in zip(hashes, pin.blocks, pin.checksums, strict=True)
-                    ]
-                    lost = pin.lost if any(sources) else None
+            pin = await self._pin_worker(stack, hashes)
+            if pin is not None:
+                sources = [
+                    None if block is None else Source(block_hash, block, checksum)
+                    for block_hash, block, checksum in zip(hashes, pin.blocks, pin.checksums, strict=True)
+                ]
+                lost = pin.lost if any(sources) else None
             absent = [i for i, source in enumerate(sources) if source is None]
             entries = await self.tiers.pin([hashes[i] for i in absent])
             stack.callback(self.tiers.unpin, entries)
@@ -113,3 +112,18 @@ class Holdings:
                 if entry is not None:
                     sources[i] = Source(entry.block_hash, entry.block, entry.checksum)
             yield Pinned(sources, lost)
+
+    async def _pin_worker(self, stack: contextlib.AsyncExitStack, hashes: Sequence[BlockHash]) -> WorkerPin | None:
+        """In the worker's arena, also if the worker dies at this moment."""
+        for _ in range(2):
+            owner = self.attachment or self.orphan
+            if owner is None:
+                break
+            try:
+                return await stack.enter_async_context(owner.pin(hashes))
+            except TandemError as exc:
+                log.warning("worker_pin_failed", error=exc.message)
+            deadline_s = time.monotonic() + _DEATH_S
+            while self.attachment is owner and time.monotonic() < deadline_s:  # noqa: ASYNC110 - seldom
+                await asyncio.sleep(_DEATH_POLL_S)
+        return None

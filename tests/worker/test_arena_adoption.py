@@ -6,7 +6,7 @@ import pytest
 
 from protos import kv_transfer_pb2 as pb
 from shared.kv_arena import SharedArena
-from shared.seal_table import SealTable, table_path
+from shared.seal_table import SealTable
 from shared.worker.arena_adoption import open_worker_arena
 
 NAMES = [bytes([i]) * 16 for i in range(1, 9)]
