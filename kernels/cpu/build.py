@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -24,6 +25,7 @@ COMPILE_TIMEOUT_S = 300
 class Isa(Enum):
     """An instruction set, best first; the value is the compiler's flags."""
 
+    AMX = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
     AVX512_BF16 = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16")
     AVX512_VNNI = ("-march=x86-64-v4", "-mavx512vnni")
     AVX512 = ("-march=x86-64-v4",)
@@ -36,6 +38,7 @@ class Isa(Enum):
 _AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
 _AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 REQUIRED_FLAGS = {
+    Isa.AMX: _AVX512 | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"},
     Isa.AVX512_BF16: _AVX512 | {"avx512_vnni", "avx512_bf16"},
     Isa.AVX512_VNNI: _AVX512 | {"avx512_vnni"},
     Isa.AVX512: _AVX512,
@@ -58,7 +61,14 @@ def supported_isas() -> list[Isa]:
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
-    return [isa for isa in Isa if flags >= REQUIRED_FLAGS[isa]]
+    supported = [isa for isa in Isa if flags >= REQUIRED_FLAGS[isa]]
+    return supported if Isa.AMX not in supported or _tiles_permitted() else supported[1:]
+
+
+def _tiles_permitted() -> bool:
+    """Asks the kernel for AMX's registers, which it gives to processes that ask."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
 def build(isa: Isa) -> Path:

@@ -75,6 +75,11 @@ class NativeLinear:
         self._packed = packed
         self.handle: int = library.calls.tandem_linear(form.value, outputs, inputs, packed.ctypes.data)
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes that one multiplication reads."""
+        return self._packed.nbytes
+
     def __del__(self) -> None:
         if hasattr(self, "handle"):
             self._library.calls.tandem_linear_free(self.handle)

@@ -15,6 +15,7 @@
 // An input row is packed to match: [units] words, and for int8 and int4 a float32 scale and the int32 sum of the codes of
 // each group behind them.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 
 #include "vec.hpp"
