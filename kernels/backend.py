@@ -56,6 +56,19 @@ class Ops(Protocol):
         """Stores keys and values in their cache slots."""
         ...
 
+    def rotary_write_kv(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        value: torch.Tensor,
+        positions: torch.Tensor,
+        cos_sin: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """The two before it, in one op."""
+        ...
+
     def paged_attention(
         self,
         query: torch.Tensor,
@@ -128,7 +141,7 @@ def load_backend(
     if name == "native":
         return _native(ops, quantization)
     linear: MakeLinear = packed_linear if name == "cpu" else dense_linear
-    head, numerics = linear, "torch"
+    head, numerics = linear, "triton" if name == "triton" else "torch"
     if quantization is not Quantization.NONE:
         if name == "triton":
             raise ValueError(f"quantization {quantization.value} needs backend native, cpu or reference, on a CPU")

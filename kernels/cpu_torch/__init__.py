@@ -3,7 +3,8 @@
 from kernels.cpu_torch.paged_attention import paged_attention
 from kernels.cpu_torch.rms_norm import fused_add_rms_norm, rms_norm
 from kernels.cpu_torch.rotary import rotary
+from kernels.cpu_torch.rotary_write_kv import rotary_write_kv
 from kernels.cpu_torch.silu_and_mul import silu_and_mul
 from kernels.cpu_torch.write_kv import write_kv
 
-__all__ = ["fused_add_rms_norm", "paged_attention", "rms_norm", "rotary", "silu_and_mul", "write_kv"]
+__all__ = ["fused_add_rms_norm", "paged_attention", "rms_norm", "rotary", "rotary_write_kv", "silu_and_mul", "write_kv"]

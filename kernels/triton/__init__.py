@@ -5,7 +5,9 @@ Importing this package imports Triton; with `TRITON_INTERPRET=1` set before, the
 
 from kernels.triton.block_checksum import block_checksum
 from kernels.triton.block_copy import gather_blocks, scatter_blocks
+from kernels.triton.draw import draw
 from kernels.triton.paged_attention import paged_attention
+from kernels.triton.pending_tokens import fill_pending
 from kernels.triton.rms_norm import fused_add_rms_norm, rms_norm
 from kernels.triton.rotary import rotary, rotary_write_kv
 from kernels.triton.sample import Penalties, sample
@@ -15,6 +17,8 @@ from kernels.triton.write_kv import write_kv
 __all__ = [
     "Penalties",
     "block_checksum",
+    "draw",
+    "fill_pending",
     "fused_add_rms_norm",
     "gather_blocks",
     "paged_attention",

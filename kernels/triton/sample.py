@@ -1,9 +1,8 @@
 """The batched sampler: penalties, temperature, top-k, top-p, min-p and the draw, with nothing on the host.
 
-One program per row. A draw is the Gumbel-max trick (Maddison et al. 2014) with counter-based noise (Philox, Salmon et
-al. 2011): the noise of a token is a function of (seed, position, token id) and nothing else, so whoever computes the
-same logits draws the same token. Top-k and top-p need no sort: an eight-way search over the
-order-preserving integer image of the logits finds the cut.
+One program per row. A draw is the Gumbel-max trick (Maddison et al. 2014) with the counter-based noise of `noise`, so
+whoever computes the same logits draws the same token. Top-k and top-p need no sort: an eight-way search over the
+order-preserving integer image of the logits finds the cut. `draw` is faster where nothing is cut.
 """
 # mypy: allow-untyped-calls, disable-error-code="no-untyped-def, untyped-decorator, misc"
 
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+
+from kernels.triton.noise import gumbel_noise
 
 _WIDE = 2048
 """Values a pass takes at a time where it does little with each."""
@@ -158,8 +159,7 @@ def sample_kernel(
     top_k,  # int32 [S]
     top_p,  # fp32 [S]
     min_p,  # fp32 [S]
-    seeds,  # int64 [S]
-    positions,  # int64 [S]
+    keys,  # int64 [S]
     output_counts,  # int32 [S, V]
     prompt_mask,  # uint8 [S, V]
     repetition,  # fp32 [S]
@@ -221,10 +221,7 @@ def sample_kernel(
             if smallest > 0.0:
                 cut = tl.maximum(cut, _order_key(row_max + tl.log(smallest)).to(tl.int64))
 
-    seed = tl.load(seeds + s)
-    position = tl.load(positions + s)
-    low = (position & 0xFFFFFFFF).to(tl.uint32)
-    high = (position >> 32).to(tl.uint32)
+    key = tl.load(keys + s)
     best = tl.full([WIDE], float("-inf"), tl.float32)
     where = tl.zeros([WIDE], tl.int32)
     for start in tl.range(0, V, WIDE, num_stages=3):
@@ -232,9 +229,7 @@ def sample_kernel(
         x = tl.load(row + c, mask=c < V, other=float("-inf"))
         score = x
         if not greedy:
-            bits, _, _, _ = tl.philox(seed, c.to(tl.uint32), low, high, 0)
-            uniform = ((bits >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
-            score = x - tl.log(-tl.log(uniform))
+            score = x + gumbel_noise(key, c)
             score = tl.where(_order_key(x) >= cut, score, float("-inf"))
         where = tl.where(score > best, c, where)
         best = tl.maximum(best, score)
@@ -249,8 +244,7 @@ def sample(
     logits: torch.Tensor,
     *,
     temperature: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
+    keys: torch.Tensor,
     top_k: torch.Tensor | None = None,
     top_p: torch.Tensor | None = None,
     min_p: torch.Tensor | None = None,
@@ -265,8 +259,7 @@ def sample(
     Args:
         logits: `[S, V]`, any float dtype, last dimension contiguous; -inf forbids a token. Not modified.
         temperature: fp32 `[S]`; 0 takes the largest logit, lowest id first.
-        seeds: int64 `[S]`, one per sequence (and choice).
-        positions: int64 `[S]`, index of the token to be drawn in its sequence.
+        keys: int64 `[S]`, of the noise: a scramble of seed, choice and the position of the token to be drawn.
         top_k: int32 `[S]`; 0 is off.
         top_p: fp32 `[S]`; 1 is off.
         min_p: fp32 `[S]`; 0 is off.
@@ -289,7 +282,7 @@ def sample(
     said = penalties or Penalties(tokens, tokens, temperature, temperature, temperature)
     sample_kernel[(num_rows,)](
         logits, scratch, candidates, temperature, *(f if f is not None else temperature for f in filters),
-        seeds, positions, said.output_counts, said.prompt_mask, said.repetition, said.presence, said.frequency,
+        keys, said.output_counts, said.prompt_mask, said.repetition, said.presence, said.frequency,
         tokens, logprobs, logits.stride(0), vocabulary, FILTER=filtered, PENALISE=penalties is not None,
         BLOCK=_BLOCK, WIDE=_WIDE, LIMIT=_LIMIT, num_warps=16,
     )  # fmt: skip

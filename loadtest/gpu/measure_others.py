@@ -122,13 +122,14 @@ def measure_sampling(watch: Stopwatch, *, small: bool) -> Iterator[Row]:
     """Yield one row per kind of sampling, 64 rows of Llama-3's vocabulary, beside torch with a full sort."""
     rows, vocabulary = (2, 500) if small else (64, 128256)
     logits = torch.randn(rows, vocabulary, device=watch.device).bfloat16() * 2
-    seeds, off = torch.arange(rows, device=watch.device), torch.zeros(rows, device=watch.device)
+    keys, off = torch.arange(rows, device=watch.device), torch.zeros(rows, device=watch.device)
     heat, nucleus, fifty = off + 0.8, off + 0.9, (off + 50).int()
-    draw = functools.partial(ops.sample, logits, seeds=seeds, positions=seeds)
+    draw = functools.partial(ops.sample, logits, keys=keys)
+    whole = functools.partial(ops.draw, logits, keys=keys, tokens=torch.empty_like(keys))
     sort = "sort, cumsum, multinomial"
     kinds: list[tuple[str, Callable[[], object], str, Callable[[], object]]] = [
-        ("greedy", lambda: draw(temperature=off), "argmax", lambda: logits.argmax(-1)),
-        ("temperature", lambda: draw(temperature=heat), "softmax, multinomial",
+        ("greedy", lambda: whole(temperature=off), "argmax", lambda: logits.argmax(-1)),
+        ("temperature", lambda: whole(temperature=heat), "softmax, multinomial",
          lambda: torch.multinomial((logits.float() / 0.8).softmax(-1), 1)),
         ("top-p 0.9", lambda: draw(temperature=heat, top_k=off.int(), top_p=nucleus, min_p=off), sort,
          lambda: _torch_top_p(logits)),

@@ -1,6 +1,6 @@
 """The decoder-only transformer of Llama, Mistral, Qwen2 and Qwen3: one class, the differences are data.
 
-    tokens -> embedding -> [ norm -> qkv -> (q, k norms) -> rotary -> write_kv -> paged_attention -> output
+    tokens -> embedding -> [ norm -> qkv -> (q, k norms) -> rotary_write_kv -> paged_attention -> output
                              norm -> gate, up -> silu_and_mul -> down ] x layers -> norm -> LM head
 
 Plain objects rather than `nn.Module`: at a decode step's size the module machinery would cost more than the arithmetic.
@@ -143,8 +143,9 @@ class Decoder:
         if layer.query_norm is not None and layer.key_norm is not None:
             query = _norm_heads(self.backend, query, layer.query_norm, config.rms_norm_eps)
             key = _norm_heads(self.backend, key, layer.key_norm, config.rms_norm_eps)
-        ops.rotary(query, key, inputs.positions, self._cos_sin)
-        ops.write_kv(key, value, kv_cache, inputs.slot_mapping)
+        ops.rotary_write_kv(
+            query, key, value, inputs.positions, self._cos_sin, kv_cache, inputs.slot_mapping
+        )
         attended = ops.paged_attention(
             query,
             kv_cache,

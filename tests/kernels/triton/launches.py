@@ -67,9 +67,19 @@ def _sample() -> None:
     ids = _meta(64, dtype=torch.int64)
     counts, seen = _meta(64, 128256, dtype=torch.int32), _meta(64, 128256, dtype=torch.uint8)
     ops.sample(
-        _meta(64, 128256), temperature=row, seeds=ids, positions=ids, top_k=_meta(64, dtype=torch.int32), top_p=row,
+        _meta(64, 128256), temperature=row, keys=ids, top_k=_meta(64, dtype=torch.int32), top_p=row,
         min_p=row, penalties=ops.Penalties(counts, seen, row, row, row),
     )  # fmt: skip
+
+
+def _draw() -> None:
+    ids = _meta(64, dtype=torch.int64)
+    ops.draw(_meta(64, 128256), _meta(64, dtype=torch.float32), ids, ids)
+
+
+def _fill_pending() -> None:
+    ids = _meta(64, dtype=torch.int64)
+    ops.fill_pending(ids, _meta(64, dtype=torch.int32), ids)
 
 
 def _checksum() -> None:
@@ -118,6 +128,8 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "block_checksum": _checksum,
     "gather_blocks": _gather,
     "sample": _sample,
+    "draw": _draw,
+    "fill_pending": _fill_pending,
 }
 
 

@@ -1,4 +1,4 @@
-"""The sampler: what it may draw, how often, and that noise belongs to (seed, position, token)."""
+"""The samplers: what they may draw, how often, and that they draw what the sampler of the CPU draws."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import torch
 
 from kernels import triton as ops
 from loadtest.gpu import oracles
+from shared.engine.noise import gumbel_noise, noise_keys, token_steps
+from shared.engine.truncated_draw import Cuts, draw_truncated
 
 VOCABULARY = 2500
 
 
-def draw(logits: torch.Tensor, *, temperature: float = 1.0, seeds: torch.Tensor | None = None, **filters: float):
+def _keys(rows: int) -> torch.Tensor:
+    return noise_keys(list(range(rows)), [0] * rows, [5] * rows)
+
+
+
+def draw(logits: torch.Tensor, *, temperature: float = 1.0, keys: torch.Tensor | None = None, **filters: float):
     rows = logits.shape[0]
     named = {}
     if filters:
@@ -21,8 +28,7 @@ def draw(logits: torch.Tensor, *, temperature: float = 1.0, seeds: torch.Tensor 
             "min_p": torch.full((rows,), filters.get("min_p", 0.0)),
         }
     return ops.sample(
-        logits, temperature=torch.full((rows,), temperature), seeds=torch.arange(rows) if seeds is None else seeds,
-        positions=torch.full((rows,), 5), **named,
+        logits, temperature=torch.full((rows,), temperature), keys=_keys(rows) if keys is None else keys, **named,
     )  # fmt: skip
 
 
@@ -69,7 +75,7 @@ def test_draws_follow_the_softmax():
 def test_a_row_draws_the_same_token_wherever_it_stands_in_the_batch():
     logits = torch.randn(3, VOCABULARY)
     together, _ = draw(logits, top_k=50)
-    alone, _ = draw(logits[2:], seeds=torch.tensor([2]), top_k=50)
+    alone, _ = draw(logits[2:], keys=_keys(3)[2:], top_k=50)
     assert together[2] == alone[0]
 
 
@@ -90,7 +96,49 @@ def test_penalties_move_the_greedy_choice():
         frequency=torch.tensor([0.3, 0.0, 0.0]),
     )  # fmt: skip
     zeros = torch.zeros(3)
-    tokens, _ = ops.sample(logits, temperature=zeros, seeds=zeros.long(), positions=zeros.long(), penalties=penalties)
+    tokens, _ = ops.sample(logits, temperature=zeros, keys=zeros.long(), penalties=penalties)
     assert tokens.tolist() == [4, 4, 4]
     undisturbed, _ = draw(logits, temperature=0.0)
     assert undisturbed.tolist() == [3, 3, 3]
+
+
+def drawn_whole(logits: torch.Tensor, temperature: torch.Tensor, keys: torch.Tensor) -> list[int]:
+    tokens = torch.full((logits.shape[0],), -1)
+    ops.draw(logits, temperature, keys, tokens)
+    return tokens.tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [40, 2500, 20000])
+def test_a_draw_takes_the_token_that_the_cpu_takes(vocabulary):
+    logits, keys = torch.randn(6, vocabulary) * 2, noise_keys(list(range(6)), [0, 1] * 3, [100] * 6)
+    temperature = torch.tensor([0.0, 0.5, 1.0, 1.0, 1.7, 0.9])
+    noise = gumbel_noise(keys, token_steps(torch.arange(vocabulary)))
+    scores = torch.where(temperature[:, None] > 0, logits / temperature.clamp(min=1e-6)[:, None] + noise, logits)
+    assert drawn_whole(logits, temperature, keys) == scores.argmax(-1).tolist()
+
+
+def test_a_cut_draw_takes_the_token_that_the_cpu_takes():
+    logits, keys = torch.randn(12, VOCABULARY) * 2, noise_keys(list(range(12)), [0] * 12, [7] * 12)
+    tokens, _ = draw(logits, temperature=0.8, keys=keys, top_k=60, top_p=0.9, min_p=0.01)
+    rows = torch.ones(12)
+    cuts = Cuts(top_k=(rows * 60).long(), top_p=rows.double() * 0.9, min_p=rows * 0.01)
+    assert tokens.tolist() == draw_truncated(logits / 0.8, keys, cuts).tolist()
+
+
+def test_a_draw_prefers_the_first_of_equals_and_never_a_forbidden_token():
+    logits = torch.zeros(1, 20000)
+    logits[0, [9000, 17000]] = 4.0
+    assert drawn_whole(logits, torch.zeros(1), torch.zeros(1, dtype=torch.int64)) == [9000]
+    logits = torch.full((30, 9000), float("-inf"))
+    logits[:, 8500] = logits[:, 3] = 0.0
+    assert set(drawn_whole(logits, torch.ones(30), _keys(30))) == {3, 8500}
+
+
+def test_pending_tokens_are_taken_from_the_last_step():
+    token_ids = torch.arange(300) + 1000
+    sources = torch.full((300,), -1, dtype=torch.int32)
+    sources[[0, 299]] = torch.tensor([2, 0], dtype=torch.int32)
+    ops.fill_pending(token_ids, sources, torch.tensor([7, 8, 9]))
+    expected = torch.arange(300) + 1000
+    expected[0], expected[299] = 9, 7
+    assert token_ids.tolist() == expected.tolist()

@@ -1,0 +1,202 @@
+"""Runs steps on a device, two in flight: the host prepares and launches the next while the device computes the last.
+
+    send inputs (one copy) -> replay the captured step -> tokens stay on the device -> copy them to the host -> event
+
+A step that fits a captured shape is one launch; a larger one (long prompt chunks) is launched kernel by kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+import torch
+
+from kernels import triton as ops
+from kernels.triton.compile_watch import on_compile
+from shared.engine.device_sampler import DeviceSampler, DrawKind, draw_kind
+from shared.engine.device_step_inputs import DeviceStepInputs
+from shared.engine.sampling_params import MAX_LOGPROBS
+from shared.engine.step import StepBatch, StepResult
+from shared.engine.step_capture import CudaCapture, NoCapture, Replay, StepCapture
+from shared.engine.step_shape import StepShape, StepShapes
+from shared.identity import SequenceId
+from shared.models.decoder import Decoder
+
+log = structlog.get_logger(__name__)
+
+_MAX_IN_FLIGHT = 2
+
+
+class LayeredCache(Protocol):
+    """KV blocks on the model's device."""
+
+    @property
+    def layers(self) -> list[torch.Tensor]:
+        """Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        ...
+
+
+class _DeviceStep:
+    """A launched step; its tokens are on the host once `event` is reached."""
+
+    def __init__(self, tokens: torch.Tensor, event: torch.cuda.Event | None) -> None:
+        self._tokens = tokens
+        self._event = event
+
+    def result(self) -> StepResult:
+        if self._event is not None:
+            self._event.synchronize()
+        token_ids = self._tokens.tolist()
+        return StepResult(token_ids=token_ids, logprobs=[None] * len(token_ids))
+
+
+class _EditedStep:
+    """A launched step whose tokens the host waited for already."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        return self._result
+
+
+class DeviceRunner:
+    """A model over a KV cache on a device; a `PipelinedRunner`. Only the engine thread calls it.
+
+    Args:
+        model: Loaded, with the Triton backend; without its LM head it serves steps that sample nothing.
+        kv_cache: Whose blocks the sequences' tables name; written by steps.
+    """
+
+    max_in_flight = _MAX_IN_FLIGHT
+
+    def __init__(
+        self,
+        model: Decoder,
+        kv_cache: LayeredCache,
+        *,
+        max_batch_tokens: int,
+        max_sequences: int,
+        max_model_len: int,
+        max_logprobs: int = MAX_LOGPROBS,
+    ) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._max_batch_tokens = max_batch_tokens
+        self._max_model_len = max_model_len
+        self._shapes = StepShapes(
+            max_batch_tokens=max_batch_tokens, max_sequences=max_sequences, max_model_len=max_model_len
+        )
+        self._max_sequences = max_sequences
+        self._inputs = DeviceStepInputs(
+            max_batch_tokens=max_batch_tokens,
+            max_sequences=max_sequences,
+            max_blocks=-(-max_model_len // kv_cache.block_size),
+            block_size=kv_cache.block_size,
+            device=model.device,
+            num_stages=_MAX_IN_FLIGHT + 1,
+        )
+        self._sampler = DeviceSampler(
+            model.config.vocab_size,
+            frozenset(model.config.eos_token_ids),
+            max_sequences=max_sequences,
+            max_logprobs=max_logprobs,
+            device=model.device,
+        )
+        self._is_cuda = model.device.type == "cuda"
+        self._host_tokens = [
+            torch.zeros(max_sequences, dtype=torch.int64, pin_memory=self._is_cuda) for _ in range(_MAX_IN_FLIGHT + 1)
+        ]
+        self._captured: dict[StepShape, Replay] = {}
+        self._sampled_rows: dict[SequenceId, int] = {}
+        self._num_launched = 0
+
+    @torch.inference_mode()
+    def launch(self, batch: StepBatch) -> _DeviceStep | _EditedStep:
+        """See `PipelinedRunner`; on return the device works on the step."""
+        shape = self._shape_of(batch)
+        self._inputs.send(batch, shape, self._sampled_rows)
+        replay = self._captured.get(shape)
+        logits = replay() if replay is not None else self._forward(shape)
+        sequences = [item.sequence for item in batch.scheduled if item.samples]
+        self._sampled_rows = {sequence.sequence_id: row for row, sequence in enumerate(sequences)}
+        kind = draw_kind(sequences)
+        if kind is DrawKind.EDITED:
+            return _EditedStep(self._sampler.draw_edited(logits[: len(sequences)], sequences))
+        if kind is DrawKind.CUT:
+            self._sampler.draw_cut(logits[: len(sequences)], self._inputs.draws)
+        return self._bring_tokens(len(sequences))
+
+    @torch.inference_mode()
+    def run_largest(self) -> None:
+        """One step of the largest size, of padding: for measuring what memory steps need."""
+        shape = StepShape(self._max_batch_tokens, self._max_sequences, False, self._max_model_len)
+        self._inputs.send(StepBatch([]), shape, {})
+        self._forward(shape)
+
+    @torch.inference_mode()
+    def warm_up(self, progress: Callable[[int, int], None]) -> None:
+        """Compiles every kernel and captures every shape, so that nothing is compiled while serving.
+
+        Args:
+            progress: Called with (shapes done, shapes in all).
+        """
+        capture: StepCapture = CudaCapture(self._model.device) if self._is_cuda else NoCapture()
+        shapes = self._shapes.all()
+        self.run_largest()
+        for done, shape in enumerate(shapes, start=1):
+            self._inputs.send(StepBatch([]), shape, {})
+            self._captured[shape] = capture.capture(lambda shape=shape: self._forward(shape))  # type: ignore[misc]
+            progress(done, len(shapes))
+        if self._model.has_lm_head:
+            logits = self._captured[shapes[-1]]()
+            self._sampler.draw_cut(logits, self._inputs.draws)
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        on_compile(_warn_of_compile)
+
+    def _shape_of(self, batch: StepBatch) -> StepShape:
+        """A captured shape, or the batch's own."""
+        scheduled = batch.scheduled
+        num_tokens, longest = batch.num_tokens, max(item.end for item in scheduled)
+        is_decode = num_tokens == len(scheduled) and all(item.samples for item in scheduled)
+        shape = self._shapes.fit(num_tokens, len(scheduled), longest, is_decode=is_decode)
+        return shape or StepShape(num_tokens, len(scheduled), False, longest)
+
+    def _forward(self, shape: StepShape) -> torch.Tensor:
+        """The step's work on the device: tokens, model, plain draws.
+
+        Returns:
+            Logits `[num_sequences, vocab]` of the rows that sample, then padding; without LM head the hidden states.
+        """
+        inputs = self._inputs.views(shape)
+        ops.fill_pending(inputs.token_ids, self._inputs.sources[: shape.num_tokens], self._sampler.tokens)
+        hidden = self._model.forward(inputs, self._kv_cache.layers)
+        if not self._model.has_lm_head:
+            return hidden
+        if not shape.is_decode:
+            hidden = hidden.index_select(0, self._inputs.sample_rows[: shape.num_sequences])
+        logits = self._model.logits(hidden)
+        self._sampler.draw(logits, self._inputs.draws)
+        return logits
+
+    def _bring_tokens(self, count: int) -> _DeviceStep:
+        self._num_launched += 1
+        tokens = self._host_tokens[self._num_launched % len(self._host_tokens)][:count]
+        tokens.copy_(self._sampler.tokens[:count], non_blocking=True)
+        event = None
+        if self._is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        return _DeviceStep(tokens, event)
+
+
+def _warn_of_compile(kernel: str) -> None:
+    log.warning("compiled_while_serving", kernel=kernel)

@@ -1,0 +1,123 @@
+"""The device runner's whole path, interpreted: engine, staged inputs, pending tokens, kernels, draws, two in flight."""
+
+from __future__ import annotations
+
+import queue
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.backend import load_backend
+from shared.engine.block_pool import BlockPool
+from shared.engine.config import EngineConfig
+from shared.engine.device_runner import DeviceRunner
+from shared.engine.engine import Engine
+from shared.engine.runner import ModelRunner
+from shared.engine.sampling_params import SamplingParams
+from shared.engine.sequence import Sequence
+from shared.identity import Fingerprint, SessionId, namespace_hash
+from shared.models.config import ModelConfig
+from shared.models.decoder import Decoder, LayerWeights
+from shared.models.rope import RopeScaling
+
+CPU = torch.device("cpu")
+BLOCK_SIZE, NUM_BLOCKS, VOCABULARY = 16, 24, 96
+LIMITS = {"max_batch_tokens": 24, "max_sequences": 4, "max_model_len": 64}
+CONFIG = ModelConfig(
+    architecture="LlamaForCausalLM", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_layers=2,
+    num_heads=2, num_kv_heads=1, head_dim=32, rms_norm_eps=1e-5, rope=RopeScaling(10000.0), max_model_len=64,
+    qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False, tie_word_embeddings=False, eos_token_ids=(95,),
+    checkpoint_dtype="float32",
+)  # fmt: skip
+
+
+class Cache:
+    """KV blocks in plain memory."""
+
+    def __init__(self) -> None:
+        self.block_size = BLOCK_SIZE
+        self.tensor = torch.zeros(NUM_BLOCKS, 2, 2, BLOCK_SIZE, 1, 32)
+        self.layers = [self.tensor[:, 0], self.tensor[:, 1]]
+        self.layout = self
+
+
+def decoder(backend_name: str) -> Decoder:
+    """The same random weights for every backend."""
+    generator = np.random.default_rng(3)
+    backend = load_backend(backend_name, CPU)
+
+    def weight(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(generator.normal(size=shape).astype(np.float32) / shape[-1] ** 0.5)
+
+    layers = [
+        LayerWeights(
+            attention_norm=torch.ones(64), qkv=backend.linear(weight(128, 64), None), query_norm=None, key_norm=None,
+            output=backend.linear(weight(64, 64), None), feed_forward_norm=torch.ones(64),
+            gate_up=backend.linear(weight(128, 64), None), down=backend.linear(weight(64, 64), None),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    embedding, head = weight(VOCABULARY, 64) * 8, backend.linear(weight(VOCABULARY, 64) * 6, None)
+    return Decoder(CONFIG, backend, embedding=embedding, layers=layers, final_norm=torch.ones(64), lm_head=head)
+
+
+def serve(runner: object, many_params: list[SamplingParams]) -> list[tuple[list[int], list[object]]]:
+    """Output tokens and their log-probabilities, of prompts of different lengths."""
+    messages: queue.SimpleQueue = queue.SimpleQueue()
+    config = EngineConfig(block_size=BLOCK_SIZE, eos_token_ids=frozenset(CONFIG.eos_token_ids), **LIMITS)
+    engine = Engine(runner, BlockPool(NUM_BLOCKS, BLOCK_SIZE), config, messages.put)
+    sequences = [
+        Sequence(
+            session_id=SessionId(str(i)), token_ids=[(7 * i + 3 * j) % 90 for j in range(5 + 13 * i)],
+            num_prompt_tokens=5 + 13 * i, sampling=params, namespace=namespace_hash(Fingerprint("check")),
+        )
+        for i, params in enumerate(many_params)
+    ]  # fmt: skip
+    engine.submit(sequences)
+    engine.start()
+    finished, logprobs = 0, {one.sequence_id: [] for one in sequences}
+    while finished < len(sequences):
+        outputs = messages.get(timeout=60)
+        for one, _, found in outputs.tokens:
+            logprobs[one.sequence_id].append(found)
+        finished += len(outputs.finished)
+    engine.stop()
+    engine.check_integrity()
+    assert not engine.stats().failure
+    return [(one.token_ids[one.num_prompt_tokens :], logprobs[one.sequence_id]) for one in sequences]
+
+
+@pytest.fixture(scope="module")
+def runners():
+    device = DeviceRunner(decoder("triton"), Cache(), **LIMITS)
+    seen = []
+    device.warm_up(lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+    return device, lambda: ModelRunner(decoder("cpu"), Cache(), **LIMITS)
+
+
+GREEDY = SamplingParams(max_tokens=7, temperature=0.0)
+CASES = {
+    "greedy and drawn": [GREEDY, SamplingParams(max_tokens=6, seed=5), SamplingParams(max_tokens=9, temperature=0.7)],
+    "cut": [SamplingParams(max_tokens=5, top_k=5, seed=1), SamplingParams(max_tokens=5, top_p=0.7, seed=2), GREEDY],
+    "edited": [
+        SamplingParams(max_tokens=5, temperature=0.0, num_logprobs=2),
+        SamplingParams(max_tokens=6, seed=4, frequency_penalty=0.5),
+        SamplingParams(max_tokens=5, temperature=0.0, logit_bias={11: 3.0}, min_tokens=4),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_device_runner_says_what_the_eager_runner_says(runners, name):
+    device, eager = runners
+    for (tokens, logprobs), (wanted, wanted_logprobs) in zip(
+        serve(device, CASES[name]), serve(eager(), CASES[name]), strict=True
+    ):
+        assert tokens == wanted
+        assert [p is None for p in logprobs] == [p is None for p in wanted_logprobs]
+        for found, expected in zip(logprobs, wanted_logprobs, strict=True):
+            if found is not None:
+                assert found.top_token_ids == expected.top_token_ids
+                assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
