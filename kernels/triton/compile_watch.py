@@ -11,7 +11,7 @@ import triton
 def on_compile(notify: Callable[[str], None] | None) -> None:
     """Calls `notify` with a kernel's name for each one compiled in this process from now on; None ends it."""
 
-    def hook(*, repr: str, already_compiled: bool, **_: Any) -> None:  # noqa: A002 - Triton names the argument
+    def hook(*, repr: str, already_compiled: bool, **_: Any) -> None:
         if notify is not None and not already_compiled:
             notify(repr)
 

@@ -1,7 +1,7 @@
 """Chooses a token per row from the whole softmax, greedily or with noise, over as many programs as the device holds.
 
-A vocabulary is cut into chunks of which each program takes one: it keeps the best score and the first token that has it.
-A second launch takes the best of a row's chunks. Rows that cut the distribution (top-k, top-p, min-p) go to `sample`.
+A vocabulary is cut into chunks. A program takes one and keeps the best score and the first token that has it; a second
+launch takes the best of a row's chunks. Rows that cut the distribution (top-k, top-p, min-p) go to `sample`.
 """
 # mypy: allow-untyped-calls, disable-error-code="no-untyped-def, untyped-decorator, misc"
 

@@ -49,7 +49,7 @@ def measure(device: str) -> Report:
     for row in _measure(watch, limits, small=small):
         rows.append(row)
         print(f"{row.name}: {row.time_us:.1f} us, {row.rate:.3g} {row.unit}", flush=True)
-    return Report(_hardware(device), checks, rows)
+    return Report(hardware(device), checks, rows)
 
 
 def _measure(watch: Stopwatch, limits: Limits, *, small: bool) -> Iterator[Row]:
@@ -61,7 +61,8 @@ def _measure(watch: Stopwatch, limits: Limits, *, small: bool) -> Iterator[Row]:
     yield from measure_sampling(watch, small=small)
 
 
-def _hardware(device: str) -> dict[str, str]:
+def hardware(device: str) -> dict[str, str]:
+    """What results are of."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
     return {
         "GPU": gpu,

@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison with float64: `error` is the norm of the difference over the norm of the reference."""
+    """One comparison: `error` is the norm of the difference over the norm of the reference, or a share of mistakes."""
 
     name: str
     error: float
@@ -72,6 +72,9 @@ class Report:
     hardware: dict[str, str]
     checks: Sequence[Check]
     rows: Sequence[Row]
+    title: str = "GPU kernels, measured"
+    script: str = "measure_kernels"
+    oracle: str = "float64"
 
     def write(self, folder: Path, stem: str) -> None:
         """Write `stem.json` and `stem.md` into `folder`."""
@@ -82,15 +85,15 @@ class Report:
     def markdown(self) -> str:
         """Render the tables."""
         passed = sum(check.passes for check in self.checks)
-        worst = max((c for c in self.checks if c.tolerance), key=lambda check: check.error / check.tolerance)
+        worst = max(self.checks, key=lambda check: check.error / check.tolerance if check.tolerance else check.error)
         lines = [
-            "# GPU kernels, measured",
+            f"# {self.title}",
             "",
-            "Written by `python -m loadtest.gpu.measure_kernels`; do not edit. " + ", ".join(
+            f"Written by `python -m loadtest.gpu.{self.script}`; do not edit. " + ", ".join(
                 f"{key}: {value}" for key, value in self.hardware.items()
             ) + ".",
             "",
-            f"Against float64: {passed} of {len(self.checks)} checks pass; nearest to its tolerance is {worst.name} "
+            f"Against {self.oracle}: {passed} of {len(self.checks)} checks pass; nearest to its tolerance is {worst.name} "
             f"({worst.error:.1e} of {worst.tolerance:.0e}).",
         ]  # fmt: skip
         for group in dict.fromkeys(row.group for row in self.rows):

@@ -22,6 +22,7 @@ from shared.engine.step import StepBatch, StepResult
 from shared.engine.step_capture import CudaCapture, NoCapture, Replay, StepCapture
 from shared.engine.step_shape import StepShape, StepShapes
 from shared.identity import SequenceId
+from shared.kv_arena import KvLayout
 from shared.models.decoder import Decoder
 
 log = structlog.get_logger(__name__)
@@ -30,17 +31,15 @@ _MAX_IN_FLIGHT = 2
 
 
 class LayeredCache(Protocol):
-    """KV blocks on the model's device."""
+    """KV blocks on the model's device.
 
-    @property
-    def layers(self) -> list[torch.Tensor]:
-        """Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`."""
-        ...
+    Attributes:
+        layout: Geometry of a block.
+        layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`.
+    """
 
-    @property
-    def block_size(self) -> int:
-        """Tokens per block."""
-        ...
+    layout: KvLayout
+    layers: list[torch.Tensor]
 
 
 class _DeviceStep:
@@ -98,8 +97,8 @@ class DeviceRunner:
         self._inputs = DeviceStepInputs(
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
-            max_blocks=-(-max_model_len // kv_cache.block_size),
-            block_size=kv_cache.block_size,
+            max_blocks=-(-max_model_len // kv_cache.layout.block_size),
+            block_size=kv_cache.layout.block_size,
             device=model.device,
             num_stages=_MAX_IN_FLIGHT + 1,
         )
@@ -117,6 +116,11 @@ class DeviceRunner:
         self._captured: dict[StepShape, Replay] = {}
         self._sampled_rows: dict[SequenceId, int] = {}
         self._num_launched = 0
+
+    @property
+    def num_shapes(self) -> int:
+        """Steps that `warm_up` captures."""
+        return len(self._shapes.all())
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> _DeviceStep | _EditedStep:
@@ -150,6 +154,7 @@ class DeviceRunner:
         """
         capture: StepCapture = CudaCapture(self._model.device) if self._is_cuda else NoCapture()
         shapes = self._shapes.all()
+        on_compile(None)
         self.run_largest()
         for done, shape in enumerate(shapes, start=1):
             self._inputs.send(StepBatch([]), shape, {})
@@ -193,7 +198,7 @@ class DeviceRunner:
         tokens.copy_(self._sampler.tokens[:count], non_blocking=True)
         event = None
         if self._is_cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         return _DeviceStep(tokens, event)
 

@@ -17,6 +17,7 @@ from shared.engine.step import ScheduledSequence, StepBatch
 from shared.engine.step_shape import StepShape
 from shared.identity import SequenceId
 from shared.models.decoder import ForwardInputs
+
 _MIN_CHUNK = 9
 """Query runs up to 8 have kernels of their own, which mixed steps do without: all take the same ones."""
 

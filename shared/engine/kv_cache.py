@@ -7,7 +7,7 @@ import torch
 from shared.errors import ConfigurationError
 from shared.kv_arena import KvLayout, SharedArena
 
-_TORCH_DTYPES = {
+KV_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -37,7 +37,7 @@ class KvCache:
             )
         self.layout = layout
         self.num_blocks = arena.num_blocks
-        self.tensor = torch.from_numpy(arena.blocks).view(_TORCH_DTYPES[layout.dtype]).view(-1, *layout.block_shape)
+        self.tensor = torch.from_numpy(arena.blocks).view(KV_DTYPES[layout.dtype]).view(-1, *layout.block_shape)
         self.layers = [self.tensor[:, index] for index in range(layout.num_layers)]
 
     def layer(self, index: int) -> torch.Tensor:

@@ -143,9 +143,7 @@ class Decoder:
         if layer.query_norm is not None and layer.key_norm is not None:
             query = _norm_heads(self.backend, query, layer.query_norm, config.rms_norm_eps)
             key = _norm_heads(self.backend, key, layer.key_norm, config.rms_norm_eps)
-        ops.rotary_write_kv(
-            query, key, value, inputs.positions, self._cos_sin, kv_cache, inputs.slot_mapping
-        )
+        ops.rotary_write_kv(query, key, value, inputs.positions, self._cos_sin, kv_cache, inputs.slot_mapping)
         attended = ops.paged_attention(
             query,
             kv_cache,

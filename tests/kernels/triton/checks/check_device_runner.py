@@ -11,18 +11,23 @@ import torch
 from kernels.backend import load_backend
 from shared.engine.block_pool import BlockPool
 from shared.engine.config import EngineConfig
+from shared.engine.device_kv_cache import DeviceKvCache
 from shared.engine.device_runner import DeviceRunner
 from shared.engine.engine import Engine
 from shared.engine.runner import ModelRunner
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence
 from shared.identity import Fingerprint, SessionId, namespace_hash
+from shared.kv_arena import KvLayout
 from shared.models.config import ModelConfig
 from shared.models.decoder import Decoder, LayerWeights
 from shared.models.rope import RopeScaling
+from tests.kernels.triton.check_plugin import INTERPRETED
 
 CPU = torch.device("cpu")
+DEVICE = CPU if INTERPRETED else torch.device("cuda")
 BLOCK_SIZE, NUM_BLOCKS, VOCABULARY = 16, 24, 96
+LAYOUT = KvLayout(num_layers=2, block_size=BLOCK_SIZE, num_kv_heads=1, head_dim=32, dtype="float32")
 LIMITS = {"max_batch_tokens": 24, "max_sequences": 4, "max_model_len": 64}
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_layers=2,
@@ -32,34 +37,25 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-class Cache:
-    """KV blocks in plain memory."""
-
-    def __init__(self) -> None:
-        self.block_size = BLOCK_SIZE
-        self.tensor = torch.zeros(NUM_BLOCKS, 2, 2, BLOCK_SIZE, 1, 32)
-        self.layers = [self.tensor[:, 0], self.tensor[:, 1]]
-        self.layout = self
-
-
-def decoder(backend_name: str) -> Decoder:
+def decoder(backend_name: str, device: torch.device) -> Decoder:
     """The same random weights for every backend."""
     generator = np.random.default_rng(3)
-    backend = load_backend(backend_name, CPU)
+    backend = load_backend(backend_name, device)
+    ones = torch.ones(64, device=device)
 
     def weight(*shape: int) -> torch.Tensor:
-        return torch.from_numpy(generator.normal(size=shape).astype(np.float32) / shape[-1] ** 0.5)
+        return torch.from_numpy(generator.normal(size=shape).astype(np.float32) / shape[-1] ** 0.5).to(device)
 
     layers = [
         LayerWeights(
-            attention_norm=torch.ones(64), qkv=backend.linear(weight(128, 64), None), query_norm=None, key_norm=None,
-            output=backend.linear(weight(64, 64), None), feed_forward_norm=torch.ones(64),
+            attention_norm=ones, qkv=backend.linear(weight(128, 64), None), query_norm=None, key_norm=None,
+            output=backend.linear(weight(64, 64), None), feed_forward_norm=ones,
             gate_up=backend.linear(weight(128, 64), None), down=backend.linear(weight(64, 64), None),
         )
         for _ in range(2)
     ]  # fmt: skip
     embedding, head = weight(VOCABULARY, 64) * 8, backend.linear(weight(VOCABULARY, 64) * 6, None)
-    return Decoder(CONFIG, backend, embedding=embedding, layers=layers, final_norm=torch.ones(64), lm_head=head)
+    return Decoder(CONFIG, backend, embedding=embedding, layers=layers, final_norm=ones, lm_head=head)
 
 
 def serve(runner: object, many_params: list[SamplingParams]) -> list[tuple[list[int], list[object]]]:
@@ -90,11 +86,11 @@ def serve(runner: object, many_params: list[SamplingParams]) -> list[tuple[list[
 
 @pytest.fixture(scope="module")
 def runners():
-    device = DeviceRunner(decoder("triton"), Cache(), **LIMITS)
+    device = DeviceRunner(decoder("triton", DEVICE), DeviceKvCache(NUM_BLOCKS, LAYOUT, DEVICE), **LIMITS)
     seen = []
     device.warm_up(lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == len(seen)
-    return device, lambda: ModelRunner(decoder("cpu"), Cache(), **LIMITS)
+    return device, lambda: ModelRunner(decoder("cpu", CPU), DeviceKvCache(NUM_BLOCKS, LAYOUT, CPU), **LIMITS)
 
 
 GREEDY = SamplingParams(max_tokens=7, temperature=0.0)

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from loadtest.gpu.measure_kernels import measure
+from loadtest.gpu.measure_model import measure as measure_model
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the GPU runs the measurement itself")
@@ -17,3 +18,11 @@ def test_every_check_passes_and_every_row_is_rendered(tmp_path):
     text = (tmp_path / "dry.md").read_text()
     assert (tmp_path / "dry.json").stat().st_size > 0
     assert all(row.name in text for row in report.rows)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the GPU runs the measurement itself")
+def test_the_whole_model_measurement_runs_to_its_end(tmp_path):
+    report = measure_model("cpu", num_requests=3, max_sequences=3, with_transformers=True)
+    assert [check.name for check in report.checks if not check.passes] == []
+    report.write(tmp_path, "dry")
+    assert all(row.name in (tmp_path / "dry.md").read_text() for row in report.rows)

@@ -17,7 +17,6 @@ def _keys(rows: int) -> torch.Tensor:
     return noise_keys(list(range(rows)), [0] * rows, [5] * rows)
 
 
-
 def draw(logits: torch.Tensor, *, temperature: float = 1.0, keys: torch.Tensor | None = None, **filters: float):
     rows = logits.shape[0]
     named = {}
