@@ -93,8 +93,8 @@ class Report:
                 f"{key}: {value}" for key, value in self.hardware.items()
             ) + ".",
             "",
-            f"Against {self.oracle}: {passed} of {len(self.checks)} checks pass; nearest to its tolerance is {worst.name} "
-            f"({worst.error:.1e} of {worst.tolerance:.0e}).",
+            f"Against {self.oracle}: {passed} of {len(self.checks)} checks pass; nearest to its tolerance is "
+            f"{worst.name} ({worst.error:.1e} of {worst.tolerance:.0e}).",
         ]  # fmt: skip
         for group in dict.fromkeys(row.group for row in self.rows):
             lines += ["", f"## {group}", "", "| what | us | rate | of the limit | beside it | goal |", "|---" * 6 + "|"]
