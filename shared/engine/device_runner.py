@@ -17,8 +17,9 @@ from kernels import triton as ops
 from kernels.triton.compile_watch import on_compile
 from shared.engine.device_sampler import DeviceSampler, DrawKind, draw_kind
 from shared.engine.device_step_inputs import DeviceStepInputs
+from shared.engine.pooling import pool_step
 from shared.engine.sampling_params import MAX_LOGPROBS
-from shared.engine.step import StepBatch, StepResult
+from shared.engine.step import PooledTokens, StepBatch, StepResult
 from shared.engine.step_capture import CudaCapture, NoCapture, Replay, StepCapture
 from shared.engine.step_shape import StepShape, StepShapes
 from shared.identity import SequenceId
@@ -45,15 +46,16 @@ class LayeredCache(Protocol):
 class _DeviceStep:
     """A launched step; its tokens are on the host once `event` is reached."""
 
-    def __init__(self, tokens: torch.Tensor, event: torch.cuda.Event | None) -> None:
+    def __init__(self, tokens: torch.Tensor, event: torch.cuda.Event | None, pooled: list[PooledTokens]) -> None:
         self._tokens = tokens
         self._event = event
+        self._pooled = pooled
 
     def result(self) -> StepResult:
         if self._event is not None:
             self._event.synchronize()
         token_ids = self._tokens.tolist()
-        return StepResult(token_ids=token_ids, logprobs=[None] * len(token_ids))
+        return StepResult(token_ids=token_ids, logprobs=[None] * len(token_ids), pooled=self._pooled)
 
 
 class _EditedStep:
@@ -125,18 +127,27 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> _DeviceStep | _EditedStep:
         """See `PipelinedRunner`; on return the device works on the step."""
-        shape = self._shape_of(batch)
+        pools = any(item.sequence.pooling for item in batch.scheduled)
+        shape = _exact_shape(batch) if pools else self._shape_of(batch)
         self._inputs.send(batch, shape, self._sampled_rows)
         replay = self._captured.get(shape)
-        logits = replay() if replay is not None else self._forward(shape)
+        pooled: list[PooledTokens] = []
+        if pools:  # waits for the device
+            hidden = self._hidden(shape)
+            pooled.extend(pool_step(hidden, batch, self._model.normalized))
+            logits = self._draw(hidden, shape)
+        else:
+            logits = replay() if replay is not None else self._forward(shape)
         sequences = [item.sequence for item in batch.scheduled if item.samples]
         self._sampled_rows = {sequence.sequence_id: row for row, sequence in enumerate(sequences)}
         kind = draw_kind(sequences)
         if kind is DrawKind.EDITED:
-            return _EditedStep(self._sampler.draw_edited(logits[: len(sequences)], sequences))
+            result = self._sampler.draw_edited(logits[: len(sequences)], sequences)
+            result.pooled.extend(pooled)
+            return _EditedStep(result)
         if kind is DrawKind.CUT:
             self._sampler.draw_cut(logits[: len(sequences)], self._inputs.draws)
-        return self._bring_tokens(len(sequences))
+        return self._bring_tokens(len(sequences), pooled)
 
     @torch.inference_mode()
     def run_largest(self) -> None:
@@ -169,11 +180,10 @@ class DeviceRunner:
 
     def _shape_of(self, batch: StepBatch) -> StepShape:
         """A captured shape, or the batch's own."""
-        scheduled = batch.scheduled
-        num_tokens, longest = batch.num_tokens, max(item.end for item in scheduled)
-        is_decode = num_tokens == len(scheduled) and all(item.samples for item in scheduled)
-        shape = self._shapes.fit(num_tokens, len(scheduled), longest, is_decode=is_decode)
-        return shape or StepShape(num_tokens, len(scheduled), False, longest)
+        exact, scheduled = _exact_shape(batch), batch.scheduled
+        is_decode = exact.num_tokens == len(scheduled) and all(item.samples for item in scheduled)
+        found = self._shapes.fit(exact.num_tokens, len(scheduled), exact.max_seq_len, is_decode=is_decode)
+        return found or exact
 
     def _forward(self, shape: StepShape) -> torch.Tensor:
         """The step's work on the device: tokens, model, plain draws.
@@ -181,9 +191,14 @@ class DeviceRunner:
         Returns:
             Logits `[num_sequences, vocab]` of the rows that sample, then padding; without LM head the hidden states.
         """
+        return self._draw(self._hidden(shape), shape)
+
+    def _hidden(self, shape: StepShape) -> torch.Tensor:
         inputs = self._inputs.views(shape)
         ops.fill_pending(inputs.token_ids, self._inputs.sources[: shape.num_tokens], self._sampler.tokens)
-        hidden = self._model.forward(inputs, self._kv_cache.layers)
+        return self._model.forward(inputs, self._kv_cache.layers)
+
+    def _draw(self, hidden: torch.Tensor, shape: StepShape) -> torch.Tensor:
         if not self._model.has_lm_head:
             return hidden
         if not shape.is_decode:
@@ -192,7 +207,7 @@ class DeviceRunner:
         self._sampler.draw(logits, self._inputs.draws)
         return logits
 
-    def _bring_tokens(self, count: int) -> _DeviceStep:
+    def _bring_tokens(self, count: int, pooled: list[PooledTokens]) -> _DeviceStep:
         self._num_launched += 1
         tokens = self._host_tokens[self._num_launched % len(self._host_tokens)][:count]
         tokens.copy_(self._sampler.tokens[:count], non_blocking=True)
@@ -200,7 +215,11 @@ class DeviceRunner:
         if self._is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        return _DeviceStep(tokens, event)
+        return _DeviceStep(tokens, event, pooled)
+
+
+def _exact_shape(batch: StepBatch) -> StepShape:
+    return StepShape(batch.num_tokens, len(batch.scheduled), False, max(item.end for item in batch.scheduled))
 
 
 def _warn_of_compile(kernel: str) -> None:

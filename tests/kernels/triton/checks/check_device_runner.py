@@ -16,7 +16,7 @@ from shared.engine.device_runner import DeviceRunner
 from shared.engine.engine import Engine
 from shared.engine.runner import ModelRunner
 from shared.engine.sampling_params import SamplingParams
-from shared.engine.sequence import Sequence
+from shared.engine.sequence import Pooling, Sequence
 from shared.identity import Fingerprint, SessionId, namespace_hash
 from shared.kv_arena import KvLayout
 from shared.models.config import ModelConfig
@@ -117,3 +117,23 @@ def test_the_device_runner_says_what_the_eager_runner_says(runners, name):
             if found is not None:
                 assert found.top_token_ids == expected.top_token_ids
                 assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_a_pooled_prompt_has_the_vector_of_the_eager_runner(runners):
+    device, eager = runners
+    vectors = []
+    for runner in (device, eager()):
+        messages: queue.SimpleQueue = queue.SimpleQueue()
+        config = EngineConfig(block_size=BLOCK_SIZE, **LIMITS)
+        engine = Engine(runner, BlockPool(NUM_BLOCKS, BLOCK_SIZE), config, messages.put)
+        one = Sequence(
+            session_id=SessionId("pool"), token_ids=list(range(30)), num_prompt_tokens=30, sampling=None,
+            pooling=Pooling.MEAN, namespace=namespace_hash(Fingerprint("pool")),
+        )  # fmt: skip
+        engine.submit([one])
+        engine.start()
+        while not messages.get(timeout=60).finished:
+            pass
+        engine.stop()
+        vectors.append(torch.from_numpy(one.pooled / one.num_pooled_tokens))
+    torch.testing.assert_close(vectors[0], vectors[1], atol=1e-4, rtol=1e-4)
