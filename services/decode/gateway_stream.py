@@ -9,9 +9,9 @@ import structlog
 
 from protos import worker_pb2 as pb
 from services.decode.session import DecodeSession
-from services.decode.wire import logprobs_to_wire
+from services.decode.wire import logprobs_to_wire, prompt_scores_to_wire
 from shared.engine.sequence import FinishReason, Sequence
-from shared.engine.step import TokenLogprobs
+from shared.engine.step import PromptScores, TokenLogprobs
 from shared.errors import (
     FingerprintMismatch,
     InternalError,
@@ -116,11 +116,18 @@ class GatewayStream:
         step.sequences.append(session.first_sequence + sequence.choice)
         step.token_ids.append(token_id)
 
+    def add_prompt_scores(self, session: DecodeSession, scores: PromptScores) -> None:
+        """Adds what is known of a prompt's own tokens."""
+        self._step.prompt_scores.append(prompt_scores_to_wire(session.number_of(scores.sequence), scores))
+
     def add_finish(self, session: DecodeSession, sequence: Sequence) -> None:
         """Adds the end of one choice. A choice that the engine gave up on its own fails the session."""
         if sequence.finish_reason is FinishReason.ABORTED and not session.was_stopped(sequence):
             worker_id = self._parts.status.identity.worker_id
             self.fail(session, WorkerLost(f"worker {worker_id} stopped"))
+            return
+        if sequence.guide is not None and sequence.guide.error:
+            self.fail(session, InvalidRequest(sequence.guide.error))
             return
         self._step.finishes.append(session.finish_message(sequence))
         session.finish(sequence)
@@ -152,7 +159,8 @@ class GatewayStream:
             if session_id in self._sessions:
                 raise InvalidRequest(f"session {session_id} is already running")
             session = DecodeSession(self._parts, submit)
-            self._parts.engine.submit(session.sequences)
+            if not session.must_be_guided:
+                self._parts.engine.submit(session.sequences)
         except TandemError as exc:
             self._send_failure(session_id, exc)
             return
@@ -166,7 +174,12 @@ class GatewayStream:
 
     async def _acquire(self, session: DecodeSession) -> None:
         try:
+            if session.must_be_guided:
+                await session.prepare_guides()
+                self._parts.engine.submit(session.sequences)
             await session.acquire_kv()
+        except TandemError as exc:
+            self.fail(session, exc)
         except Exception as exc:
             log.exception("acquisition_failed", session_id=session.session_id)
             self.fail(session, InternalError(f"KV acquisition failed: {type(exc).__name__}"))

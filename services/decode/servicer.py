@@ -80,6 +80,11 @@ class DecodeServicer(rpc.WorkerServicer):
 
     def _on_step(self, outputs: StepOutputs) -> None:
         routes, touched = self._routes, dict[GatewayStream, None]()
+        for scores in outputs.prompt_scores:
+            if route := routes.get(scores.sequence.sequence_id):
+                stream, session = route
+                stream.add_prompt_scores(session, scores)
+                touched[stream] = None
         for sequence, token_id, logprobs in outputs.tokens:
             if route := routes.get(sequence.sequence_id):
                 stream, session = route

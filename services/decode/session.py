@@ -43,6 +43,7 @@ class DecodeSession:
         who = parts.status.identity
         _check(submit, who.vocab_size)
         sampling = sampling_from_wire(submit.sampling)
+        self._sampling = sampling
         self._parts = parts
         self._submit = submit
         self.session_id = SessionId(submit.session_id)
@@ -69,6 +70,21 @@ class DecodeSession:
     def number_of(self, sequence: Sequence) -> int:
         """The stream-wide number that the gateway gave this choice."""
         return self.first_sequence + sequence.choice
+
+    @property
+    def must_be_guided(self) -> bool:
+        """`prepare_guides` must come before the engine gets the sequences."""
+        return self._sampling.is_guided
+
+    async def prepare_guides(self) -> None:
+        """Gives every choice what says which tokens may come.
+
+        Raises:
+            InvalidRequest: The grammar is wrong or too complex.
+        """
+        guides = await self._parts.guides.prepare(self._sampling, len(self.sequences))
+        for sequence, guide in zip(self.sequences, guides, strict=True):
+            sequence.guide = guide
 
     async def acquire_kv(self) -> None:
         """Gets KV from wherever it is: the first choice's, then what the others have beyond the prompt."""
@@ -98,8 +114,9 @@ class DecodeSession:
             return  # stopped meanwhile
         wanted = (sequence.num_tokens - 1) // self._parts.status.identity.block_size
         hashes = sequence.block_hashes[:wanted]  # the engine named them when it admitted the sequence
-        acquisition = self._parts.acquisition(sequence, hashes, self._submit.cache_salt, life, report)
-        await acquisition.run(list(holders), list(prefill_candidates))
+        if not sequence.is_scoring:  # only computing gives the logits of a prompt
+            acquisition = self._parts.acquisition(sequence, hashes, self._submit.cache_salt, life, report)
+            await acquisition.run(list(holders), list(prefill_candidates))
         if life.state is KvState.SEARCHING:  # else it ended meanwhile
             life.apply(KvEvent.ACQUIRE)
             self._parts.engine.ready_for_schedule(sequence)
@@ -191,6 +208,7 @@ def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash
     """One per choice that is not finished."""
     resumed = submit.resumed or [pb.ResumedChoice()] * submit.num_choices
     prompt = list(submit.prompt_token_ids)
+    has_begun = any(progress.output_token_ids for progress in resumed)  # scores come before the first token
     open_choices = [choice for choice, progress in enumerate(resumed) if not progress.is_finished]
     return [
         Sequence(
@@ -202,6 +220,7 @@ def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash
             choice=choice,
             priority=submit.priority,
             tenant=submit.tenant,
+            num_prompt_logprobs=None if position or has_begun else sampling.num_prompt_logprobs,
             # Later choices wait for the first one's prompt inside the scheduler and then share its blocks; those that
             # have outputs look for the KV of these themselves.
             status=SequenceStatus.WAITING

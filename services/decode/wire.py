@@ -5,7 +5,8 @@ from __future__ import annotations
 from protos import worker_pb2 as pb
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.sequence import FinishReason
-from shared.engine.step import TokenLogprobs
+from shared.engine.step import PromptScores, TokenLogprobs
+from shared.engine.thinking import Thinking
 from shared.errors import InvalidRequest
 
 FINISH_REASONS = {
@@ -25,6 +26,10 @@ def sampling_from_wire(wire: pb.SamplingParams) -> SamplingParams:
         raise InvalidRequest(f"max_tokens is {wire.max_tokens}, must be at least 1", param="max_tokens")
     if wire.num_logprobs > MAX_LOGPROBS:
         raise InvalidRequest(f"logprobs is {wire.num_logprobs}, at most {MAX_LOGPROBS}", param="logprobs")
+    if wire.num_prompt_logprobs > MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"prompt_logprobs is {wire.num_prompt_logprobs}, at most {MAX_LOGPROBS}", param="prompt_logprobs"
+        )
     return SamplingParams(
         max_tokens=wire.max_tokens,
         temperature=wire.temperature,
@@ -40,6 +45,34 @@ def sampling_from_wire(wire: pb.SamplingParams) -> SamplingParams:
         stop_token_ids=frozenset(wire.stop_token_ids),
         ignore_eos=wire.ignore_eos,
         num_logprobs=wire.num_logprobs if wire.HasField("num_logprobs") else None,
+        allowed_token_ids=(frozenset(wire.allowed_token_ids.ids) if wire.HasField("allowed_token_ids") else None),
+        bad_words=tuple(tuple(word.ids) for word in wire.bad_words if word.ids),
+        grammar=wire.grammar,
+        thinking=_thinking_from_wire(wire.thinking) if wire.HasField("thinking") else None,
+        num_prompt_logprobs=wire.num_prompt_logprobs if wire.HasField("num_prompt_logprobs") else None,
+    )
+
+
+def _thinking_from_wire(wire: pb.Thinking) -> Thinking:
+    if not wire.end_ids:
+        raise InvalidRequest("reasoning without a mark that ends it")
+    return Thinking(
+        start_id=wire.start_id,
+        end_ids=tuple(wire.end_ids),
+        is_open=wire.is_open,
+        max_tokens=wire.max_tokens if wire.HasField("max_tokens") else None,
+    )
+
+
+def prompt_scores_to_wire(number: int, scores: PromptScores) -> pb.PromptScores:
+    """`number` is the sequence's in its stream."""
+    return pb.PromptScores(
+        sequence=number,
+        logprobs=scores.logprobs,
+        ranks=scores.ranks,
+        num_top=len(scores.top_token_ids[0]) if scores.top_token_ids else 0,
+        top_token_ids=[token_id for row in scores.top_token_ids for token_id in row],
+        top_logprobs=[logprob for row in scores.top_logprobs for logprob in row],
     )
 
 

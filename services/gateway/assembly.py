@@ -11,6 +11,7 @@ from services.gateway.access.keyring import Keyring
 from services.gateway.access.rate_limits import RateLimits
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.gateway import Gateway
+from services.gateway.grammar_check import GrammarCheck
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
 from services.gateway.object_store import ObjectStore
@@ -32,6 +33,7 @@ async def assemble(
     """A gateway connected to its workers, until the block is left."""
     workers = Workers(directory, gateway_id, model.name, settings.tls)
     text_work, metrics = TextWork(), RequestMetrics(model.name)
+    grammar_check = GrammarCheck(model, timeout_s=settings.grammar_timeout_s)
     dispatcher = Dispatcher(
         directory,
         workers,
@@ -60,7 +62,7 @@ async def assemble(
         yield Gateway(
             model=model,
             settings=settings,
-            pipeline=Pipeline(model, settings, workers, dispatcher, text_work, metrics, admission),
+            pipeline=Pipeline(model, settings, workers, dispatcher, text_work, grammar_check, metrics, admission),
             health=Health(directory, workers),
             metrics=metrics,
             responses=responses,
@@ -74,6 +76,7 @@ async def assemble(
         await objects.close()
         await workers.close()
         text_work.close()
+        grammar_check.close()
 
 
 def _version() -> str:

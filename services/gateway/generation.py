@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from services.gateway.access.admission import Ticket
-from services.gateway.choice_text import ChoiceText, Delta
+from services.gateway.choice_text import ChoiceText, Delta, Reading
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.metrics import RequestMetrics
 from services.gateway.request import GenerationRequest
@@ -36,6 +36,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int | None = None  # None where no reasoning is told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,9 @@ class Generation:
         self._metrics = metrics
         self._ticket = ticket
         self._patience = patience
+        reading = Reading.of(request, tokenizer)
         self._texts = {
-            choice: ChoiceText(position * request.num_choices + choice.index, choice, tokenizer, request.stop)
+            choice: ChoiceText(position * request.num_choices + choice.index, choice, tokenizer, reading)
             for position, session in enumerate(sessions)
             for choice in session.choices
         }
@@ -114,6 +116,11 @@ class Generation:
             prompt_tokens=sum(len(session.prompt_token_ids) for session in self.sessions),
             completion_tokens=sum(text.num_tokens for text in self._texts.values()),
             cached_tokens=sum(session.cached_tokens for session in self.sessions),
+            reasoning_tokens=(
+                None
+                if self.request.sampling.thinking is None
+                else sum(text.num_reasoning_tokens for text in self._texts.values())
+            ),
         )
 
     async def start(self, *, wait_s: float, timeout_s: float) -> None:
@@ -192,7 +199,7 @@ class Generation:
             self._metrics.choice_ended(delta.finish_reason)
         elif text.hit_stop_string and not was_stopped:
             self._stop(choice)
-        if not (delta.text or delta.tokens or delta.finish_reason):
+        if delta.is_empty:
             return None
         return delta
 

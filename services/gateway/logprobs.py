@@ -1,6 +1,7 @@
 """Log-probabilities in the shapes of the two endpoints.
 
-Chat: one object per token, its alternatives inside. Completions: four parallel lists, alternatives keyed by text.
+Chat: one object per token, its alternatives inside. Completions: four parallel lists, alternatives keyed by text. Of a
+prompt, in vLLM's shape: per token an object keyed by token id; null for the first token, which nothing precedes.
 """
 
 from __future__ import annotations
@@ -8,50 +9,112 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.gateway.choice_text import TokenEntry
+from services.gateway.session import PromptScore, Session
+from shared.tokenization.detokenizer import IncrementalDetokenizer
 from shared.tokenization.tokenizer import Tokenizer
 
 FLOOR = -9999.0
 """Stands for minus infinity, which JSON cannot say; the value that OpenAI and vLLM use."""
 
 
-def chat_logprobs(entries: Sequence[TokenEntry], tokenizer: Tokenizer) -> dict[str, object]:
+class TokenNames:
+    """How replies call tokens: by what they spell, or "token_id:7"."""
+
+    def __init__(self, tokenizer: Tokenizer, *, by_id: bool) -> None:
+        self.tokenizer = tokenizer
+        self._by_id = by_id
+
+    def name(self, token_id: int) -> str:
+        """Of one token."""
+        return f"token_id:{token_id}" if self._by_id else self.tokenizer.token_text(token_id)
+
+
+def chat_logprobs(entries: Sequence[TokenEntry], names: TokenNames) -> dict[str, object]:
     """`choices[].logprobs` of a chat reply."""
-    return {"content": [_chat_entry(entry, tokenizer) for entry in entries], "refusal": None}
+    return {"content": [_chat_entry(entry, names) for entry in entries], "refusal": None}
 
 
-def completion_logprobs(entries: Sequence[TokenEntry], tokenizer: Tokenizer, *, text_offset: int) -> dict[str, object]:
-    """`choices[].logprobs` of a completion; `text_offset` is where the generated text begins in the reply's text."""
-    return {
-        "tokens": [tokenizer.token_text(entry.token_id) for entry in entries],
+def completion_logprobs(
+    entries: Sequence[TokenEntry], names: TokenNames, *, text_offset: int, prompt: dict[str, list[object]] | None = None
+) -> dict[str, object]:
+    """`choices[].logprobs` of a completion.
+
+    Args:
+        entries: Of the generated tokens.
+        names: Of tokens.
+        text_offset: Where the generated text begins in the reply's text.
+        prompt: What comes before: the echoed prompt's, see `echoed_logprobs`.
+    """
+    lists: dict[str, list[object]] = {
+        "tokens": [names.name(entry.token_id) for entry in entries],
         "token_logprobs": [_finite(entry.logprobs.logprob) for entry in entries],
-        "top_logprobs": [_alternatives(entry, tokenizer) for entry in entries],
+        "top_logprobs": [_alternatives(entry, names) for entry in entries],
         "text_offset": [text_offset + entry.offset for entry in entries],
+    }
+    return {key: [*(prompt[key] if prompt else ()), *values] for key, values in lists.items()}
+
+
+def echoed_logprobs(session: Session, names: TokenNames) -> dict[str, list[object]]:
+    """The four lists for a prompt's tokens, scores of all but the first."""
+    detokenizer = IncrementalDetokenizer(names.tokenizer)
+    offsets: list[object] = []
+    length = 0
+    for token_id in session.prompt_token_ids:
+        offsets.append(length)
+        length += len(detokenizer.push(token_id))
+    entries = _prompt_entries(session)
+    return {
+        "tokens": [names.name(token_id) for token_id in session.prompt_token_ids],
+        "token_logprobs": [None, *(_finite(entry.logprobs.logprob) for entry in entries)],
+        "top_logprobs": [None, *(_alternatives(entry, names) for entry in entries)],
+        "text_offset": offsets,
     }
 
 
-def _chat_entry(entry: TokenEntry, tokenizer: Tokenizer) -> dict[str, object]:
+def prompt_logprobs(session: Session, names: TokenNames) -> list[object]:
+    """`prompt_logprobs`."""
+    scored = zip(session.prompt_token_ids[1:], session.prompt_scores, strict=True)
+    return [None, *(_ranked(token_id, score, names) for token_id, score in scored)]
+
+
+def _ranked(token_id: int, score: PromptScore, names: TokenNames) -> dict[str, object]:
+    top = zip(score.logprobs.top_token_ids, score.logprobs.top_logprobs, strict=True)
+    ranked = [(top_id, logprob, rank) for rank, (top_id, logprob) in enumerate(top, start=1)]
+    chosen = (token_id, score.logprobs.logprob, score.rank)
+    return {
+        str(some_id): {"logprob": _finite(logprob), "rank": rank, "decoded_token": names.name(some_id)}
+        for some_id, logprob, rank in [chosen, *(entry for entry in ranked if entry[0] != token_id)]
+    }
+
+
+def _prompt_entries(session: Session) -> list[TokenEntry]:
+    scored = zip(session.prompt_token_ids[1:], session.prompt_scores, strict=True)
+    return [TokenEntry(token_id, score.logprobs, 0) for token_id, score in scored]
+
+
+def _chat_entry(entry: TokenEntry, names: TokenNames) -> dict[str, object]:
     logprobs = entry.logprobs
     return {
-        **_named(entry.token_id, logprobs.logprob, tokenizer),
+        **_named(entry.token_id, logprobs.logprob, names),
         "top_logprobs": [
-            _named(token_id, logprob, tokenizer)
+            _named(token_id, logprob, names)
             for token_id, logprob in zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True)
         ],
     }
 
 
-def _named(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, object]:
-    raw = tokenizer.token_bytes(token_id)
-    return {"token": raw.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+def _named(token_id: int, logprob: float, names: TokenNames) -> dict[str, object]:
+    raw = names.tokenizer.token_bytes(token_id)
+    return {"token": names.name(token_id), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
-def _alternatives(entry: TokenEntry, tokenizer: Tokenizer) -> dict[str, float]:
+def _alternatives(entry: TokenEntry, names: TokenNames) -> dict[str, float]:
     """The likeliest tokens, and the sampled one if it is not among them. Of tokens of equal text the likelier stays."""
     named: dict[str, float] = {}
     logprobs = entry.logprobs
     for token_id, logprob in zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True):
-        named.setdefault(tokenizer.token_text(token_id), _finite(logprob))
-    named.setdefault(tokenizer.token_text(entry.token_id), _finite(logprobs.logprob))
+        named.setdefault(names.name(token_id), _finite(logprob))
+    named.setdefault(names.name(entry.token_id), _finite(logprobs.logprob))
     return named
 
 

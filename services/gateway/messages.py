@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import orjson
+
 from services.gateway.body_reader import UnknownFields, check_extra
-from services.gateway.schemas.chat import ChatMessage
+from services.gateway.schemas.chat import ChatMessage, MessageToolCall
 from shared.errors import InvalidRequest, UnsupportedField
 
 
@@ -20,14 +22,39 @@ def template_messages(messages: Sequence[ChatMessage], unknown_fields: UnknownFi
 
 def _template_message(index: int, message: ChatMessage, unknown_fields: UnknownFields) -> dict[str, object]:
     where = f"messages[{index}]"
-    if message.role in ("tool", "function"):
-        raise UnsupportedField(f"{where}.role: tool calling is not built", param=f"{where}.role")
+    if message.role == "function":
+        raise UnsupportedField(f"{where}.role: 'function' was replaced by 'tool'", param=f"{where}.role")
+    if message.role != "assistant" and message.tool_calls:
+        raise InvalidRequest(f"{where}.tool_calls: only the assistant calls tools", param=f"{where}.tool_calls")
     check_extra(message, ChatMessage.refused, unknown_fields, where=f"{where}.")
     role = "system" if message.role == "developer" else message.role
-    rendered: dict[str, object] = {"role": role, "content": _content_text(message.content, f"{where}.content")}
+    content = message.content
+    if content is None and message.tool_calls:
+        content = ""  # the calls are all that was said
+    rendered: dict[str, object] = {"role": role, "content": _content_text(content, f"{where}.content")}
     if message.name is not None:
         rendered["name"] = message.name
+    if message.tool_call_id is not None:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content:
+        rendered["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            _template_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
+        ]
     return rendered
+
+
+def _template_call(call: MessageToolCall, where: str) -> dict[str, object]:
+    """Templates want the arguments as an object."""
+    try:
+        arguments = orjson.loads(call.function.arguments or "{}")
+    except orjson.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        path = f"{where}.function.arguments"
+        raise InvalidRequest(f"{path} must be a JSON object in a string", param=path)
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _content_text(content: object, where: str) -> str:

@@ -9,17 +9,19 @@ Going down is `Pipeline`; coming back up is `Generation.batches`, which `sse.Eve
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 
 from services.gateway.access.admission import Admission
 from services.gateway.access.caller import current_caller
 from services.gateway.body_reader import parse_body
+from services.gateway.chat_prompt import chat_prompt
 from services.gateway.chat_reply import ChatReply
 from services.gateway.completion_reply import CompletionReply
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.generation import Generation, Patience, Stamps
-from services.gateway.messages import template_messages
+from services.gateway.grammar_check import GrammarCheck
 from services.gateway.metrics import RequestMetrics
 from services.gateway.replies import ReplyFormat
 from services.gateway.request import Endpoint, GenerationRequest
@@ -29,7 +31,7 @@ from services.gateway.served_model import ServedModel
 from services.gateway.session import Mailbox, Session
 from services.gateway.settings import GatewaySettings
 from services.gateway.text_work import INLINE_CHARS, TextWork
-from services.gateway.validation import chat_request, completion_request, output_limit
+from services.gateway.validation import chat_request, completion_request, output_limit, truncated
 from services.gateway.workers import Workers
 from shared.errors import InvalidRequest
 
@@ -44,6 +46,7 @@ class Pipeline:
         workers: Workers,
         dispatcher: Dispatcher,
         text_work: TextWork,
+        grammar_check: GrammarCheck,
         metrics: RequestMetrics,
         admission: Admission,
     ) -> None:
@@ -52,6 +55,7 @@ class Pipeline:
         self._workers = workers
         self._dispatcher = dispatcher
         self._text_work = text_work
+        self._grammar_check = grammar_check
         self._metrics = metrics
         self._admission = admission
 
@@ -89,11 +93,13 @@ class Pipeline:
             TandemError: It cannot be served, as the message says.
         """
         self._model.check_name(body.model)
-        template = self._model.chat_template
-        if template is None:
-            raise InvalidRequest("the model has no chat template: use /v1/completions", param="messages")
-        messages = template_messages(body.messages, self._settings.unknown_fields)
-        prompt = await self._text_work.run(partial(template.render, messages), is_short=num_chars <= INLINE_CHARS)
+        render = chat_prompt(body, self._model, self._settings, self._settings.unknown_fields)
+        limit_s = self._settings.template_timeout_s
+        is_short = num_chars <= INLINE_CHARS and not body.chat_template_kwargs
+        try:
+            prompt = await asyncio.wait_for(self._text_work.run(render, is_short=is_short), limit_s)
+        except TimeoutError:
+            raise InvalidRequest(f"the chat template took longer than {limit_s:g} s", param="messages") from None
         return chat_request(body, prompt, self._model, self._settings, created=created)
 
     async def completion(self, raw: bytes, received_s: float) -> Generation:
@@ -111,9 +117,8 @@ class Pipeline:
         """How the client wants to read it."""
         request, model = generation.request, self._model
         if request.endpoint is Endpoint.CHAT:
-            return ChatReply(request, generation.num_choices, model.name, model.tokenizer)
-        echoes = [self._echo(request, session) for session in generation.sessions for _ in session.choices]
-        return CompletionReply(request, echoes, model.name, model.tokenizer)
+            return ChatReply(request, generation.sessions, model.name, model.tokenizer)
+        return CompletionReply(request, generation.sessions, model.name, model.tokenizer)
 
     async def start(self, request: GenerationRequest, received_s: float) -> Generation:
         """Tokenizes, checks against the context length, and submits; the caller closes what it gets.
@@ -122,8 +127,12 @@ class Pipeline:
             TandemError: It cannot be served, as the message says.
         """
         stamps = Stamps(received_s)
+        if request.sampling.grammar:
+            await self._grammar_check.check(request.sampling.grammar, request.grammar_field)
         special = request.add_special_tokens
         prompts = [await self.tokenize(prompt, add_special_tokens=special) for prompt in request.prompts]
+        context_len = self._workers.context_len(self._model.max_model_len)
+        prompts = [truncated(prompt, request, context_len) for prompt in prompts]
         stamps.tokenized_s = time.monotonic()
         mailbox = Mailbox()
         sessions = [self._session(prompt, request, mailbox) for prompt in prompts]
@@ -170,6 +179,3 @@ class Pipeline:
             return prompt
         encode = partial(self._model.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
         return await self._text_work.run(encode, is_short=len(prompt) <= INLINE_CHARS)
-
-    def _echo(self, request: GenerationRequest, session: Session) -> str:
-        return self._model.tokenizer.decode(session.prompt_token_ids) if request.echo else ""

@@ -15,11 +15,22 @@ DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
+class CollectedCall:
+    """A tool call, put together; `arguments` is JSON."""
+
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class CollectedChoice:
     """A choice whose deltas were put together."""
 
     index: int
     pieces: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[CollectedCall] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     tokens: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -28,6 +39,13 @@ class CollectedChoice:
         """Appends what a delta tells."""
         self.pieces.append(delta.text)
         self.tokens += delta.tokens
+        if delta.reasoning:
+            self.reasoning.append(delta.reasoning)
+        self.token_ids += delta.token_ids
+        for piece in delta.calls:
+            if piece.name is not None:
+                self.calls.append(CollectedCall(piece.name))
+            self.calls[-1].arguments += piece.arguments
         if delta.finish_reason is not None:
             self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
@@ -35,6 +53,11 @@ class CollectedChoice:
     def text(self) -> str:
         """All of it."""
         return "".join(self.pieces)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens; 0 for none."""
+        return sum(entry.logprobs.logprob for entry in self.tokens) / max(1, len(self.tokens))
 
 
 class ReplyFormat(Protocol):
@@ -81,9 +104,30 @@ async def collect(generation: Generation) -> list[CollectedChoice]:
 
 def usage_block(usage: Usage) -> dict[str, object]:
     """`usage`."""
-    return {
+    block: dict[str, object] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens is not None:
+        block["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return block
+
+
+class UsageSoFar:
+    """Counts along with a stream, for readers who want every chunk to tell."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._num_tokens: dict[int, int] = {}
+
+    def add(self, delta: Delta) -> dict[str, object]:
+        """`usage` after this delta."""
+        self._num_tokens[delta.index] = delta.num_tokens
+        completion_tokens = sum(self._num_tokens.values())
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self._prompt_tokens + completion_tokens,
+        }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from services.gateway.settings import GatewaySettings
+from services.gateway.syntax.families import ModelSyntax, model_syntax
 from shared.errors import ConfigurationError, ModelNotFound
 from shared.models.config import ModelConfig
 from shared.models.embedding import EmbeddingConfig
@@ -54,6 +55,9 @@ class ServedModel:
         max_model_len: The checkpoint's own limit. Workers may announce a lower one.
         embedding: How its hidden states become vectors.
         created: Unix seconds, for `/v1/models`.
+        directory: Of the checkpoint.
+        eos_token_ids: The model's own.
+        syntax: How it writes tool calls and reasoning.
     """
 
     name: str
@@ -64,6 +68,9 @@ class ServedModel:
     max_model_len: int
     embedding: EmbeddingConfig
     created: int
+    directory: Path
+    eos_token_ids: tuple[int, ...]
+    syntax: ModelSyntax
 
     def check_name(self, name: str) -> None:
         """Refuses a model that is not served here.
@@ -83,14 +90,23 @@ def load_model(settings: GatewaySettings, *, created: int) -> ServedModel:
     """
     directory = resolve_model(settings.model, with_weights=False)
     config = ModelConfig.from_pretrained(directory)
+    template = ChatTemplate.from_pretrained(directory, settings.chat_template)
     from_model = settings.generation_defaults == "model"
     return ServedModel(
         name=settings.served_model_name or Path(settings.model).name,
         tokenizer=Tokenizer.from_pretrained(directory),
-        chat_template=ChatTemplate.from_pretrained(directory),
+        chat_template=template,
         defaults=SamplingDefaults.from_pretrained(directory) if from_model else SamplingDefaults(),
         vocab_size=config.vocab_size,
         max_model_len=config.max_model_len,
         embedding=EmbeddingConfig.from_pretrained(directory, settings.embedding_pooling),
         created=created,
+        directory=directory,
+        eos_token_ids=tuple(config.eos_token_ids),
+        syntax=model_syntax(
+            template.source if template is not None else "",
+            str(read_json(directory / "config.json").get("model_type", "")),
+            settings.tool_parser,
+            settings.reasoning_parser,
+        ),
     )

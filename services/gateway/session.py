@@ -73,6 +73,14 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScore:
+    """A prompt token's log-probability, the likeliest tokens in its place, and its own rank among them all."""
+
+    logprobs: TokenLogprobs
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A session that its worker gave up, or if None the whole request."""
 
@@ -160,6 +168,7 @@ class Session:
         placement: Where it runs now, or ran last; None before the first attempt.
         attempts: How many workers were asked.
         losses: Codes of the errors for which workers gave it up, in order.
+        prompt_scores: Of every prompt token but the first, if wanted; complete when the first token arrives.
         submitted_s, first_token_s: `time.monotonic()`; 0 = not yet. `submitted_s` is of the last attempt.
     """
 
@@ -174,6 +183,7 @@ class Session:
         self.tenant = current_caller().tenant
         self.attempts = 0
         self.losses: list[str] = []
+        self.prompt_scores: list[PromptScore] = []
         self.submitted_s = 0.0
         self.first_token_s = 0.0
         self._life = StateMachine(SESSION_TRANSITIONS, SessionState.NEW)
@@ -231,6 +241,8 @@ class Session:
         self.placement = placement
         self.attempts += 1
         self.submitted_s = time.monotonic()
+        if len(self.prompt_scores) < len(self.prompt_token_ids) - 1:
+            self.prompt_scores.clear()
 
     def note_started(self, cached_tokens: int) -> None:
         """The worker told how much of the prompt's KV it reused. The first word counts.
@@ -241,6 +253,11 @@ class Session:
         if self._cached_tokens is None:
             known = cached_tokens if self.attempts <= 1 else min(cached_tokens, self._held_tokens)
             self._cached_tokens = known
+
+    def note_prompt_scores(self, scores: list[PromptScore]) -> None:
+        """More of the prompt was scored; what a worker after the first one says again is not needed."""
+        if len(self.prompt_scores) < len(self.prompt_token_ids) - 1:
+            self.prompt_scores += scores
 
     def note_token(self) -> None:
         """A token of any choice arrived."""

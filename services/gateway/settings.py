@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.gateway.syntax.families import ReasoningParserName, ToolParserName
 from shared.rpc import TlsFiles
 from shared.settings import ServiceSettings
 
@@ -52,6 +53,14 @@ class GatewaySettings(ServiceSettings):
         max_concurrent_requests: Requests under way at this gateway; more are refused, not queued.
         max_tenant_requests: Of them, of one tenant; 0 = no bound but the former.
         heartbeat_s: A stream that is silent for so long gets a comment line, so that proxies keep it; 0 = never.
+        max_schema_bytes, max_schema_depth: Bounds on a JSON schema, be it of the output or of a tool's arguments.
+        max_regex_chars, max_grammar_chars: Bounds on other descriptions of the output.
+        max_tools: Bound on `tools`.
+        grammar_timeout_s: Checking what the output must match may take so long.
+        chat_template: File with a Jinja template to use instead of the checkpoint's own.
+        template_timeout_s: Rendering a conversation may take so long.
+        tool_parser: How the model writes tool calls; `auto` = as its chat template does.
+        reasoning_parser: How the model marks its reasoning; `auto` = as its chat template does.
         cors_origins: Web pages of these origins may call, separated by commas; "*" = all, "" = none.
         drain_s: How long open requests may go on after SIGTERM.
     """
@@ -87,6 +96,17 @@ class GatewaySettings(ServiceSettings):
     max_choices: int = Field(default=1024, ge=1)
     max_stop_strings: int = Field(default=16, ge=0)
     max_stop_chars: int = Field(default=1024, ge=1)
+    max_schema_bytes: int = Field(default=128 << 10, ge=2)
+    max_schema_depth: int = Field(default=64, ge=1)
+    max_regex_chars: int = Field(default=4096, ge=1)
+    max_grammar_chars: int = Field(default=64 << 10, ge=1)
+    max_tools: int = Field(default=128, ge=1)
+    grammar_timeout_s: float = Field(default=5.0, gt=0)
+
+    chat_template: Path | None = None
+    template_timeout_s: float = Field(default=5.0, gt=0)
+    tool_parser: ToolParserName = "auto"
+    reasoning_parser: ReasoningParserName = "auto"
 
     embedding_pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     max_embedding_inputs: int = Field(default=2048, ge=1)

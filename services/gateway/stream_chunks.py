@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import orjson
 
@@ -31,9 +31,9 @@ class ChunkTemplate:
         self._tail: dict[str, object] = {"usage": None} if has_usage else {}
         self._parts: dict[int, tuple[bytes, bytes]] = {}
 
-    def choice(self, choice: dict[str, object]) -> bytes:
-        """A chunk with one choice."""
-        return event({**self._head, "choices": [choice], **self._tail})
+    def choice(self, choice: dict[str, object], extra: Mapping[str, object] | None = None) -> bytes:
+        """A chunk with one choice; `extra` are fields of the chunk."""
+        return event({**self._head, "choices": [choice], **self._tail, **(extra or {})})
 
     def text(self, index: int, text: str) -> bytes:
         """A chunk with nothing but text: the hot path."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Sequence
+from dataclasses import replace
 
 from services.gateway.request import Endpoint, GenerationRequest
+from services.gateway.sampling_fields import checked_token_ids, sampling_of, stop_strings
 from services.gateway.schemas.body import GenerationBody
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
+from services.gateway.schemas.tools import NamedToolChoice
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
-from shared.engine.sampling_params import SamplingParams
-from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from services.gateway.syntax.grammar_text import CallRules, Structure, grammar_text
+from services.gateway.syntax.reply_parser import ReplySyntax
+from services.gateway.syntax.structure_fields import structure_of
+from services.gateway.syntax.thinking_fields import thinking_of
+from services.gateway.syntax.tool_fields import call_rules, offered_tools
+from shared.engine.thinking import Thinking
+from shared.errors import ContextLengthExceeded, InvalidRequest
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
-_TOKEN_ID = re.compile(r"\d{1,10}")
 
 
 def chat_request(
@@ -35,15 +40,39 @@ def chat_request(
             "they name the same limit",
             param="max_tokens",
         )
-    return _request(
+    tools = offered_tools(body, model.syntax, settings)
+    rules = call_rules(body, tools, model.syntax, model.tokenizer)
+    structure = structure_of(body, settings)
+    if structure is not None and rules is not None and rules.is_required:
+        raise InvalidRequest(f"a call is required, so there is no answer for {structure.field!r}", param="tool_choice")
+    marks = model.syntax.reasoning
+    is_thinking = marks is not None and prompt.rstrip().endswith(marks.start)
+    thinking = None
+    if model.chat_template is not None:
+        thinking = thinking_of(body, model.syntax, model.chat_template, model.tokenizer, is_open=is_thinking)
+    request = _request(
         body,
         model,
         settings,
         endpoint=Endpoint.CHAT,
         created=created,
         prompts=(prompt,),
-        add_special_tokens=False,
-        default_max_tokens=None,
+        num_choices=body.n or 1,
+        grammar=_grammar(structure, rules),
+        thinking=thinking,
+    )
+    syntax = ReplySyntax(
+        tools=model.syntax.tools if rules is not None else None,
+        reasoning=marks,
+        is_thinking=is_thinking,
+        max_calls=rules.max_calls if rules is not None else None,
+        is_named_call=isinstance(body.tool_choice, NamedToolChoice),
+        shows_reasoning=body.include_reasoning is not False,
+    )
+    return replace(
+        request,
+        syntax=syntax if syntax.tools or syntax.reasoning else None,
+        grammar_field=structure.field if structure is not None else "tools",
     )
 
 
@@ -55,21 +84,50 @@ def completion_request(
     Raises:
         InvalidRequest: A field contradicts another one, the model or the limits.
     """
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise UnsupportedField("'best_of' is not supported unless it equals 'n'", param="best_of")
-    if body.echo and body.logprobs is not None:
-        raise UnsupportedField("'echo' with 'logprobs' is not supported: it scores the prompt", param="echo")
-    return _request(
+    num_choices = body.n or 1
+    if body.best_of is not None:
+        if body.best_of < num_choices:
+            raise InvalidRequest(f"'best_of' is {body.best_of}, less than 'n', {num_choices}", param="best_of")
+        if body.stream and body.best_of > num_choices:
+            raise InvalidRequest("'best_of' chooses among complete outputs: they cannot be streamed", param="best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequest("'max_tokens' is 0, which asks for nothing without 'echo': true", param="max_tokens")
+    structure = structure_of(body, settings)
+    request = _request(
         body,
         model,
         settings,
         endpoint=Endpoint.COMPLETION,
         created=created,
         prompts=prompts_of(body.prompt, model.vocab_size),
+        num_choices=max(num_choices, body.best_of or 1),
+        grammar=_grammar(structure, None),
+        thinking=None,
+    )
+    sampling = request.sampling
+    if body.echo and body.logprobs is not None and sampling.num_prompt_logprobs is None:
+        sampling = replace(sampling, num_prompt_logprobs=body.logprobs)
+    if request.num_choices > num_choices and sampling.num_logprobs is None:
+        sampling = replace(sampling, num_logprobs=0)  # what the best is judged by
+    return replace(
+        request,
+        sampling=sampling,
+        num_returned=num_choices,
         add_special_tokens=True,
         default_max_tokens=COMPLETION_DEFAULT_MAX_TOKENS,
+        max_tokens=1 if body.max_tokens == 0 else request.max_tokens,
+        hides_output=body.max_tokens == 0,
         echo=bool(body.echo),
+        grammar_field=structure.field if structure is not None else "",
     )
+
+
+def _grammar(structure: Structure | None, rules: CallRules | None) -> str:
+    try:
+        return grammar_text(structure, rules)
+    except ValueError as exc:
+        field = structure.field if structure is not None else "tools"
+        raise InvalidRequest(f"{field!r}: {str(exc)[:300]}", param=field) from exc
 
 
 def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len: int, cache_len: int) -> int:
@@ -107,6 +165,18 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len:
     return request.max_tokens
 
 
+def truncated(prompt: list[int], request: GenerationRequest, context_len: int) -> list[int]:
+    """The part of a prompt that the request wants kept: all of it, unless `truncate_prompt_tokens` says otherwise."""
+    limit = request.truncate_prompt_tokens
+    if limit is None:
+        return prompt
+    if limit < 0:
+        limit = max(1, context_len - (request.max_tokens or 1))
+    if len(prompt) <= limit:
+        return prompt
+    return prompt[len(prompt) - limit :] if request.truncates_left else prompt[:limit]
+
+
 def _default_limit(request: GenerationRequest, room: int) -> int:
     limit = room if request.default_max_tokens is None else min(room, request.default_max_tokens)
     if request.sampling.min_tokens > limit:
@@ -125,99 +195,50 @@ def _request(
     endpoint: Endpoint,
     created: int,
     prompts: tuple[str | list[int], ...],
-    add_special_tokens: bool,
-    default_max_tokens: int | None,
-    echo: bool = False,
+    num_choices: int,
+    grammar: str,
+    thinking: Thinking | None,
 ) -> GenerationRequest:
+    """What both endpoints have in common; the rest as a chat has it."""
     model.check_name(body.model)
-    num_choices = body.n or 1
     if len(prompts) * num_choices > settings.max_choices:
         raise InvalidRequest(
             f"{len(prompts)} prompts x n = {num_choices} is {len(prompts) * num_choices} choices, "
             f"at most {settings.max_choices} are served in one request",
             param="n",
         )
-    if body.stream_options is not None and not body.stream:
+    options = body.stream_options
+    if options is not None and not body.stream:
         raise InvalidRequest("'stream_options' needs 'stream': true", param="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest("'prompt_logprobs' come with whole replies, not with streams", param="prompt_logprobs")
     prefix = "chatcmpl" if endpoint is Endpoint.CHAT else "cmpl"
     return GenerationRequest(
-        request_id=f"{prefix}-{secrets.token_hex(12)}",
+        request_id=f"{prefix}-{body.request_id or secrets.token_hex(12)}",
         endpoint=endpoint,
         created=created,
         prompts=prompts,
-        add_special_tokens=add_special_tokens,
+        add_special_tokens=False,
         num_choices=num_choices,
         max_tokens=body.max_output_tokens,
-        default_max_tokens=default_max_tokens,
-        sampling=_sampling(body, model),
-        stop=_stop_strings(body.stop, settings),
+        default_max_tokens=None,
+        sampling=sampling_of(body, model, grammar=grammar, thinking=thinking),
+        num_returned=num_choices,
+        stop=stop_strings(body.stop, settings),
         stream=bool(body.stream),
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        returns_logprobs=body.num_logprobs is not None,
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.include_usage and options.continuous_usage_stats),
         timing=bool(body.timing),
-        echo=echo,
         cache_salt=body.cache_salt or "",
         priority=body.priority or 0,
+        include_stop=bool(body.include_stop_str_in_output),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        returns_token_ids=bool(body.return_token_ids),
+        names_tokens_by_id=bool(body.return_tokens_as_token_ids),
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+        truncates_left=body.truncation_side != "right",
     )
-
-
-def _sampling(body: GenerationBody, model: ServedModel) -> SamplingParams:
-    limit, min_tokens = body.max_output_tokens, body.min_tokens or 0
-    if limit is not None and min_tokens > limit:
-        raise InvalidRequest(f"'min_tokens' is {min_tokens}, more than 'max_tokens', {limit}", param="min_tokens")
-    default = model.defaults
-    return SamplingParams(
-        max_tokens=limit or 1,
-        temperature=default.temperature if body.temperature is None else body.temperature,
-        top_p=default.top_p if body.top_p is None else body.top_p,
-        top_k=max(default.top_k if body.top_k is None else body.top_k, 0),
-        min_p=default.min_p if body.min_p is None else body.min_p,
-        seed=secrets.randbits(64) if body.seed is None else body.seed % 2**64,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
-        logit_bias=_logit_bias(body.logit_bias or {}, model.vocab_size),
-        min_tokens=min_tokens,
-        stop_token_ids=frozenset(checked_token_ids(body.stop_token_ids or [], model.vocab_size, "stop_token_ids")),
-        ignore_eos=bool(body.ignore_eos),
-        num_logprobs=body.num_logprobs,
-    )
-
-
-def _stop_strings(stop: str | list[str] | None, settings: GatewaySettings) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(dict.fromkeys(stop or ()))
-    if len(stops) > settings.max_stop_strings:
-        raise InvalidRequest(f"{len(stops)} stop strings, at most {settings.max_stop_strings}", param="stop")
-    for text in stops:
-        if not 1 <= len(text) <= settings.max_stop_chars:
-            raise InvalidRequest(
-                f"a stop string of {len(text)} characters; it must have 1 to {settings.max_stop_chars}", param="stop"
-            )
-    return stops
-
-
-def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
-    parsed: dict[int, float] = {}
-    for key, value in bias.items():
-        if not _TOKEN_ID.fullmatch(key) or int(key) >= vocab_size:
-            raise InvalidRequest(f"'logit_bias': {key[:32]!r} is no token id in [0, {vocab_size})", param="logit_bias")
-        if not -100 <= value <= 100:
-            raise InvalidRequest(f"'logit_bias' of token {key} is {value}, not in [-100, 100]", param="logit_bias")
-        parsed[int(key)] = value
-    return parsed
-
-
-def checked_token_ids(token_ids: Sequence[object], vocab_size: int, param: str) -> list[int]:
-    """Token ids of the vocabulary.
-
-    Raises:
-        InvalidRequest: One is not.
-    """
-    checked: list[int] = []
-    for token_id in token_ids:
-        if type(token_id) is not int or not 0 <= token_id < vocab_size:
-            raise InvalidRequest(f"{param!r}: {token_id!r:.40} is no token id in [0, {vocab_size})", param=param)
-        checked.append(token_id)
-    return checked
 
 
 def prompts_of(prompt: object, vocab_size: int, param: str = "prompt") -> tuple[str | list[int], ...]:

@@ -17,9 +17,10 @@ from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
 from services.gateway.embeddings.call import EmbedCall
 from services.gateway.placement import Holder
-from services.gateway.session import Choice, Finish, FinishReason, Session, Timeline, TokenLogprobs
+from services.gateway.session import Choice, Finish, FinishReason, PromptScore, Session, Timeline, TokenLogprobs
 from shared.directory.records import WorkerRecord
 from shared.engine.sampling_params import SamplingParams
+from shared.engine.thinking import Thinking
 from shared.errors import TandemError, WorkerLost, error_from_code
 from shared.identity import SessionId
 from shared.rpc import PeerRole, TlsFiles, error_from_rpc, open_channel
@@ -189,6 +190,9 @@ class WorkerStream:
         for sequence, token_id in zip(sequences, output.token_ids, strict=True):
             if choice := routes.get(sequence):
                 choice.push(token_id)
+        for scores in output.prompt_scores:
+            if choice := routes.get(scores.sequence):
+                choice.session.note_prompt_scores(_prompt_scores_from_wire(scores))
         for logprobs in output.logprobs:
             if choice := routes.get(sequences[logprobs.index]):
                 choice.push_logprobs(_logprobs_from_wire(logprobs))
@@ -282,7 +286,38 @@ def _sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
         stop_token_ids=sorted(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         num_logprobs=sampling.num_logprobs,
+        allowed_token_ids=(
+            None if sampling.allowed_token_ids is None else pb.TokenIds(ids=sorted(sampling.allowed_token_ids))
+        ),
+        bad_words=[pb.TokenIds(ids=word) for word in sampling.bad_words],
+        grammar=sampling.grammar,
+        thinking=None if sampling.thinking is None else _thinking_to_wire(sampling.thinking),
+        num_prompt_logprobs=sampling.num_prompt_logprobs,
     )
+
+
+def _thinking_to_wire(thinking: Thinking) -> pb.Thinking:
+    return pb.Thinking(
+        start_id=thinking.start_id,
+        end_ids=thinking.end_ids,
+        is_open=thinking.is_open,
+        max_tokens=thinking.max_tokens,
+    )
+
+
+def _prompt_scores_from_wire(wire: pb.PromptScores) -> list[PromptScore]:
+    top_ids, top_logprobs, width = wire.top_token_ids, wire.top_logprobs, wire.num_top
+    return [
+        PromptScore(
+            TokenLogprobs(
+                logprob,
+                tuple(top_ids[i * width : (i + 1) * width]),
+                tuple(top_logprobs[i * width : (i + 1) * width]),
+            ),
+            rank,
+        )
+        for i, (logprob, rank) in enumerate(zip(wire.logprobs, wire.ranks, strict=True))
+    ]
 
 
 def _logprobs_from_wire(wire: pb.TokenLogprobs) -> TokenLogprobs:

@@ -43,12 +43,15 @@ class BlockTables:
         """How many leading blocks may come from a cache.
 
         A sequence that samples computes at least its last token, because it needs that token's logits; so does one that
-        pools that token, and one that pools all computes those that it did not pool yet.
+        pools that token, and one that pools all computes those that it did not pool yet. One whose prompt is scored
+        needs the logits of all that was not.
         """
         is_sealing = sequence.is_prefill_only and sequence.pooling is None
         num_tokens = sequence.num_tokens if is_sealing else sequence.num_tokens - 1
         if sequence.pooling is Pooling.MEAN:
             num_tokens = min(num_tokens, sequence.num_pooled_tokens)
+        if sequence.is_scoring:
+            num_tokens = sequence.num_scored_tokens
         return num_tokens // self._block_size
 
     def match(self, sequence: Sequence) -> list[BlockId]:

@@ -83,7 +83,7 @@ def _gather(
         edits.bias.add(np.array(list(known), dtype=np.int64) + start, np.array(list(known.values()), dtype=np.float32))
     if params.has_penalties:
         _gather_penalties(edits, start, sequence, params)
-    if sequence.num_output_tokens < params.min_tokens:
+    if sequence.num_output_tokens < params.min_tokens and sequence.guide is None:  # which knows what is left else
         ending = [token for token in eos | params.stop_token_ids if 0 <= token < vocab_size]
         edits.forbidden.append(np.array(ending, dtype=np.int64) + start)
 

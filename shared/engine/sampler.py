@@ -1,7 +1,7 @@
 """Chooses the next token of every row of a step, in batch.
 
-    raw logits -> (log-probabilities) -> edits -> greedy: argmax
-                                               -> drawn: temperature, cuts, noise, argmax
+    raw logits -> (log-probabilities) -> edits -> masks -> greedy: argmax
+                                                        -> drawn: temperature, cuts, noise, argmax
 
 A row's token depends on its own logits, parameters and tokens only, never on what else is in the batch.
 """
@@ -17,6 +17,7 @@ from shared.engine.noise import noise_keys, token_steps
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence
 from shared.engine.step import StepResult, TokenLogprobs
+from shared.engine.token_masks import TokenMasks
 from shared.engine.truncated_draw import Cuts, draw, draw_truncated
 
 _MIN_TEMPERATURE = 1e-6
@@ -49,19 +50,25 @@ class Sampler:
         self._max_logprobs = min(max_logprobs, vocab_size)
         self._device = device
         self._steps = token_steps(torch.arange(vocab_size, device=device))
+        self._masks = TokenMasks(vocab_size, device)
+
+    def begin(self, sequences: list[Sequence]) -> None:
+        """Starts on what can be done before the logits are there; `sample` for the same sequences must follow."""
+        self._masks.begin(sequences)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> StepResult:
         """One token per row.
 
         Args:
             logits: `[R, V]`, any float dtype, contiguous; overwritten if it is float32.
-            sequences: Likewise `R`, each with sampling parameters and all tokens before the one to be chosen.
+            sequences: As given to `begin`, `R` of them, each with all tokens before the one to be chosen.
         """
         params = [_params(sequence) for sequence in sequences]
         logits = logits.float()
         wanted = [row for row, p in enumerate(params) if p.num_logprobs is not None]
         raw = _RawRows(wanted, logits[wanted]) if wanted else None
         edit_logits(logits, sequences, self._eos_token_ids)
+        self._masks.apply(logits)
         drawn = [row for row, p in enumerate(params) if not p.is_greedy]
         if len(drawn) == len(params):
             tokens = self._draw(logits, sequences, params)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shared.engine.thinking import Thinking
+
 MAX_LOGPROBS = 20
 
 
@@ -27,6 +29,11 @@ class SamplingParams:
         ignore_eos: The model's end-of-sequence tokens do not end the sequence.
         num_logprobs: None for none; k for the sampled token's and the k likeliest tokens' log-probabilities, taken from
             the raw logits before any penalty, bias or temperature, as vLLM does.
+        allowed_token_ids: Nothing else may be generated; None = everything may.
+        bad_words: Token sequences that must not be completed in the output; each at least one token.
+        grammar: What the output, but for its reasoning, must match, in llguidance's format; "" = free text.
+        num_prompt_logprobs: None, or how many alternatives to each prompt token are wanted with its log-probability.
+        thinking: How reasoning is told from the rest, where that matters to the engine: with a grammar or a budget.
     """
 
     max_tokens: int
@@ -43,6 +50,17 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     num_logprobs: int | None = None
+    allowed_token_ids: frozenset[int] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""
+    thinking: Thinking | None = None
+    num_prompt_logprobs: int | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Which tokens may come depends on the output so far, or is limited throughout."""
+        has_budget = self.thinking is not None and self.thinking.max_tokens is not None
+        return self.allowed_token_ids is not None or bool(self.bad_words) or bool(self.grammar) or has_budget
 
     @property
     def is_greedy(self) -> bool:

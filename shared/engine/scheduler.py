@@ -166,6 +166,9 @@ class Scheduler:
         assert len(result.token_ids) == sum(entry.samples for entry in batch.scheduled), "a token per sampling sequence"
         for pooled in result.pooled:
             pooled.sequence.add_pooled(pooled.total, pooled.end - pooled.start)
+        for scores in result.prompt_scores:
+            scores.sequence.num_scored_tokens += len(scores.logprobs)
+        self._outputs.prompt_scores += result.prompt_scores
         sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
         for entry in batch.scheduled:
             token = next(sampled) if entry.samples else None

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from shared.engine.output_guide import OutputGuide
 from shared.engine.sampling_params import SamplingParams
 from shared.identity import BlockHash, BlockId, SequenceId, SessionId
 
@@ -78,6 +79,10 @@ class Sequence:
         pooling: None, or the sequence samples nothing and ends when its tokens' hidden states are pooled.
         pooled: Sum of the hidden states that count, of `num_pooled_tokens` tokens; float64 `[hidden]`.
         num_pooled_tokens: For `MEAN`, whose tokens are all computed here, even where their KV is cached.
+        guide: Says which tokens may come; None = all. Required where `sampling.is_guided`.
+        num_prompt_logprobs: None, or how many alternatives to each prompt token are wanted with its log-probability.
+        num_scored_tokens: Prompt tokens whose successors were scored; such a prompt is computed here, from the first
+            token that was not, even where its KV is cached.
         arrival_s, first_scheduled_s: `time.monotonic()`; the latter 0 until scheduled.
     """
 
@@ -104,6 +109,9 @@ class Sequence:
     pooling: Pooling | None = None
     pooled: npt.NDArray[np.float64] | None = None
     num_pooled_tokens: int = 0
+    guide: OutputGuide | None = None
+    num_prompt_logprobs: int | None = None
+    num_scored_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -146,6 +154,11 @@ class Sequence:
         """Adds hidden states to the pool."""
         self.pooled = total if self.pooled is None else self.pooled + total
         self.num_pooled_tokens += num_tokens
+
+    @property
+    def is_scoring(self) -> bool:
+        """Log-probabilities of its prompt are wanted and not complete."""
+        return self.num_prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens - 1
 
     @property
     def is_finished(self) -> bool:

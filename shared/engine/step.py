@@ -82,6 +82,22 @@ class PooledTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of the next tokens of a sequence's prompt that were not scored yet; one entry per token.
+
+    Attributes:
+        ranks: 1 for the likeliest token.
+        top_token_ids, top_logprobs: The likeliest ones, descending.
+    """
+
+    sequence: Sequence
+    logprobs: list[float] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    top_token_ids: list[list[int]] = field(default_factory=list)
+    top_logprobs: list[list[float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What the runner returns.
 
@@ -89,11 +105,13 @@ class StepResult:
         token_ids: One per scheduled sequence that samples, in batch order.
         logprobs: Likewise; None where the sequence asked for none.
         pooled: Of scheduled sequences that pool.
+        prompt_scores: Of scheduled sequences that want their prompts scored.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     pooled: list[PooledTokens] = field(default_factory=list)
+    prompt_scores: list[PromptScores] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -106,6 +124,7 @@ class StepOutputs:
         prefilled: Prefill-only sequences that progressed; `sequence.num_sealed_blocks` says how far.
         sealed: Blocks that became sealed, with the step or by a fetch since the last one.
         evicted: Blocks that left the index.
+        prompt_scores: Of prompts, in order; all of a sequence's come before its first token.
     """
 
     tokens: list[tuple[Sequence, int, TokenLogprobs | None]] = field(default_factory=list)
@@ -113,8 +132,9 @@ class StepOutputs:
     prefilled: list[Sequence] = field(default_factory=list)
     sealed: list[BlockHash] = field(default_factory=list)
     evicted: list[BlockHash] = field(default_factory=list)
+    prompt_scores: list[PromptScores] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Nothing changed."""
-        return not (self.tokens or self.finished or self.prefilled or self.sealed or self.evicted)
+        return not (self.tokens or self.finished or self.prefilled or self.sealed or self.evicted or self.prompt_scores)

@@ -24,7 +24,11 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_toke
 
 
 class ChatTemplate:
-    """A compiled template with the special tokens it may name. Immutable; rendering holds the GIL."""
+    """A compiled template with the special tokens it may name. Immutable; rendering holds the GIL.
+
+    Attributes:
+        source: As written.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Compiles the template.
@@ -37,36 +41,65 @@ class ChatTemplate:
         except TemplateError as exc:
             raise ConfigurationError(f"the checkpoint's chat template does not compile: {exc}") from exc
         self._special_tokens = dict(special_tokens)
+        self.source = source
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> ChatTemplate | None:
-        """The template of `chat_template.jinja` or `tokenizer_config.json`; None when the checkpoint has none."""
+    def from_pretrained(cls, directory: Path, override: Path | None = None) -> ChatTemplate | None:
+        """The template of `chat_template.jinja` or `tokenizer_config.json`; None when the checkpoint has none.
+
+        Args:
+            directory: The checkpoint.
+            override: A template to use instead.
+
+        Raises:
+            ConfigurationError: The file is missing, or no valid template.
+        """
         config = read_json(directory / "tokenizer_config.json")
         names = read_json(directory / "special_tokens_map.json") | config
         special = {name: _token_text(names[name]) for name in _SPECIAL_TOKENS if names.get(name)}
+        if override is not None:
+            if not override.is_file():
+                raise ConfigurationError(f"the chat template {override} does not exist")
+            return cls(override.read_text(encoding="utf-8"), special)
         file = directory / "chat_template.jinja"
         source = file.read_text(encoding="utf-8") if file.is_file() else _default_source(config.get("chat_template"))
         return cls(source, special) if source else None
 
-    def render(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True) -> str:
+    def mentions(self, name: str) -> bool:
+        """A variable of that name, or something like it, occurs in the source."""
+        return name in self.source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
         """The prompt text, special tokens spelled out.
 
         Args:
             messages: Each with `role` and `content`, in order.
             add_generation_prompt: End with the beginning of the assistant's turn.
+            tools: Functions that the model may call, as OpenAI describes them; None or empty = none.
+            documents: For templates that know them.
+            variables: Whatever else the template reads; none of the names above.
 
         Raises:
             InvalidRequest: The template refuses these messages, or fails on them.
         """
         try:
             return self._template.render(
-                messages=messages,
-                tools=None,  # templates test these against none, not for being defined
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
+                **(variables or {}),
                 **self._special_tokens,
+                messages=messages,
+                tools=tools or None,  # templates test these against none, not for being defined
+                documents=documents or None,
+                add_generation_prompt=add_generation_prompt,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as exc:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as exc:
             raise InvalidRequest(f"the model's chat template refuses these messages: {exc}", param="messages") from exc
 
 

@@ -12,21 +12,26 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 class IncrementalDetokenizer:
     """One choice's text so far. Bytes of an unfinished character are held back until it is complete.
 
-    The concatenation of everything returned equals `Tokenizer.decode` of all tokens.
+    The concatenation of everything returned equals `Tokenizer.decode` of all tokens, but for special tokens that show.
+
+    Args:
+        tokenizer: The model's.
+        shown: Special tokens that show by their names.
     """
 
-    __slots__ = ("_decoder", "_has_pending", "_special", "_texts", "_tokenizer")
+    __slots__ = ("_decoder", "_has_pending", "_shown", "_special", "_texts", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: frozenset[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
         self._texts = tokenizer.texts
-        self._special = tokenizer.special_ids
+        self._special = tokenizer.special_ids - shown
+        self._shown = shown
         self._decoder = _Utf8Decoder(errors="replace")
         self._has_pending = False
 
     def push(self, token_id: int) -> str:
         """Text that became complete with this token."""
-        if not self._has_pending and token_id < len(self._texts):
+        if not self._has_pending and token_id < len(self._texts) and token_id not in self._shown:
             text = self._texts[token_id]
             if text is not None:
                 return text

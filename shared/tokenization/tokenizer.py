@@ -55,9 +55,9 @@ class Tokenizer:
         ids: list[int] = self._raw.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of a whole run of tokens, special tokens left out."""
-        special = self.special_ids
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of a whole run of tokens."""
+        special = self.special_ids if skip_special_tokens else frozenset()
         return b"".join(self.token_bytes(i) for i in token_ids if i not in special).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -68,6 +68,11 @@ class Tokenizer:
         """The vocabulary's own spelling of a token; "" for ids that only pad the vocabulary."""
         name: str | None = self._raw.id_to_token(token_id)
         return name or ""
+
+    def special_id(self, text: str) -> int | None:
+        """The special token of that name, if there is one."""
+        token_id = self._raw.token_to_id(text)
+        return token_id if token_id in self.special_ids else None
 
     def token_text(self, token_id: int) -> str:
         """The same for people to read: bytes that are not whole UTF-8 become U+FFFD."""

@@ -28,6 +28,7 @@ from shared.models.fingerprint import model_fingerprint
 from shared.models.load import TORCH_DTYPES, load_decoder
 from shared.models.resolve import resolve_model
 from shared.worker.arena_adoption import Ask, WorkerArena, open_worker_arena
+from shared.worker.guides import Guides
 from shared.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -54,6 +55,7 @@ class LoadedEngine:
     backend_name: str
     max_model_len: int
     vocab_size: int
+    guides: Guides
     is_left: bool = False
 
     @property
@@ -63,6 +65,7 @@ class LoadedEngine:
 
     def close(self) -> None:
         """Removes the arena's files, unless they were left to kv_transfer."""
+        self.guides.close()
         if not self.is_left:
             self.memory.unlink()
 
@@ -153,6 +156,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         # What the cache could never hold must not be promised.
         max_model_len=min(config.max_model_len, arena.num_blocks * settings.block_size),
         vocab_size=config.vocab_size,
+        guides=Guides(directory, config.vocab_size, frozenset(config.eos_token_ids)),
     )
 
 

@@ -31,6 +31,7 @@ from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.worker.arena_adoption import ask_kv_transfer
 from shared.worker.block_host import BlockHostServicer
 from shared.worker.fetch_cost import FetchCosts
+from shared.worker.guides import Guides
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
 from shared.worker.kv_state import KvLife
 from shared.worker.loading import LoadedEngine, load_engine
@@ -59,6 +60,7 @@ class WorkerParts:
     status: WorkerStatus
     metrics: WorkerMetrics
     costs: FetchCosts
+    guides: Guides
 
     def acquisition(
         self,
@@ -186,7 +188,7 @@ async def _running(
     peers = Peers(directory, identity.fingerprint, settings.tls)
     link = _link(settings, role, loaded, identity, host_socket)
     status = WorkerStatus(identity, engine, link)
-    parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics, FetchCosts())
+    parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics, FetchCosts(), loaded.guides)
     metrics.follow(engine.stats)
     dispatch.add_listener(lambda outputs: link.publish(outputs.sealed, outputs.evicted))
     dispatch.add_listener(lambda outputs: metrics.observe_step(outputs, engine.stats()))

@@ -15,7 +15,7 @@ import orjson
 
 from services.gateway.choice_text import Delta
 from services.gateway.generation import Usage
-from services.gateway.logprobs import chat_logprobs
+from services.gateway.logprobs import TokenNames, chat_logprobs
 from services.gateway.replies import CollectedChoice
 from services.gateway.request import GenerationRequest
 from services.gateway.responses.items import Item
@@ -38,7 +38,7 @@ class ResponseBuilder:
         self.is_stored = body.store is not False
         self.is_background = bool(body.background)
         self._body = body
-        self._tokenizer = tokenizer
+        self._names = TokenNames(tokenizer, by_id=False)
         self._item_id = f"msg_{secrets.token_hex(24)}"
         self._choice = CollectedChoice(0)
         self._has_begun = False
@@ -134,7 +134,7 @@ class ResponseBuilder:
         }
 
     def _logprobs(self, source: Delta | CollectedChoice) -> list[object]:
-        content = chat_logprobs(source.tokens, self._tokenizer)["content"]
+        content = chat_logprobs(source.tokens, self._names)["content"]
         return content if isinstance(content, list) else []
 
     def _part_event(self, kind: str, **fields: object) -> None:

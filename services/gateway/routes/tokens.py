@@ -11,6 +11,7 @@ from starlette.responses import Response
 from services.gateway.body_reader import parse_object, read_body, validate
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.sampling_fields import checked_token_ids
 from services.gateway.schemas.tokens import (
     DetokenizeBody,
     DetokenizeReply,
@@ -18,7 +19,6 @@ from services.gateway.schemas.tokens import (
     TokenizeReply,
     TokenizeTextBody,
 )
-from services.gateway.validation import checked_token_ids
 
 
 def router(gateway: Gateway) -> APIRouter:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from services.gateway.schemas.structure import JsonSchema, ResponseFormat, StructuredOutputs
+from shared.engine.sampling_params import MAX_LOGPROBS
 
 INT32_MAX = 2**31 - 1
 
@@ -29,6 +32,8 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class Body(BaseModel):
@@ -45,20 +50,17 @@ class GenerationBody(Body):
     refused: ClassVar[dict[str, Refusal]] = {
         "use_beam_search": Refusal("beam search is not built", (False,)),
         "length_penalty": Refusal("it belongs to beam search, which is not built", (1.0,)),
-        "prompt_logprobs": Refusal("log-probabilities of the prompt are not built"),
-        "structured_outputs": Refusal("constrained output is not built"),
-        "guided_json": Refusal("constrained output is not built"),
-        "guided_regex": Refusal("constrained output is not built"),
-        "guided_choice": Refusal("constrained output is not built"),
-        "guided_grammar": Refusal("constrained output is not built"),
-        "response_format": Refusal('constrained output is not built; only {"type": "text"} is', ({"type": "text"},)),
-        "bad_words": Refusal("banning words is not built; use logit_bias", ([],)),
-        "allowed_token_ids": Refusal("token allow-lists are not built; use logit_bias"),
-        "include_stop_str_in_output": Refusal("stop strings are always left out", (False,)),
-        "skip_special_tokens": Refusal("special tokens never appear in output text", (True,)),
-        "spaces_between_special_tokens": Refusal("special tokens never appear in output text", (True, False)),
-        "truncate_prompt_tokens": Refusal("prompts are never truncated in silence"),
-        "return_tokens_as_token_ids": Refusal("tokens are returned as text and bytes", (False,)),
+        "guided_decoding_backend": Refusal("there is one library for constrained output", ("auto", "guidance")),
+        "structural_tag": Refusal("use tools, or structured_outputs with a grammar"),
+        "spaces_between_special_tokens": Refusal("text is what its tokens spell", (True, False)),
+        "logprob_token_ids": Refusal("log-probabilities are those of the likeliest tokens"),
+        "logits_processors": Refusal("requests bring no code"),
+        "repetition_detection": Refusal("use repetition_penalty, or stop"),
+        "watermarking": Refusal("output is not watermarked", (False,)),
+        "vllm_xargs": Refusal("there are no extensions that would read it", ({},)),
+        "kv_transfer_params": Refusal("KV moves between workers by itself"),
+        "ec_transfer_params": Refusal("the model reads text only"),
+        "session_id": Refusal("placement goes by the cached content itself"),
     }
 
     model: str
@@ -79,6 +81,23 @@ class GenerationBody(Body):
     logit_bias: dict[str, float] | None = None
     min_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
     ignore_eos: bool | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    allowed_token_ids: list[int] | None = Field(default=None, min_length=1)
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=INT32_MAX)
+    truncation_side: Literal["left", "right"] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    response_format: ResponseFormat | None = Field(default=None, discriminator="type")
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(default=None, min_length=1)
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = Field(default=None, max_length=256)
+    request_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.:-]{1,128}$")
     user: str | None = None
     cache_salt: str | None = Field(default=None, min_length=1, max_length=1024)
     priority: int | None = Field(default=None, ge=-(2**31), le=INT32_MAX)

@@ -6,11 +6,30 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.gateway.schemas.body import GenerationBody, Refusal
+from services.gateway.schemas.body import INT32_MAX, GenerationBody, Refusal
+from services.gateway.schemas.tools import Tool, ToolChoice
 from shared.engine.sampling_params import MAX_LOGPROBS
 
-_NO_TOOLS = "tool calling is not built"
 _TEXT_ONLY = "the model reads and writes text only"
+
+
+class ToolCallFunction(BaseModel):
+    """What the assistant called; `arguments` is JSON in a string."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(BaseModel):
+    """A call in an assistant's earlier turn."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: str
+    type: Literal["function"] = "function"
+    function: ToolCallFunction
 
 
 class ChatMessage(BaseModel):
@@ -19,12 +38,9 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     refused: ClassVar[dict[str, Refusal]] = {
-        "tool_calls": Refusal(_NO_TOOLS, ([],)),
-        "tool_call_id": Refusal(_NO_TOOLS),
-        "function_call": Refusal(_NO_TOOLS),
+        "function_call": Refusal("it was replaced by tool_calls"),
         "audio": Refusal(_TEXT_ONLY),
         "refusal": Refusal("send what the assistant said as content"),
-        "reasoning_content": Refusal("reasoning is not told apart from content"),
         # What OpenAI's client returns with a reply, and users send back unchanged.
         "annotations": Refusal("the chat template has no place for it", ([],)),
     }
@@ -32,35 +48,35 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: object = None
     name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 class ChatBody(GenerationBody):
     """Fields of a chat request."""
 
     refused: ClassVar[dict[str, Refusal]] = GenerationBody.refused | {
-        "tools": Refusal(_NO_TOOLS, ([],)),
-        "tool_choice": Refusal(_NO_TOOLS, ("none", "auto")),
-        "parallel_tool_calls": Refusal(_NO_TOOLS, (True, False)),
-        "functions": Refusal(_NO_TOOLS, ([],)),
-        "function_call": Refusal(_NO_TOOLS, ("none", "auto")),
+        "functions": Refusal("it was replaced by tools", ([],)),
+        "function_call": Refusal("it was replaced by tool_choice", ("none", "auto")),
         "audio": Refusal(_TEXT_ONLY),
         "modalities": Refusal(_TEXT_ONLY, (["text"],)),
+        "media_io_kwargs": Refusal(_TEXT_ONLY, ({},)),
+        "mm_processor_kwargs": Refusal(_TEXT_ONLY, ({},)),
         "prediction": Refusal("predicted outputs are not built"),
-        "reasoning_effort": Refusal("the model has no reasoning effort to set", ("none",)),
         "verbosity": Refusal("the model has no verbosity to set", ("medium",)),
         "web_search_options": Refusal("there is no web search"),
-        "store": Refusal("replies are not stored", (False,)),
-        "metadata": Refusal("it labels stored replies, and replies are not stored", ({},)),
-        "service_tier": Refusal("there is one service tier", ("auto", "default")),
+        "store": Refusal("replies of this endpoint are not stored", (False,)),
+        "metadata": Refusal("it labels stored replies, and replies of this endpoint are not stored", ({},)),
+        "service_tier": Refusal("there is one service tier; see priority", ("auto", "default")),
         "moderation": Refusal("there is no moderation"),
         "prompt_cache_retention": Refusal("cached prompts stay as long as there is room", ("in_memory", "in-memory")),
+        "prompt_cache_options": Refusal("cached prompts stay as long as there is room", ({},)),
         "echo": Refusal("chat replies hold the new turn only", (False,)),
-        "add_generation_prompt": Refusal("the assistant's turn always follows", (True,)),
-        "continue_final_message": Refusal("the assistant's turn is always a new one", (False,)),
+        "best_of": Refusal("it belongs to /v1/completions; use n", (1,)),
         "add_special_tokens": Refusal("the chat template says which special tokens there are", (False,)),
-        "chat_template": Refusal("the checkpoint's own template is used"),
-        "chat_template_kwargs": Refusal("the checkpoint's template gets messages only", ({},)),
-        "documents": Refusal("the checkpoint's template gets messages only", ([],)),
+        "chat_template": Refusal("templates are code: only the operator sets one, with --chat-template"),
+        "return_prompt_text": Refusal("see /tokenize", (False,)),
     }
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -70,6 +86,16 @@ class ChatBody(GenerationBody):
     # Names for abuse reports and cache routing. Placement goes by the cached content itself.
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0, le=INT32_MAX)
+    chat_template_kwargs: dict[str, object] | None = None
+    documents: list[dict[str, str]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     @property
     def max_output_tokens(self) -> int | None:

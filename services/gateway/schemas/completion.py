@@ -21,6 +21,8 @@ class CompletionBody(GenerationBody):
     prompt: object = None
     echo: bool | None = None
     best_of: int | None = Field(default=None, ge=1)
+    # 0 with `echo`: the prompt alone, for its log-probabilities.
+    max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     @property

@@ -19,8 +19,16 @@ MAX_POSITIONS = 4096
 PAD, BOS, IM_START, IM_END = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>")
 
 CHAT_TEMPLATE = (
+    # Tools are written as Hermes and Qwen write them. The model was taught none of it: they are here to be tried.
+    "{%- if tools -%}{{- '<|im_start|>system\\nFunctions:\\n' -}}"
+    "{%- for tool in tools -%}{{- tool['function'] | tojson + '\\n' -}}{%- endfor -%}"
+    '{{- \'Call one with <tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call><|im_end|>\\n\' -}}{%- endif -%}'
     "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] -}}"
+    "{%- for call in message['tool_calls'] or [] -%}"
+    "{{- '<tool_call>\\n' + call['function'] | tojson + '\\n</tool_call>' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_end|>\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )

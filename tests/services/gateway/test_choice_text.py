@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.choice_text import ChoiceText
+from services.gateway.choice_text import ChoiceText, Reading
 from services.gateway.session import Finish, FinishReason, Mailbox, Session, TokenLogprobs
 from shared.engine.sampling_params import SamplingParams
 
@@ -15,7 +15,7 @@ class Harness:
     def __init__(self, tokenizer, stops=(), **sampling):
         session = Session([1], SamplingParams(max_tokens=100, **sampling), 1, Mailbox())
         self.choice = session.choices[0]
-        self.text = ChoiceText(0, self.choice, tokenizer, tuple(stops))
+        self.text = ChoiceText(0, self.choice, tokenizer, Reading(tuple(stops)))
         self.has_logprobs = sampling.get("num_logprobs") is not None
 
     def feed(self, token_ids, finish=None):

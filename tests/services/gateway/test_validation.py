@@ -136,8 +136,8 @@ def test_field_that_asks_for_nothing_is_accepted(chat, field):
 
 
 def test_not_built_fields_are_refused_even_when_unknown_ones_are_ignored(chat):
-    with pytest.raises(UnsupportedField, match="tool calling"):
-        chat(unknown="ignore", tools=[{"type": "function"}])
+    with pytest.raises(UnsupportedField, match="web search"):
+        chat(unknown="ignore", web_search_options={"search_context_size": "low"})
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_not_built_fields_are_refused_even_when_unknown_ones_are_ignored(chat):
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "messages[0].colour"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
     ],

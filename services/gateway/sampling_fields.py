@@ -1,0 +1,118 @@
+"""The fields of a body that say how tokens are chosen, as the engine's sampling parameters."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+
+from services.gateway.schemas.body import GenerationBody
+from services.gateway.served_model import ServedModel
+from services.gateway.settings import GatewaySettings
+from shared.engine.sampling_params import SamplingParams
+from shared.engine.thinking import Thinking
+from shared.errors import InvalidRequest
+
+MAX_BAD_WORDS = 256
+_TOKEN_ID = re.compile(r"\d{1,10}")
+
+
+def sampling_of(body: GenerationBody, model: ServedModel, *, grammar: str, thinking: Thinking | None) -> SamplingParams:
+    """All but the output limit where the body leaves it open: then `max_tokens` is 1.
+
+    Args:
+        body: Checked field by field.
+        model: Fills in what the body is silent about.
+        grammar: What the output must match; "" = anything.
+        thinking: What the engine needs to know about reasoning.
+
+    Raises:
+        InvalidRequest: A field contradicts another one or the model.
+    """
+    limit, min_tokens = body.max_output_tokens, body.min_tokens or 0
+    if limit is not None and min_tokens > limit:
+        raise InvalidRequest(f"'min_tokens' is {min_tokens}, more than 'max_tokens', {limit}", param="min_tokens")
+    if grammar and body.ignore_eos:
+        raise InvalidRequest("'ignore_eos' would run on after the end of a structured output", param="ignore_eos")
+    if grammar and body.allowed_token_ids is not None:
+        raise InvalidRequest("'allowed_token_ids' and structured output exclude each other", param="allowed_token_ids")
+    default, allowed, vocab_size = model.defaults, body.allowed_token_ids, model.vocab_size
+    return SamplingParams(
+        max_tokens=limit or 1,
+        temperature=default.temperature if body.temperature is None else body.temperature,
+        top_p=default.top_p if body.top_p is None else body.top_p,
+        top_k=max(default.top_k if body.top_k is None else body.top_k, 0),
+        min_p=default.min_p if body.min_p is None else body.min_p,
+        seed=secrets.randbits(64) if body.seed is None else body.seed % 2**64,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
+        min_tokens=min_tokens,
+        stop_token_ids=frozenset(checked_token_ids(body.stop_token_ids or [], vocab_size, "stop_token_ids")),
+        ignore_eos=bool(body.ignore_eos),
+        num_logprobs=body.num_logprobs,
+        allowed_token_ids=(
+            None if allowed is None else frozenset(checked_token_ids(allowed, vocab_size, "allowed_token_ids"))
+        ),
+        bad_words=_bad_words(body.bad_words or [], model),
+        grammar=grammar,
+        thinking=thinking,
+        num_prompt_logprobs=body.prompt_logprobs,
+    )
+
+
+def stop_strings(stop: str | list[str] | None, settings: GatewaySettings) -> tuple[str, ...]:
+    """`stop`, without repetitions.
+
+    Raises:
+        InvalidRequest: Too many, too long, or empty ones.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(dict.fromkeys(stop or ()))
+    if len(stops) > settings.max_stop_strings:
+        raise InvalidRequest(f"{len(stops)} stop strings, at most {settings.max_stop_strings}", param="stop")
+    for text in stops:
+        if not 1 <= len(text) <= settings.max_stop_chars:
+            raise InvalidRequest(
+                f"a stop string of {len(text)} characters; it must have 1 to {settings.max_stop_chars}", param="stop"
+            )
+    return stops
+
+
+def checked_token_ids(token_ids: Sequence[object], vocab_size: int, param: str) -> list[int]:
+    """Token ids of the vocabulary.
+
+    Raises:
+        InvalidRequest: One is not.
+    """
+    checked: list[int] = []
+    for token_id in token_ids:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+            raise InvalidRequest(f"{param!r}: {token_id!r:.40} is no token id in [0, {vocab_size})", param=param)
+        checked.append(token_id)
+    return checked
+
+
+def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
+    parsed: dict[int, float] = {}
+    for key, value in bias.items():
+        if not _TOKEN_ID.fullmatch(key) or int(key) >= vocab_size:
+            raise InvalidRequest(f"'logit_bias': {key[:32]!r} is no token id in [0, {vocab_size})", param="logit_bias")
+        if not -100 <= value <= 100:
+            raise InvalidRequest(f"'logit_bias' of token {key} is {value}, not in [-100, 100]", param="logit_bias")
+        parsed[int(key)] = value
+    return parsed
+
+
+def _bad_words(words: list[str], model: ServedModel) -> tuple[tuple[int, ...], ...]:
+    """Every word as the tokenizer writes it at the beginning of a text and after a space."""
+    if len(words) > MAX_BAD_WORDS:
+        raise InvalidRequest(f"{len(words)} bad words, at most {MAX_BAD_WORDS}", param="bad_words")
+    spelled: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word.lstrip(), " " + word.lstrip()):
+            token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=False))
+            if not word.strip() or not token_ids:
+                raise InvalidRequest("'bad_words' has a word without characters", param="bad_words")
+            spelled[token_ids] = None
+    return tuple(spelled)
