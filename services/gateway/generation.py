@@ -212,7 +212,8 @@ class Generation:
         text.last_token_s = now_s
         if not session.first_token_s and text.num_tokens:
             session.first_token_s = now_s
-            self._workers.prefilled(session)
+            self._workers.first_token(session)
+            self._metrics.session_started(session)
             if not self.stamps.first_token_s:
                 self.stamps.first_token_s = now_s
                 self._metrics.first_token_s.observe(now_s - self.stamps.received_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.gateway.placement import Placement
+from services.gateway.session import Session
 from shared.metrics.registry import exposition, new_registry
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -74,8 +75,12 @@ class RequestMetrics:
             ("cause",),
             registry=registry,
         )
-        self._predicted_s = Histogram(
-            "tandem_predicted_first_token_seconds", "As placement predicted", buckets=_LATENCY_S, registry=registry
+        self._predicted_s, self._actual_s = (
+            Histogram(name, what, ("mode",), buckets=_LATENCY_S, registry=registry)
+            for name, what in (
+                ("tandem_predicted_first_token_seconds", "From submission to the first token, as placement predicted"),
+                ("tandem_actual_first_token_seconds", "From submission to the first token, as it was"),
+            )
         )
 
     def choice_ended(self, finish_reason: str) -> None:
@@ -89,7 +94,12 @@ class RequestMetrics:
     def session_placed(self, placement: Placement) -> None:
         """A session was submitted."""
         self._placements.labels(placement.mode.value).inc()
-        self._predicted_s.observe(placement.predicted_s)
+        self._predicted_s.labels(placement.mode.value).observe(placement.predicted_s)
+
+    def session_started(self, session: Session) -> None:
+        """A session's first token came."""
+        assert session.placement is not None
+        self._actual_s.labels(session.placement.mode.value).observe(session.first_token_s - session.submitted_s)
 
     def session_migrated(self, cause: str) -> None:
         """A session went on at another worker; `cause` is the code of the error before."""

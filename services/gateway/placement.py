@@ -8,7 +8,8 @@ What a placement costs is counted in seconds, summed over everybody who waits:
     both     the transfer of cached blocks that another worker holds, and a nominal cost for each sequence that
              shares the decode worker's steps
 
-Rates are the workers' own measurements; until a worker has one, a nominal rate stands in.
+Rates are the workers' own measurements; until a worker has one, a nominal rate stands in. Either way is dearer by what
+first tokens of that mode lately took beyond this model (`placement_learning`).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Snapshot:
         prefill_workers: As the directory has them.
         transfers: Every kv_transfer; also those whose worker is gone.
         open_sessions: Per decode worker, sessions of this gateway that its last heartbeat may not show yet.
+        overhead_s: Per mode, what first tokens took beyond the model.
         sent_prefill_tokens: Likewise per prefill worker: prompt tokens sent there whose first token has not come.
     """
 
@@ -68,6 +70,7 @@ class Snapshot:
     transfers: Sequence[TransferRecord] = ()
     open_sessions: Mapping[WorkerId, int] = field(default_factory=dict)
     sent_prefill_tokens: Mapping[WorkerId, int] = field(default_factory=dict)
+    overhead_s: Mapping[Mode, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Placement:
         holders: Longest prefix first; the decode worker's own kv_transfer may be among them.
         uncached_tokens: Prompt tokens in whole blocks that nobody is known to have.
         predicted_s: Expected seconds to the first token.
+        overhead_s: Share of it that is experience, not model.
         local_s, remote_s: Summed cost of either way on this decode worker; `remote_s` is None without prefill workers.
         is_measured: The rates behind the numbers are measured, not nominal.
     """
@@ -100,6 +104,7 @@ class Placement:
     local_s: float
     remote_s: float | None
     is_measured: bool
+    overhead_s: float = 0.0
 
 
 def place(
@@ -174,8 +179,10 @@ class _Option:
     def placement(self, policy: Policy, min_remote_tokens: int) -> Placement:
         """The better way to prefill for this worker."""
         prefill = sorted(self._prefill_workers(), key=lambda w: (self._remote_wait_s(w), w.worker_id))
-        local_s = self._local_s()
-        remote_s = self._remote_s(prefill[0]) if prefill else None
+        mode = Mode.FETCHED if self._held_blocks > self._own_blocks else Mode.LOCAL
+        overheads = self._snapshot.overhead_s
+        local_s = self._local_s() + overheads.get(mode, 0.0)
+        remote_s = self._remote_s(prefill[0]) + overheads.get(Mode.REMOTE_PREFILL, 0.0) if prefill else None
         uncached = (self._usable_blocks - self._held_blocks) * self._decode.block_size
         measured = self._is_measured(prefill[0] if prefill else None)
         is_remote = (
@@ -188,7 +195,6 @@ class _Option:
         if is_remote:
             mode, wait_s = Mode.REMOTE_PREFILL, self._remote_wait_s(prefill[0]) + self._tail_s()
         else:
-            mode = Mode.FETCHED if self._held_blocks > self._own_blocks else Mode.LOCAL
             wait_s = self._local_wait_s()
         return Placement(
             decode=self._decode,
@@ -196,10 +202,11 @@ class _Option:
             holders=self.holders,
             mode=mode,
             uncached_tokens=uncached,
-            predicted_s=wait_s + self._shared_s(),
+            predicted_s=wait_s + self._shared_s() + overheads.get(mode, 0.0),
             local_s=local_s,
             remote_s=remote_s,
             is_measured=measured,
+            overhead_s=overheads.get(mode, 0.0),
         )
 
     def _find_holders(self) -> list[Holder]:

@@ -11,6 +11,7 @@ import structlog
 
 from services.gateway.embeddings.call import EmbedCall
 from services.gateway.placement import Holder, Snapshot, can_take_work
+from services.gateway.placement_learning import PlacementLearning
 from services.gateway.session import Choice, Session
 from services.gateway.worker_stream import WorkerStream
 from shared.directory.client import Directory
@@ -42,6 +43,7 @@ class Workers:
         self._tls = tls
         self._streams: dict[Incarnation, WorkerStream] = {}
         self._keepers: dict[Incarnation, asyncio.Task[None]] = {}
+        self._learning = PlacementLearning()
         self._sent_prefill: dict[WorkerId, dict[Session, int]] = {}
         self._follower: asyncio.Task[None] | None = None
 
@@ -77,6 +79,7 @@ class Workers:
             transfers=list(self._directory.transfers()),
             open_sessions={stream.record.worker_id: stream.num_sessions for stream in streams.values()},
             sent_prefill_tokens={worker_id: sum(sent.values()) for worker_id, sent in self._sent_prefill.items()},
+            overhead_s=self._learning.overheads(),
         )
 
     def context_len(self, model_len: int) -> int:
@@ -136,6 +139,12 @@ class Workers:
                 lost |= {worker.incarnation}
                 if len(lost) == MAX_EMBED_ATTEMPTS:
                     raise
+
+    def first_token(self, session: Session) -> None:
+        """A session's first token at its worker came: placement learns what it took."""
+        assert session.placement is not None
+        self._learning.observe(session.placement, session.first_token_s - session.submitted_s)
+        self.prefilled(session)
 
     def prefilled(self, session: Session) -> None:
         """The session's first token came, or it ended: its prompt no longer waits at a prefill worker."""
