@@ -13,17 +13,17 @@ import grpc
 import structlog
 
 from protos import worker_pb2 as pb
-from protos import worker_pb2_grpc as rpc
 from services.decode.embedder import Embedder
 from services.decode.gateway_stream import GatewayStream, Routes
 from shared.engine.step import StepOutputs
 from shared.errors import InternalError
+from shared.worker.drain import RoleServicer
 from shared.worker.process import WorkerParts
 
 log = structlog.get_logger(__name__)
 
 
-class DecodeServicer(rpc.WorkerServicer):
+class DecodeServicer(RoleServicer):
     """Hands each step's outputs to the streams they belong to, in one pass."""
 
     def __init__(self, parts: WorkerParts) -> None:

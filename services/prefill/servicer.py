@@ -12,23 +12,25 @@ from collections.abc import AsyncIterator
 import grpc
 
 from protos import worker_pb2 as pb
-from protos import worker_pb2_grpc as rpc
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepOutputs
 from shared.errors import FingerprintMismatch, InvalidRequest, StaleIncarnation, WorkerDraining
 from shared.identity import SequenceId, SessionId, namespace_hash
+from shared.worker.drain import RoleServicer
 from shared.worker.kv_acquisition import AcquisitionReport
 from shared.worker.kv_state import KvEvent, KvLife, new_kv_life
 from shared.worker.process import WorkerParts
 
 
-class PrefillServicer(rpc.WorkerServicer):
+class PrefillServicer(RoleServicer):
     """Each call is one prefill-only sequence; its blocks stay pinned exactly as long as the call is open."""
 
     def __init__(self, parts: WorkerParts) -> None:
         self._parts = parts
         self._engine = parts.engine
         self._changed: dict[SequenceId, asyncio.Event] = {}
+        self._handed_back: set[SequenceId] = set()
+        self._leaving = asyncio.Event()
         parts.dispatch.add_listener(self._on_step)
 
     async def Status(  # noqa: N802
@@ -50,12 +52,24 @@ class PrefillServicer(rpc.WorkerServicer):
             await self._acquire(sequence, request, life)
             async for progress in self._follow(sequence, changed):
                 yield progress
-            await asyncio.Event().wait()  # the caller still fetches; its cancel ends the pins
+            await self._leaving.wait()  # the caller still fetches; its cancel ends the pins
         finally:
             life.apply(KvEvent.END)
             del self._changed[sequence.sequence_id]
+            self._handed_back.discard(sequence.sequence_id)
             self._engine.abort([sequence.sequence_id])
             self._engine.release(sequence)
+
+    def hand_back(self) -> int:
+        """Ends the calls whose prompts are not complete; their callers compute the rest, or ask elsewhere."""
+        self._handed_back = set(self._changed)
+        for changed in self._changed.values():
+            changed.set()
+        return len(self._handed_back)
+
+    def end_calls(self) -> None:
+        """Ends the calls whose callers don't fetch any more."""
+        self._leaving.set()
 
     def _sequence_of(self, request: pb.PrefillRequest) -> Sequence:
         who = self._parts.status.identity
@@ -101,6 +115,8 @@ class PrefillServicer(rpc.WorkerServicer):
                 yield self._progress(sequence)
             if sequence.is_finished:
                 return
+            if sequence.sequence_id in self._handed_back:
+                raise WorkerDraining(f"prefill worker {self._parts.status.identity.worker_id} is draining")
             await changed.wait()
             changed.clear()
 

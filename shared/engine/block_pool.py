@@ -228,16 +228,20 @@ class BlockPool:
 
     # Save-ahead
 
-    def take_unsaved(self, limit: int) -> list[tuple[BlockHash, BlockId]]:
+    def take_unsaved(self, limit: int, *, everything: bool = False) -> list[tuple[BlockHash, BlockId]]:
         """Pins up to `limit` of the least recently used blocks, to be copied elsewhere before they are evicted.
 
         Hands out blocks only while fewer than half of all are free, and no more than the oldest quarter of the cache:
-        a copy is usually there when eviction comes, and eviction never waits for one.
+        a copy is usually there when eviction comes, and eviction never waits for one. With `everything`, whatever is
+        cached: the worker is about to end.
         """
-        if 2 * len(self._free) >= self.num_blocks:
+        if everything:
+            wanted = len(self._cached)
+        elif 2 * len(self._free) >= self.num_blocks:
             return []
-        ahead = len(self._saved_ahead) + len(self._saving)
-        wanted = (len(self._cached) + ahead) // 4 - ahead
+        else:
+            ahead = len(self._saved_ahead) + len(self._saving)
+            wanted = (len(self._cached) + ahead) // 4 - ahead
         taken: list[tuple[BlockHash, BlockId]] = []
         for _ in range(min(limit, wanted)):
             block, _ = self._cached.popitem(last=False)

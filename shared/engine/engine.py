@@ -189,10 +189,10 @@ class Engine:
                     self._pool.unpin(block)
             self._wake()
 
-    def take_unsaved(self, limit: int) -> list[tuple[BlockHash, BlockId]]:
+    def take_unsaved(self, limit: int, *, everything: bool = False) -> list[tuple[BlockHash, BlockId]]:
         """Pins the next blocks to copy to the host tier before they are evicted; see `BlockPool.take_unsaved`."""
         with self._changed:
-            return self._pool.take_unsaved(limit)
+            return self._pool.take_unsaved(limit, everything=everything)
 
     def saved(self, blocks: Seq[tuple[BlockHash, BlockId]], ok: Seq[bool]) -> None:
         """Ends the copies of blocks from `take_unsaved`; `ok` says which succeeded."""

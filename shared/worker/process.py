@@ -30,6 +30,7 @@ from shared.metrics.worker import WorkerMetrics
 from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.worker.arena_adoption import ask_kv_transfer
 from shared.worker.block_host import BlockHostServicer
+from shared.worker.drain import Drain, RoleServicer
 from shared.worker.fetch_cost import FetchCosts
 from shared.worker.guides import Guides
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
@@ -44,7 +45,7 @@ from shared.worker.step_dispatch import StepDispatch
 
 log = structlog.get_logger(__name__)
 
-_DRAIN_POLL_S = 0.02
+_CLOSE_GRACE_S = 1.0  # for the last words of calls that the drain ended
 _FAILURE_POLL_S = 0.5
 
 
@@ -104,7 +105,7 @@ class WorkerParts:
         )
 
 
-ServicerFactory = Callable[[WorkerParts], worker_rpc.WorkerServicer]
+ServicerFactory = Callable[[WorkerParts], RoleServicer]
 
 
 async def worker_main(
@@ -197,7 +198,8 @@ async def _running(
     transfer_rpc.add_BlockHostServicer_to_server(BlockHostServicer(engine), host_server)
     bind_unix(host_server, host_socket)
     server = new_server(checks_callers=settings.tls is not None)
-    worker_rpc.add_WorkerServicer_to_server(make_servicer(parts), server)
+    servicer = make_servicer(parts)
+    worker_rpc.add_WorkerServicer_to_server(servicer, server)
     address = bind_tcp(server, settings.host, settings.port, tls=settings.tls)
 
     async with contextlib.AsyncExitStack() as stack:
@@ -213,30 +215,16 @@ async def _running(
         for task in tasks:
             stack.callback(task.cancel)
         await server.start()
-        stack.push_async_callback(server.stop, 0)
+        stack.push_async_callback(server.stop, _CLOSE_GRACE_S)
         http = await serve_metrics(settings.host, settings.metrics_port, metrics.registry, status.readiness)
         stack.push_async_callback(http.close)
         started_at = time.time()
         await directory.announce(lambda: _record(identity, status, address, started_at))
         log.info("serving", address=address, incarnation=identity.incarnation, metrics=http.url)
         yield tasks
-        await _drain(settings, parts, directory)
+        await Drain(engine, link, status, directory, servicer).run(settings.drain_timeout_s)
         await asyncio.to_thread(engine.stop)  # before kv_transfer hears that the arena will not change any more
         loaded.is_left = link.is_attached
-
-
-async def _drain(settings: WorkerSettings, parts: WorkerParts, directory: Directory) -> None:
-    """Stops admission, lets sequences finish and owed fetches be fetched, then leaves the directory."""
-    parts.status.is_draining = True
-    await directory.heartbeat_now()
-    log.info("draining", timeout_s=settings.drain_timeout_s)
-    deadline = time.monotonic() + settings.drain_timeout_s
-    while time.monotonic() < deadline:
-        stats = parts.engine.stats()
-        if not (stats.running or stats.waiting or stats.waiting_for_kv or stats.blocks.pinned):
-            break
-        await asyncio.sleep(_DRAIN_POLL_S)
-    await directory.withdraw()
 
 
 def _identity(settings: WorkerSettings, role: Role, loaded: LoadedEngine) -> WorkerIdentity:

@@ -27,9 +27,21 @@ async def save_ahead(engine: Engine, link: SidecarLink) -> None:
         await asyncio.shield(asyncio.ensure_future(_save(engine, link, unsaved)))
 
 
-async def _save(engine: Engine, link: SidecarLink, unsaved: list[tuple[BlockHash, BlockId]]) -> None:
+async def save_all(engine: Engine, link: SidecarLink) -> int:
+    """Copies everything that is cached and not saved yet; returns how many blocks were taken."""
+    num_saved = 0
+    while link.is_attached and (unsaved := engine.take_unsaved(BLOCKS_PER_SAVE, everything=True)):
+        flags = await asyncio.shield(asyncio.ensure_future(_save(engine, link, unsaved)))
+        num_saved += sum(flags)
+        if not any(flags):
+            break  # the tier is full of better ones, or off
+    return num_saved
+
+
+async def _save(engine: Engine, link: SidecarLink, unsaved: list[tuple[BlockHash, BlockId]]) -> list[bool]:
     flags = [False] * len(unsaved)
     try:
         flags = await link.save([block_hash for block_hash, _ in unsaved], [block_id for _, block_id in unsaved])
     finally:
         engine.saved(unsaved, flags)
+    return flags

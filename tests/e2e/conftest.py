@@ -57,9 +57,10 @@ class Suite:
             time.sleep(0.05)
 
 
-def start_suite(run_dir: Path, *options: str) -> Suite:
+def start_suite(run_dir: Path, *options: str, drain_timeout_s: float = 0.5) -> Suite:
+    environment = {**os.environ, "TANDEM_WORKER_DRAIN_TIMEOUT_S": str(drain_timeout_s)}
     command = [*TANDEM, "up", "--detach", "--port", "0", "--run-dir", str(run_dir), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     state = json.loads((run_dir / "state.json").read_text())
     return Suite(url=state["url"], run_dir=run_dir, redis_url=state["redis_url"])

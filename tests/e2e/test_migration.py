@@ -94,6 +94,22 @@ async def test_killed_worker_costs_a_pause_and_no_token(suite, name):
         await fleet.until_free()
 
 
+@pytest.mark.parametrize("name", ["seeded-n4-penalties"])
+async def test_draining_worker_hands_its_sessions_on_and_exits_with_0(suite, name):
+    async with Fleet(suite.redis_url) as fleet:
+        await fleet.until_ready(NUM_WORKERS)
+        undisturbed = await read_stream(suite.url, **FIELDS[name], max_tokens=400)
+
+        async def terminate():
+            os.kill((await fleet.running_decode_worker()).pid, signal.SIGTERM)
+
+        disturbed = await read_stream(suite.url, 40, terminate, **FIELDS[name], max_tokens=400)
+        assert_equal_streams(disturbed, undisturbed)
+        assert disturbed["timing"]["migrations"] == ["worker_draining"]
+        await fleet.until_ready(NUM_WORKERS)
+        await fleet.until_free()
+
+
 async def test_silent_worker_is_given_up_and_frees_what_it_held_when_it_wakes(suite):
     async with Fleet(suite.redis_url) as fleet:
         await fleet.until_ready(NUM_WORKERS)
