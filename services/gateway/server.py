@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from shared.errors import ConfigurationError
 
 BACKLOG = 2048
+LAST_REQUESTS_S = 0.5
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -63,6 +64,17 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals belong to the process."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """New connections are refused at once; one just made may still send its request, and it is the last there."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        closing = (b"connection", b"close")
+        self.server_state.default_headers = [*self.server_state.default_headers, closing]
+        await asyncio.sleep(LAST_REQUESTS_S)
+        await super().shutdown(sockets)
 
     async def serve_until(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serves, then lets open requests finish for at most `drain_s`."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import uuid
 from collections import defaultdict
 
@@ -108,6 +109,7 @@ async def test_draining_worker_hands_its_sessions_on_and_exits_with_0(suite, nam
         assert disturbed["timing"]["migrations"] == ["worker_draining"]
         await fleet.until_ready(NUM_WORKERS)
         await fleet.until_free()
+        assert "restarting: exited with status 0" in (suite.run_dir / "logs" / "supervisor.log").read_text()
 
 
 async def test_silent_worker_is_given_up_and_frees_what_it_held_when_it_wakes(suite):
@@ -152,3 +154,47 @@ async def test_reply_that_is_not_streamed_survives_too(suite):
         assert disturbed["usage"] == undisturbed["usage"]
         await fleet.until_ready(NUM_WORKERS)
         await fleet.until_free()
+
+
+async def test_rolling_restart_of_everything_under_load_fails_no_request(suite):
+    """Every worker, then the gateway, whose clients try again when a connection is refused, and only then."""
+    fields = {"temperature": 0.8, "ignore_eos": True, "max_tokens": 100}
+    async with Fleet(suite.redis_url) as fleet:
+        await fleet.until_ready(NUM_WORKERS)
+        expected = [await read_stream(suite.url, **fields, seed=seed) for seed in range(3)]
+        is_over, counts = asyncio.Event(), [0, 0, 0]
+
+        async def load(seed: int) -> None:
+            while not is_over.is_set():
+                try:
+                    reply = await read_stream(suite.url, **fields, seed=seed)
+                except httpx.ConnectError:
+                    await asyncio.sleep(0.1)
+                    continue
+                assert_equal_streams(reply, expected[seed])
+                counts[seed] += 1
+
+        loads = [asyncio.create_task(load(seed)) for seed in range(3)]
+        try:
+            names = [worker["worker_id"] for worker in suite.status()["workers"]]
+            for name in [*names, "gateway"]:
+                await asyncio.to_thread(restart, suite, name)
+        finally:
+            is_over.set()
+            await asyncio.gather(*loads)
+        assert min(counts) > 5
+        await fleet.until_free()
+
+
+def restart(suite, name: str) -> None:
+    """SIGTERM, and its successor is ready."""
+    log = suite.run_dir / "logs" / "supervisor.log"
+    before = log.read_text().count(f"{name:<20} ready")
+    process = next(process for process in suite.status()["processes"] if process["name"] == name)
+    os.kill(process["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 90
+    while log.read_text().count(f"{name:<20} ready") == before:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    lines = [line for line in log.read_text().splitlines() if f"{name:<20} restarting" in line]
+    assert "exited with status 0" in lines[-1], lines
