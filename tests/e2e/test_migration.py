@@ -156,7 +156,7 @@ async def test_reply_that_is_not_streamed_survives_too(suite):
         await fleet.until_free()
 
 
-@pytest.mark.timeout(300)  # a busy machine takes long to start workers
+@pytest.mark.timeout(400)  # a busy machine takes long to start workers
 async def test_rolling_restart_of_everything_under_load_fails_no_request(suite):
     """Every worker, then the gateway, whose clients try again when a connection is refused, and only then."""
     fields = {"temperature": 0.8, "ignore_eos": True, "max_tokens": 100}
