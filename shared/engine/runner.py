@@ -58,6 +58,7 @@ class ModelRunner:
             frozenset(model.config.eos_token_ids),
             max_logprobs=max_logprobs,
             device=model.device,
+            library=model.backend.library,
         )
 
     @torch.inference_mode()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cpu.library import Library
+from kernels.cpu.token_sampler import SampleRow, sample_tokens
 from shared.engine.logit_edits import edit_logits
 from shared.engine.noise import noise_keys, token_steps
 from shared.engine.sampling_params import SamplingParams
@@ -20,6 +22,7 @@ from shared.engine.step import StepResult, TokenLogprobs
 from shared.engine.token_masks import TokenMasks
 from shared.engine.truncated_draw import Cuts, draw, draw_truncated
 
+_WORD = (1 << 64) - 1
 _MIN_TEMPERATURE = 1e-6
 """Below it a draw is greedy in all but name, and dividing by less would overflow."""
 
@@ -36,7 +39,13 @@ class Sampler:
     """Samples for one model; called from the engine thread only."""
 
     def __init__(
-        self, vocab_size: int, eos_token_ids: frozenset[int], *, max_logprobs: int, device: torch.device
+        self,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        *,
+        max_logprobs: int,
+        device: torch.device,
+        library: Library | None = None,
     ) -> None:
         """Prepares what depends on the vocabulary.
 
@@ -45,7 +54,9 @@ class Sampler:
             eos_token_ids: The model's own.
             max_logprobs: More than this many likeliest tokens are never returned.
             device: Where the logits will be.
+            library: Chooses natively what is on the CPU; None = torch does.
         """
+        self._library = library
         self._eos_token_ids = eos_token_ids
         self._max_logprobs = min(max_logprobs, vocab_size)
         self._device = device
@@ -69,18 +80,25 @@ class Sampler:
         raw = _RawRows(wanted, logits[wanted]) if wanted else None
         edit_logits(logits, sequences, self._eos_token_ids)
         self._masks.apply(logits)
-        drawn = [row for row, p in enumerate(params) if not p.is_greedy]
-        if len(drawn) == len(params):
-            tokens = self._draw(logits, sequences, params)
-        else:
-            tokens = logits.argmax(dim=-1)
-            if drawn:
-                index = torch.tensor(drawn, device=self._device)
-                tokens[index] = self._draw(logits[index], [sequences[r] for r in drawn], [params[r] for r in drawn])
+        tokens = self._choose(logits, sequences, params)
         logprobs: list[TokenLogprobs | None] = [None] * len(params)
         if raw is not None:
             self._fill_logprobs(logprobs, raw, tokens, params)
         return StepResult(token_ids=tokens.tolist(), logprobs=logprobs)
+
+    def _choose(self, logits: torch.Tensor, sequences: list[Sequence], params: list[SamplingParams]) -> torch.Tensor:
+        """int64 `[R]`: a token for every row; `logits` `[R, V]` is overwritten."""
+        if self._library is not None:
+            rows = [_native_row(sequence, p) for sequence, p in zip(sequences, params, strict=True)]
+            return sample_tokens(self._library, logits, rows)
+        drawn = [row for row, p in enumerate(params) if not p.is_greedy]
+        if len(drawn) == len(params):
+            return self._draw(logits, sequences, params)
+        tokens = logits.argmax(dim=-1)
+        if drawn:
+            index = torch.tensor(drawn, device=self._device)
+            tokens[index] = self._draw(logits[index], [sequences[r] for r in drawn], [params[r] for r in drawn])
+        return tokens
 
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence], params: list[SamplingParams]) -> torch.Tensor:
         """int64 `[R]`: a draw for every row; `logits` `[R, V]` is overwritten."""
@@ -121,6 +139,10 @@ class Sampler:
 
     def _column(self, values: list[int] | list[float], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=self._device)
+
+
+def _native_row(sequence: Sequence, p: SamplingParams) -> SampleRow:
+    return (p.seed & _WORD, sequence.choice, sequence.num_tokens, p.top_p, p.temperature, p.min_p, p.top_k)
 
 
 def _params(sequence: Sequence) -> SamplingParams:

@@ -1,5 +1,6 @@
 // The C interface, mirrored by library.py. All tensors are dense rows unless a stride is given; types are `Type`.
 #include "decoder.hpp"
+#include "sample.hpp"
 #include "pack.hpp"
 
 using namespace tandem;
@@ -89,6 +90,20 @@ void tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const
                          void* const* kv_layers, int64_t block_stride, int block_size, float* hidden) {
   decoder->step(*team, *batch, token_ids, static_cast<KvType>(kv_type), reinterpret_cast<uint8_t* const*>(kv_layers),
                 block_stride, block_size, hidden);
+}
+
+// One token per row of logits [rows, vocab], which are overwritten.
+void tandem_sample(Team* team, float* logits, int rows, int64_t vocab, const SampleRow* how, int64_t* tokens) {
+  std::atomic<int> next{0};
+  auto work = [&](int) {
+    TokenSampler sampler;
+    for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;)
+      tokens[row] = sampler.sample(how[row], logits + row * vocab, vocab);
+  };
+  if (rows == 1)
+    work(0);
+  else
+    team->run(work);
 }
 
 }  // extern "C"

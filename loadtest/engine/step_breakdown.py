@@ -1,0 +1,143 @@
+"""Where the time of an engine step goes: schedule, prepare, kernels, logits, sample, update, message.
+
+    python -m loadtest.engine.step_breakdown --model pydoc-mini --sequences 1 8 64
+
+One process, no services: the parts of a decode worker are called one after the other as the step thread and the event
+loop would call them, and each is timed. `kernels` and `logits` are native code but for a few microseconds; what is
+outside of them is what the scheduler costs. Medians over the steps, of the step thread's own CPU time with --clock cpu,
+which other processes do not disturb (and which leaves out what further compute threads do).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from services.decode.gateway_stream import GatewayStream
+from services.decode.servicer import DecodeServicer
+from shared.engine.sampling_params import SamplingParams
+from shared.engine.sequence import Sequence
+from shared.engine.step import StepOutputs
+from shared.identity import BlockHash, SessionId
+from shared.worker.loading import load_engine
+from shared.worker.settings import WorkerSettings
+
+PARTS = ("schedule", "prepare", "kernels", "logits", "sample", "update", "message")
+COMPUTE = ("kernels", "logits")
+
+
+class Stopwatch:
+    """Times named parts of one step after the other."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.seconds: dict[str, list[float]] = {name: [] for name in (*PARTS, "step")}
+
+    def __call__(self, name: str, call: Callable[[], Any]) -> Any:
+        started_s = self.clock()
+        result = call()
+        self.seconds[name].append(self.clock() - started_s)
+        return result
+
+    def wrap(self, owner: object, method: str, name: str) -> None:
+        """Times a method of an object from now on."""
+        original = getattr(owner, method)
+        setattr(owner, method, lambda *args, **kwargs: self(name, lambda: original(*args, **kwargs)))
+
+
+def load(options: argparse.Namespace) -> Any:
+    """The engine of a decode worker, not started."""
+    scratch = Path(tempfile.mkdtemp(prefix="tandem-breakdown-"))
+    settings = WorkerSettings(
+        model=options.model,
+        worker_id=f"breakdown-{scratch.name[-8:]}",
+        transfer_socket=scratch / "none",
+        run_dir=scratch,
+        dtype=options.dtype,
+        threads=options.threads,
+        log_level="error",
+    )
+    loaded = load_engine(settings, "decode", lambda outputs: None)
+    loaded.arena.unlink()  # the mapping is enough
+    return loaded.engine
+
+
+def message_of(routes: dict[Any, Any], outputs: StepOutputs) -> bytes:
+    """What the event loop does with a step's outputs, up to the bytes that gRPC sends."""
+    DecodeServicer._on_step(types.SimpleNamespace(_routes=routes), outputs)
+    stream = next(iter(routes.values()))[0]
+    return stream._outgoing.get_nowait().SerializeToString()
+
+
+def measure(
+    engine: Any, watch: Stopwatch, num_sequences: int, steps: int, sampling: SamplingParams
+) -> dict[str, float]:
+    """Median seconds per part at so many running sequences."""
+    scheduler, runner = engine._scheduler, engine._runner._runner
+    stream = GatewayStream(types.SimpleNamespace(), routes := {})
+    for index in range(num_sequences):
+        prompt = [(7 * index + 3 * i) % 500 + 10 for i in range(100)]
+        sequence = Sequence(SessionId(f"s{index}"), prompt, len(prompt), sampling, BlockHash(index.to_bytes(16, "big")))
+        scheduler.add(sequence)
+        session = types.SimpleNamespace(first_token_s=0.0, first_sequence=index)
+        routes[sequence.sequence_id] = (stream, session)
+    done = 0
+    while done < steps:
+        started_s = watch.clock()
+        batch = watch("schedule", scheduler.schedule)
+        result = runner.execute(batch)
+        outputs = watch("update", lambda batch=batch, result=result: scheduler.update(batch, result))
+        watch("message", lambda outputs=outputs: message_of(routes, outputs)) if outputs.tokens else None
+        watch.seconds["step"].append(watch.clock() - started_s)
+        if batch.num_tokens == len(batch.scheduled) == num_sequences:
+            done += 1
+    scheduler.abort_all()
+    scheduler.take_outputs()
+    medians = {name: statistics.median(values[-steps:]) for name, values in watch.seconds.items()}
+    for values in watch.seconds.values():
+        values.clear()
+    return medians
+
+
+def main() -> None:
+    """Prints a table per kind of sampling."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pydoc-mini")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    engine = load(options)
+    watch = Stopwatch(time.perf_counter if options.clock == "wall" else time.thread_time)
+    runner = engine._runner._runner
+    watch.wrap(runner._inputs, "prepare", "prepare")
+    watch.wrap(runner._model, "forward", "kernels")
+    watch.wrap(runner._model, "logits", "logits")
+    watch.wrap(runner._sampler, "sample", "sample")
+    kinds = {
+        "greedy": SamplingParams(max_tokens=10**6, temperature=0.0, ignore_eos=True),
+        "temperature": SamplingParams(max_tokens=10**6, temperature=0.8, ignore_eos=True),
+        "temperature, top-p": SamplingParams(max_tokens=10**6, temperature=0.8, top_p=0.9, ignore_eos=True),
+    }
+    print(f"{options.model}, {options.threads} threads, microseconds per step (median of {options.steps})")
+    for kind, sampling in kinds.items():
+        print(f"{kind:<20}" + "".join(f"{name:>10}" for name in (*PARTS, "step", "outside")))
+        for count in options.sequences:
+            medians = measure(engine, watch, count, options.steps, sampling)
+            outside_s = medians["step"] - sum(medians[name] for name in COMPUTE)
+            cells = "".join(f"{1e6 * medians[name]:10.0f}" for name in (*PARTS, "step"))
+            print(
+                f"{count:>8} sequences  {cells}{1e6 * outside_s:10.0f} = {outside_s / medians['step']:.1%}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
