@@ -85,7 +85,9 @@ def measure(
         prompt = [(7 * index + 3 * i) % 500 + 10 for i in range(100)]
         sequence = Sequence(SessionId(f"s{index}"), prompt, len(prompt), sampling, BlockHash(index.to_bytes(16, "big")))
         scheduler.add(sequence)
-        session = types.SimpleNamespace(first_token_s=0.0, first_sequence=index)
+        session = types.SimpleNamespace(
+            first_token_s=0.0, first_sequence=index, has_started=True, note_token=lambda sequence: None
+        )
         routes[sequence.sequence_id] = (stream, session)
     done = 0
     while done < steps:

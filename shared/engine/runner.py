@@ -73,7 +73,8 @@ class ModelRunner:
         if not batch.scheduled:
             return StepResult(token_ids=[], logprobs=[])
         step = self._inputs.prepare(batch)
-        self._clear(step.fresh_blocks)
+        if self._model.backend.library is None:
+            self._clear(step.fresh_blocks)
         return self._run(step, batch)
 
     @torch.inference_mode()
@@ -122,10 +123,10 @@ class ModelRunner:
         """Zeroes blocks that a step fills in part.
 
         They may hold the bytes of a failed transfer, and attention multiplies what lies past a sequence's end by zero,
-        which is harmless for finite numbers only.
+        which is harmless for finite numbers only. The native kernels do not look there.
         """
-        if blocks:
-            self._kv_cache.tensor.index_fill_(0, torch.tensor(blocks, device=self._model.device), 0)
+        for block in blocks:
+            self._kv_cache.tensor[block].zero_()
 
     def _warm_up_batch(self, num_sequences: int, query_len: int) -> StepBatch:
         """Sequences of zeros over block 0, half of them greedy, half drawn with every cut."""

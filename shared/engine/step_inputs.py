@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from shared.engine.step import StepBatch
+from shared.identity import SequenceId
 from shared.models.decoder import ForwardInputs
 
 
@@ -30,6 +31,10 @@ class _Buffer:
         if not self._is_cpu:
             self._device[part].copy_(self._host[part], non_blocking=True)
         return self._device[part]
+
+
+_TableKey = tuple[SequenceId, int, int, int]
+"""While it is the same, so is a row: sequence, blocks, those sealed (sealing may put another block in), preemptions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class StepInputs:
         self._positions = _Buffer((max_batch_tokens,), torch.int64, device)
         self._slot_mapping = _Buffer((max_batch_tokens,), torch.int64, device)
         self._block_tables = _Buffer((max_sequences, max_blocks), torch.int32, device)
+        self._table_keys: list[_TableKey | None] = [None] * max_sequences
         self._query_start = _Buffer((max_sequences + 1,), torch.int32, device)
         self._seq_lens = _Buffer((max_sequences,), torch.int32, device)
 
@@ -75,7 +81,7 @@ class StepInputs:
         self._positions.host[:num_tokens] = positions
         self._query_start.host[: num_sequences + 1] = starts
         self._seq_lens.host[:num_sequences] = lengths
-        fresh_blocks = self._fill_tables(batch, width)
+        fresh_blocks = self._fill_tables(batch)
         self._fill_slots(num_tokens, num_sequences, store=store)
         inputs = ForwardInputs(
             token_ids=self._token_ids.publish(num_tokens),
@@ -107,20 +113,27 @@ class StepInputs:
                 sample_rows.append(len(tokens) - 1)
         return tokens, positions, starts, lengths, sample_rows
 
-    def _fill_tables(self, batch: StepBatch, width: int) -> list[int]:
+    def _fill_tables(self, batch: StepBatch) -> list[int]:
         """Writes the block tables, padded with each sequence's own first block, and returns the fresh blocks.
+
+        A row that still says the same is left alone: most do, because a sequence that decodes takes a block only every
+        `block_size` steps.
 
         The padding must name blocks of finite numbers, because attention masks scores, not values; a sequence's own
         block is one, any other might be the destination of a fetch.
         """
-        block_size, tables = self._block_size, self._block_tables.host
+        block_size, tables, keys = self._block_size, self._block_tables.host, self._table_keys
         fresh: list[int] = []
         for row, item in enumerate(batch.scheduled):
             end = item.num_computed + item.num_new_tokens
             count = -(-end // block_size)
-            table = array("i", item.sequence.block_table[:count])
-            tables[row, :count] = table
-            tables[row, count:width] = table[0]
+            sequence = item.sequence
+            table = sequence.block_table
+            key = (sequence.sequence_id, count, sequence.num_sealed_blocks, sequence.num_preemptions)
+            if keys[row] != key:
+                keys[row] = key
+                tables[row, :count] = array("i", table[:count])
+                tables[row, count:] = table[0]
             last_begin = (count - 1) * block_size
             if last_begin >= item.num_computed and end < last_begin + block_size:
                 fresh.append(table[count - 1])

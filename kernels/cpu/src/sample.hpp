@@ -22,7 +22,7 @@ struct SampleRow {
 inline constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u, kFirst = 0xBF58476D1CE4E5B9u, kSecond = 0x94D049BB133111EBu;
 inline constexpr float kMinTemperature = 1e-6f;
 inline constexpr float kLargestNoise = 22.5f;   // of 31 bits: -log(2^-32), about 22.2
-inline constexpr float kNearLikeliest = 12.0f;  // candidates looked at first: e^-12 of the likeliest one's probability
+inline constexpr float kNear[] = {4.0f, 8.0f, 16.0f};  // candidates looked at first: so far below the likeliest
 inline constexpr size_t kMaxNear = 4096;
 inline constexpr size_t kFewCandidates = 256;
 
@@ -105,26 +105,44 @@ class TokenSampler {
 
   int64_t draw_cut(const SampleRow& row, const float* logits, int64_t vocab, float likeliest, uint64_t key) {
     const double everything = std::exp(static_cast<double>(log_sum(logits, vocab, likeliest)));
-    near_.clear();
-    const float floor = likeliest - kNearLikeliest;
-    for (int64_t i = 0; i < vocab && near_.size() <= kMaxNear; i++)
-      if (logits[i] >= floor) near_.push_back({logits[i], static_cast<int32_t>(i)});
     float threshold;
-    if (near_.size() <= kMaxNear) {
-      if (settled(row, everything, floor, threshold, false)) return best_of(threshold, key);
-    } else {
-      near_.resize(vocab);
-      for (int64_t i = 0; i < vocab; i++) near_[i] = {logits[i], static_cast<int32_t>(i)};
+    for (float distance : kNear) {
+      if (!collect(logits, vocab, likeliest - distance)) break;
+      if (settled(row, everything, likeliest - distance, threshold, false)) return best_of(threshold, key);
+    }
+    if (near_.size() > kMaxNear && vocab > static_cast<int64_t>(kFewCandidates)) {
+      take_all(logits, vocab);
       std::nth_element(near_.begin(), near_.begin() + kFewCandidates, near_.end(), likelier);
       near_.resize(kFewCandidates);
       float least = near_[0].value;
       for (const Candidate& c : near_) least = std::min(least, c.value);
       if (settled(row, everything, least, threshold, true)) return best_of(threshold, key);
     }
-    near_.resize(vocab);
-    for (int64_t i = 0; i < vocab; i++) near_[i] = {logits[i], static_cast<int32_t>(i)};
+    take_all(logits, vocab);
     settled(row, everything, -INFINITY, threshold, false);
     return best_of(threshold, key);
+  }
+
+  // All tokens of `floor` or more; false if there are too many.
+  bool collect(const float* logits, int64_t vocab, float floor) {
+    near_.clear();
+    int64_t first = 0;
+    for (; first < vocab && near_.size() <= kMaxNear; first += 64) {
+      int64_t end = std::min<int64_t>(first + 64, vocab), i = first;
+      Vec top = splat(-INFINITY);
+      for (; i + kLanes <= end; i += kLanes) top = max(top, load(logits + i));
+      float peak = largest(top);
+      for (; i < end; i++) peak = std::max(peak, logits[i]);
+      if (peak < floor) continue;
+      for (i = first; i < end; i++)
+        if (logits[i] >= floor) near_.push_back({logits[i], static_cast<int32_t>(i)});
+    }
+    return near_.size() <= kMaxNear;
+  }
+
+  void take_all(const float* logits, int64_t vocab) {
+    near_.resize(vocab);
+    for (int64_t i = 0; i < vocab; i++) near_[i] = {logits[i], static_cast<int32_t>(i)};
   }
 
   static bool likelier(const Candidate& a, const Candidate& b) { return a.value > b.value; }
