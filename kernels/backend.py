@@ -141,6 +141,8 @@ def load_backend(
     if name == "native":
         return _native(ops, quantization)
     linear: MakeLinear = packed_linear if name == "cpu" else dense_linear
+    if name == "triton":
+        linear = cast(MakeLinear, importlib.import_module("kernels.triton.linear").step_linear)
     head, numerics = linear, "triton" if name == "triton" else "torch"
     if quantization is not Quantization.NONE:
         if name == "triton":

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.triton.attention_loop import attend, load_pages
-from kernels.triton.target import Target, current_target, num_processors
+from kernels.triton.target import Target, current_target, num_processors, overlapped
 
 MAX_DECODE_QUERY_LEN = 8
 """Longest run of query tokens of one sequence that the decode kernel takes."""
@@ -67,6 +67,9 @@ def decode_split_kernel(
     STAGES: tl.constexpr,
 ):
     """Grid (kv head, split, sequence). Sequences of more than MAX_Q query tokens are left to the prefill kernel."""
+    if OVERLAP:  # the merge, or whatever comes next, may be launched already: it waits on the device, not in the queue
+        gdc_launch_dependents()
+        gdc_wait()
     head = tl.program_id(0)
     split = tl.program_id(1)
     seq = tl.program_id(2)
@@ -80,8 +83,6 @@ def decode_split_kernel(
     if (lo >= num_tokens) & (split > 0):
         return
     hi = tl.minimum(lo + split_len, num_tokens)
-    if OVERLAP:  # once the last program runs, let the merge be launched: it waits on the device, not in the queue
-        gdc_launch_dependents()
 
     r = tl.arange(0, BLOCK_M)
     d = tl.arange(0, D_PAD)
@@ -138,6 +139,9 @@ def decode_merge_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid (query head, query token, sequence). Splits are folded in ascending order, whatever their number."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     head = tl.program_id(0)
     seq = tl.program_id(2)
     first = tl.load(query_start + seq)
@@ -148,8 +152,6 @@ def decode_merge_kernel(
     used = tl.maximum(tl.cdiv(num_tokens, _split_length(num_tokens, num_splits, min_split, BLOCK_N)), 1)
     row = (first + tl.program_id(1)).to(tl.int64) * Hq + head
     d = tl.arange(0, D_PAD)
-    if OVERLAP:  # up to here only what was there before the split kernel is read
-        gdc_wait()
     best = float("-inf")
     total = 0.0
     acc = tl.zeros([D_PAD], tl.float32)
@@ -261,7 +263,7 @@ def decode_attention(
         splits = choose_num_splits(num_seqs * num_kv_heads, triton.cdiv(max_seq_len, 256) * 256, block_n, slots)
     stages = _stages(target, d_pad, num_seqs * num_kv_heads * splits, slots)
     direct = splits == 1
-    overlap = target.overlaps_launches and not direct
+    overlap = target.overlaps_launches
     partial, lse = out, out
     if not direct:
         partial = torch.empty((num_tokens, num_q_heads, splits, head_dim), dtype=torch.float32, device=query.device)
@@ -271,11 +273,11 @@ def decode_attention(
         query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         kv_cache.stride(3), block_tables.stride(0), splits, min_split,
         Hq=num_q_heads, G=group, D=head_dim, D_PAD=d_pad, PAGE=page, BLOCK_M=rows, BLOCK_N=block_n, MAX_Q=max_q,
-        DIRECT=direct, OVERLAP=overlap, STAGES=stages, num_warps=warps,
+        DIRECT=direct, OVERLAP=overlap, STAGES=stages, num_warps=warps, **overlapped(overlap),
     )  # fmt: skip
     if not direct:
         decode_merge_kernel[(num_q_heads, max_q, num_seqs)](
             partial, lse, query_start, seq_lens, out, splits, min_split,
             Hq=num_q_heads, D=head_dim, D_PAD=d_pad, BLOCK_N=block_n, BLOCK_S=4096 // d_pad, MAX_Q=max_q,
-            OVERLAP=overlap, num_warps=4, **({"launch_pdl": True} if overlap else {}),
+            OVERLAP=overlap, num_warps=4, **overlapped(overlap),
         )  # fmt: skip

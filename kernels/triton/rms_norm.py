@@ -4,6 +4,9 @@
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from kernels.triton.target import current_target, overlapped
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -21,8 +24,12 @@ def rms_norm_kernel(
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (rows / ROWS). The sum is rounded to the residual's dtype before it is normalised, as when stored apart."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = (row < num_rows)[:, None] & (column < H)[None, :]
@@ -55,9 +62,11 @@ def _launch(
         return
     block = triton.next_power_of_2(width)
     rows = max(1, 1024 // block)
+    overlap = current_target().overlaps_launches
     rms_norm_kernel[(triton.cdiv(num_rows, rows),)](
         x, residual, weight, out, residual_out, num_rows, x.stride(0), residual.stride(0), width, eps,
-        ADD=add, ROWS=rows, BLOCK=block, num_warps=max(4, min(16, block // 512)),
+        ADD=add, ROWS=rows, BLOCK=block, OVERLAP=overlap, num_warps=max(4, min(16, block // 512)),
+        **overlapped(overlap),
     )  # fmt: skip
 
 

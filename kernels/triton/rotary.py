@@ -4,6 +4,9 @@
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from kernels.triton.target import current_target, overlapped
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -29,8 +32,12 @@ def rotary_kernel(
     PAGE: tl.constexpr,
     HEADS: tl.constexpr,
     WRITE_CACHE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (token, head group): groups of query heads first, then of KV heads."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     HALF: tl.constexpr = D // 2
@@ -91,10 +98,11 @@ def rotary(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: t
         return
     num_kv_heads = k.shape[1]
     heads = _heads_per_program(num_tokens, num_kv_heads)
+    overlap = current_target().overlaps_launches
     rotary_kernel[(num_tokens, triton.cdiv(num_q_heads, heads) + triton.cdiv(num_kv_heads, heads))](
         q, k, k, k, positions, positions, cos_sin, num_tokens, q.stride(0), k.stride(0), k.stride(0), 0, 0, 0,
         Hq=num_q_heads, Hk=num_kv_heads, D=head_dim, HALF_PAD=triton.next_power_of_2(head_dim // 2), PAGE=1,
-        HEADS=heads, WRITE_CACHE=False, num_warps=1 if heads <= 4 else 4,
+        HEADS=heads, WRITE_CACHE=False, OVERLAP=overlap, num_warps=1 if heads <= 4 else 4, **overlapped(overlap),
     )  # fmt: skip
 
 
@@ -125,9 +133,11 @@ def rotary_write_kv(
         return
     num_kv_heads = k.shape[1]
     heads = _heads_per_program(num_tokens, num_kv_heads)
+    overlap = current_target().overlaps_launches
     rotary_kernel[(num_tokens, triton.cdiv(num_q_heads, heads) + triton.cdiv(num_kv_heads, heads))](
         q, k, value, kv_cache, positions, slot_mapping, cos_sin, num_tokens, q.stride(0), k.stride(0),
         value.stride(0), kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         Hq=num_q_heads, Hk=num_kv_heads, D=head_dim, HALF_PAD=triton.next_power_of_2(head_dim // 2),
-        PAGE=kv_cache.shape[2], HEADS=heads, WRITE_CACHE=True, num_warps=1 if heads <= 4 else 4,
+        PAGE=kv_cache.shape[2], HEADS=heads, WRITE_CACHE=True, OVERLAP=overlap, num_warps=1 if heads <= 4 else 4,
+        **overlapped(overlap),
     )  # fmt: skip

@@ -4,6 +4,9 @@
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from kernels.triton.target import current_target, overlapped
 
 
 @triton.jit
@@ -13,8 +16,12 @@ def silu_and_mul_kernel(
     x_stride,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (token, chunk of the intermediate dimension)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(x + row * x_stride + i, mask=i < WIDTH, other=0.0).to(tl.float32)
@@ -37,7 +44,8 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     if num_tokens == 0:
         return out
     block = min(1024, triton.next_power_of_2(width // 2))
+    overlap = current_target().overlaps_launches
     silu_and_mul_kernel[(num_tokens, triton.cdiv(width // 2, block))](
-        x, out, x.stride(0), WIDTH=width // 2, BLOCK=block, num_warps=4
+        x, out, x.stride(0), WIDTH=width // 2, BLOCK=block, OVERLAP=overlap, num_warps=4, **overlapped(overlap)
     )
     return out

@@ -64,3 +64,12 @@ def num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _OFFLINE_PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def overlapped(overlap: bool) -> dict[str, bool]:
+    """Launch options of a kernel that may begin while the one before it still ends.
+
+    Such a kernel calls `gdc_wait` in every program, before it touches anything that others write: whoever comes after
+    it takes its end for the end of all that went before.
+    """
+    return {"launch_pdl": True} if overlap else {}

@@ -28,7 +28,7 @@ from loadtest.gpu.report import Report, Row
 from loadtest.gpu.timing import Stopwatch
 from shared.engine.config import EngineConfig
 
-_LIMITS = {"max_batch_tokens": 8192, "max_sequences": 256, "max_model_len": 8192}
+_LIMITS = {"max_batch_tokens": 8192, "max_sequences": 512, "max_model_len": 8192}
 _SMALL = {"max_batch_tokens": 32, "max_sequences": 3, "max_model_len": 128}
 _STEP_TOKENS = 2048
 """Of the requests' steps: the largest that is captured."""
@@ -81,7 +81,7 @@ def measure(device_name: str, *, num_requests: int, max_sequences: int, with_tra
         note(row)
     for row in measure_prefill_steps(runner, config, layout, num_blocks, limits, small=small):
         note(row)
-    requests = draw_requests(config.vocab_size, num_requests, longest=7 if small else 2048)
+    requests = draw_requests(config.vocab_size, num_requests, longest=7 if small else 1024)
     engine_config = EngineConfig(
         block_size=16,
         max_model_len=limit_args["max_model_len"],

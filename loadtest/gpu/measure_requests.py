@@ -30,12 +30,12 @@ class TokenRequest:
     output_tokens: int
 
 
-def draw_requests(vocab_size: int, count: int, *, longest: int = 2048, seed: int = 0) -> list[TokenRequest]:
-    """Log-normal lengths with the means of ShareGPT's first turns, 215 tokens in and 197 out."""
+def draw_requests(vocab_size: int, count: int, *, longest: int = 1024, seed: int = 0) -> list[TokenRequest]:
+    """Log-normal lengths, none above `longest`, with the means of ShareGPT's first turns: 215 in and 197 out."""
     rng = random.Random(seed)
 
     def length(mean: float) -> int:
-        sigma = 0.9
+        sigma = 0.75
         drawn = rng.lognormvariate(0, sigma) * mean / 2.718281828 ** (sigma**2 / 2)
         return min(longest, max(4, round(drawn)))
 

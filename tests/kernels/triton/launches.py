@@ -8,6 +8,7 @@ import torch
 
 from kernels import triton as ops
 from kernels.triton.decode_attention import decode_attention
+from kernels.triton.linear import one_row_linear
 from kernels.triton.prefill_attention import prefill_attention
 
 
@@ -82,6 +83,10 @@ def _fill_pending() -> None:
     ops.fill_pending(ids, _meta(64, dtype=torch.int32), ids)
 
 
+def _one_row_linear() -> None:
+    one_row_linear(_meta(1, 4096), _meta(6144, 4096), None)
+
+
 def _checksum() -> None:
     ops.block_checksum(_meta(1024, 1 << 21, dtype=torch.uint8), _meta(125, dtype=torch.int64))
 
@@ -129,6 +134,7 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "gather_blocks": _gather,
     "sample": _sample,
     "draw": _draw,
+    "one_row_linear": _one_row_linear,
     "fill_pending": _fill_pending,
 }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels import triton as ops
+from kernels.triton.linear import one_row_linear
 from loadtest.gpu import oracles
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -79,3 +80,11 @@ def test_cache_writes_round_to_fp8():
     ops.write_kv(k, v, arena[:, 0], torch.tensor([17]))
     assert torch.equal(arena[1, 0, 0, 1].float(), k[0].to(torch.float8_e4m3fn).float())
     assert torch.equal(arena[1, 0, 1, 1].float(), v[0].to(torch.float8_e4m3fn).float())
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_row_times_a_weight(has_bias):
+    x, weight = torch.randn(1, 1024).bfloat16(), torch.randn(24, 1024).bfloat16()
+    bias = torch.randn(24).bfloat16() if has_bias else None
+    expected = x.double() @ weight.double().T + (bias.double() if bias is not None else 0.0)
+    assert oracles.relative_error(one_row_linear(x, weight, bias), expected) < 4e-3
