@@ -10,8 +10,9 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
-from shared.errors import ConfigurationError, InternalError, TandemError
+from shared.errors import ConfigurationError, InternalError, InvalidRequest, TandemError
 from shared.rpc.access import check_caller
 from shared.rpc.channel import KEEPALIVE_S, transport_options, unix_target
 from shared.rpc.status import abort_with
@@ -109,22 +110,46 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
             "_stream" if handler.response_streaming else "_unary"
         )
         wrap = _guard_stream if handler.response_streaming else _guard_unary
+        decode = (_decode_stream if handler.request_streaming else _decode)(method, handler.request_deserializer)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(
-            wrap(method, getattr(handler, kind), self._checks_callers),
-            request_deserializer=handler.request_deserializer,
+            wrap(method, getattr(handler, kind), decode, self._checks_callers),
+            request_deserializer=None,  # `decode` does it, and says what is wrong in one line
             response_serializer=handler.response_serializer,
         )
 
 
+def _decode(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[Any], Any]:
+    def decode(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError as exc:
+            raise InvalidRequest(f"{method}: {len(raw)} bytes that are no such request") from exc
+
+    return decode
+
+
+def _decode_stream(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[Any], Any]:
+    decode_one = _decode(method, deserialize)
+
+    async def decode(raw_requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for raw in raw_requests:
+            yield decode_one(raw)
+
+    return decode
+
+
 def _guard_unary(
-    method: str, behavior: Callable[[Any, _Context], Awaitable[Any]], checks_caller: bool
+    method: str,
+    behavior: Callable[[Any, _Context], Awaitable[Any]],
+    decode: Callable[[Any], Any],
+    checks_caller: bool,
 ) -> Callable[[Any, _Context], Awaitable[Any]]:
     async def guarded(request: Any, context: _Context) -> Any:
         try:
             if checks_caller:
                 check_caller(method, context.auth_context())
-            return await behavior(request, context)
+            return await behavior(decode(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as exc:
@@ -136,13 +161,14 @@ def _guard_unary(
 def _guard_stream(
     method: str,
     behavior: Callable[[Any, _Context], AsyncGenerator[Any, None] | Awaitable[None]],
+    decode: Callable[[Any], Any],
     checks_caller: bool,
 ) -> Callable[[Any, _Context], AsyncIterator[Any]]:
     async def guarded(request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
             if checks_caller:
                 check_caller(method, context.auth_context())
-            replies = behavior(request, context)
+            replies = behavior(decode(request), context)
             if not isinstance(replies, AsyncGenerator):
                 await replies  # a coroutine that writes through the context
                 return
@@ -158,6 +184,8 @@ def _guard_stream(
 
 
 async def _abort(method: str, context: _Context, exc: Exception) -> None:
+    if isinstance(exc, NotImplementedError):  # of the generated servicer
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
     if not isinstance(exc, TandemError):
         _log.error("rpc_failed", method=method, exc_info=exc)
         exc = InternalError(f"internal error in {method}; the worker's log has the details")
