@@ -9,20 +9,25 @@ A session that comes from another worker brings the tokens that it generated the
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Iterable
 
 from protos import worker_pb2 as pb
 from services.decode.wire import FINISH_REASONS, sampling_from_wire
+from shared.engine.admission import check_token_ids
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence, SequenceStatus
-from shared.errors import InvalidRequest
+from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.identity import BlockHash, SequenceId, SessionId, namespace_hash
 from shared.worker.kv_acquisition import AcquisitionReport
 from shared.worker.kv_state import KvEvent, KvState, new_kv_life
 from shared.worker.process import WorkerParts
+from shared.worker.status import WorkerIdentity
 
 MAX_CHOICES = 128
+_MAX_SEQUENCES = 1 << 32  # numbers travel as uint32
+_MAX_TIMEOUT_S = 1e6
 
 
 class DecodeSession:
@@ -41,7 +46,7 @@ class DecodeSession:
             InvalidRequest: Empty prompt, token ids outside the vocabulary, too many choices, nothing left to generate.
         """
         who = parts.status.identity
-        _check(submit, who.vocab_size)
+        _check(submit, who)
         sampling = sampling_from_wire(submit.sampling)
         self._sampling = sampling
         self._parts = parts
@@ -231,12 +236,23 @@ def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash
     ]
 
 
-def _check(submit: pb.Submit, vocab_size: int) -> None:
-    if not submit.prompt_token_ids:
-        raise InvalidRequest("the prompt has no tokens", param="prompt")
-    _check_token_ids(submit.prompt_token_ids, vocab_size)
+def _check(submit: pb.Submit, who: WorkerIdentity) -> None:
+    """Before anything is built of it: a submission may claim more than any memory holds."""
+    if len(submit.prompt_token_ids) > who.max_model_len:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(submit.prompt_token_ids)} tokens, the context length is {who.max_model_len}"
+        )
+    check_token_ids(submit.prompt_token_ids, who.vocab_size)
     if not 1 <= submit.num_choices <= MAX_CHOICES:
         raise InvalidRequest(f"n is {submit.num_choices}, must be in [1, {MAX_CHOICES}]", param="n")
+    if submit.first_sequence + submit.num_choices > _MAX_SEQUENCES:
+        raise InvalidRequest(f"sequence numbers end at {_MAX_SEQUENCES}: {submit.first_sequence} is too high")
+    if not math.isfinite(submit.timeout_s) or submit.timeout_s > _MAX_TIMEOUT_S:
+        raise InvalidRequest(f"timeout_s is {submit.timeout_s}, must be in [0, {_MAX_TIMEOUT_S}]", param="timeout")
+    _check_resumed(submit, who.vocab_size)
+
+
+def _check_resumed(submit: pb.Submit, vocab_size: int) -> None:
     if len(submit.resumed) not in (0, submit.num_choices):
         raise InvalidRequest(f"{len(submit.resumed)} resumed choices of {submit.num_choices}")
     for choice in submit.resumed:
@@ -244,13 +260,6 @@ def _check(submit: pb.Submit, vocab_size: int) -> None:
         if num_tokens >= limit and not choice.is_finished:
             raise InvalidRequest(f"a resumed choice has {num_tokens} tokens, max_tokens is {limit}")
         if choice.output_token_ids:
-            _check_token_ids(choice.output_token_ids, vocab_size)
+            check_token_ids(choice.output_token_ids, vocab_size)
     if submit.resumed and all(choice.is_finished for choice in submit.resumed):
         raise InvalidRequest("every resumed choice is finished")
-
-
-def _check_token_ids(token_ids: Collection[int], vocab_size: int) -> None:
-    low, high = min(token_ids), max(token_ids)
-    if low < 0 or high >= vocab_size:
-        bad = low if low < 0 else high
-        raise InvalidRequest(f"token id {bad} is outside the vocabulary [0, {vocab_size})", param="prompt")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from protos import worker_pb2 as pb
+from shared.engine.admission import check_token_ids
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepOutputs
 from shared.errors import FingerprintMismatch, InvalidRequest, StaleIncarnation, WorkerDraining
@@ -84,6 +85,7 @@ class PrefillServicer(RoleServicer):
             raise InvalidRequest(
                 f"{request.num_blocks} blocks of {who.block_size} tokens asked for, {len(request.token_ids)} sent"
             )
+        check_token_ids(request.token_ids, who.vocab_size)
         return Sequence(
             session_id=SessionId(request.session_id),
             token_ids=list(request.token_ids[:wanted]),

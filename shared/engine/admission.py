@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 from shared.engine.config import EngineConfig
+from shared.engine.sampling_limits import check_sampling
 from shared.engine.sequence import Sequence
 from shared.errors import CapacityExceeded, ContextLengthExceeded, InvalidRequest
 
@@ -16,7 +19,8 @@ def check_admissible(sequence: Sequence, config: EngineConfig, num_blocks: int) 
         num_blocks: Blocks of the pool in all.
 
     Raises:
-        InvalidRequest: No tokens; or it samples on a prefill engine; or it is prefill-only and ends inside a block.
+        InvalidRequest: No tokens; sampling parameters that no step could use; or it samples on a prefill engine; or it
+            is prefill-only and ends inside a block.
         ContextLengthExceeded: Longer than `max_model_len`.
         CapacityExceeded: Needs more blocks than the pool has.
     """
@@ -43,16 +47,27 @@ def check_admissible(sequence: Sequence, config: EngineConfig, num_blocks: int) 
         )
 
 
+def check_token_ids(token_ids: Seq[int], vocab_size: int) -> None:
+    """Passes a prompt that a model of this vocabulary can read; kernels look ids up unchecked.
+
+    Raises:
+        InvalidRequest: No tokens, or one outside the vocabulary.
+    """
+    if not token_ids:
+        raise InvalidRequest("the prompt has no tokens", param="prompt")
+    low, high = min(token_ids), max(token_ids)
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise InvalidRequest(f"token id {bad} is outside the vocabulary [0, {vocab_size})", param="prompt")
+
+
 def _check_kind(sequence: Sequence, config: EngineConfig) -> None:
     if not sequence.token_ids:
         raise InvalidRequest("the prompt has no tokens")
     if sequence.sampling is not None:
         if config.role == "prefill":
             raise InvalidRequest("a prefill worker samples no tokens")
-        if sequence.sampling.max_tokens < 1:
-            raise InvalidRequest(
-                f"max_tokens is {sequence.sampling.max_tokens}, must be at least 1", param="max_tokens"
-            )
+        check_sampling(sequence.sampling)
     elif sequence.pooling is None and sequence.num_prompt_tokens % config.block_size:
         raise InvalidRequest(
             f"a prefill-only sequence ends at a block border: {sequence.num_prompt_tokens} tokens is no multiple of "
