@@ -26,6 +26,7 @@ from shared.rpc.tls import PeerRole
 _GATEWAY_GRACE_S = 25.0
 _WORKER_GRACE_S = 35.0
 _TRANSFER_GRACE_S = 15.0
+_TRANSFER_RESTART_S = 0.05  # a malformed message can end UCX; the worker's transfers wait for the next life
 
 COMPUTE_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 """For engine processes. OpenMP's threads spin between two operators by default and take the cores from the sidecar, the
@@ -170,6 +171,7 @@ def _transfer(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
         command=python_module("services.kv_transfer"),
         log_path=spec.log_dir / f"{name}.transfer.log",
         stop_grace_s=_TRANSFER_GRACE_S,
+        restart_after_s=_TRANSFER_RESTART_S,
         environment={
             "TANDEM_TRANSFER_SOCKET": str(transfer_socket(spec, name)),
             "TANDEM_TRANSFER_WORKER_ID": worker_id,

@@ -49,6 +49,7 @@ class ProcessSpec:
         environment: On top of the supervisor's own.
         log_path: Both output streams are appended to it.
         stop_grace_s: From SIGTERM to SIGKILL.
+        restart_after_s: Pause before the restart that follows the first of several deaths.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ProcessSpec:
     worker_id: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     stop_grace_s: float = 10.0
+    restart_after_s: float = 0.5
 
 
 def python_module(module: str) -> tuple[str, ...]:

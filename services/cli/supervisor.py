@@ -44,13 +44,12 @@ class Probe(Protocol):
 class Backoff:
     """Pause before a restart: doubles with every death, starts over after a life of `steady_s` in readiness."""
 
-    first_s: float = 0.5
     limit_s: float = 30.0
     steady_s: float = 60.0
 
-    def delay_s(self, deaths: int) -> float:
+    def delay_s(self, deaths: int, first_s: float) -> float:
         """Before the restart that follows the n-th death in a row, n >= 1."""
-        return float(min(self.limit_s, self.first_s * 2 ** min(deaths - 1, 30)))
+        return float(min(self.limit_s, first_s * 2 ** min(deaths - 1, 30)))
 
 
 class StartFailed(ConfigurationError):
@@ -159,7 +158,7 @@ class Supervisor:
                 return
             was_steady = process.ready_s and time.monotonic() - process.ready_s > self._backoff.steady_s
             deaths = 1 if was_steady else deaths + 1
-            delay_s = self._backoff.delay_s(deaths)
+            delay_s = self._backoff.delay_s(deaths, process.spec.restart_after_s)
             process.restarts += 1
             process.state, process.detail = ProcessState.RESTARTING, f"{reason}; again in {delay_s:g} s"
             self._on_change()

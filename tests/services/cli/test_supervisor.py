@@ -41,11 +41,13 @@ async def serves(folder: Path, process) -> Readiness:
 
 def spec(folder: Path, name: str, role: str, program: str = SERVE, **fields) -> ProcessSpec:
     command = (sys.executable, "-S", "-c", program, str(folder), name)
-    return ProcessSpec(name=name, role=role, command=command, log_path=folder / f"{name}.log", **fields)
+    return ProcessSpec(
+        name=name, role=role, command=command, log_path=folder / f"{name}.log", **{"restart_after_s": 0.05, **fields}
+    )
 
 
 def supervisor(folder: Path, *specs: ProcessSpec, **options) -> Supervisor:
-    return Supervisor(specs, lambda process: serves(folder, process), backoff=Backoff(first_s=0.05), **options)
+    return Supervisor(specs, lambda process: serves(folder, process), **options)
 
 
 async def until(condition, timeout_s: float = 15) -> None:
@@ -137,8 +139,8 @@ async def test_hurrying_kills_at_once(tmp_path):
 
 
 def test_backoff_doubles_up_to_its_limit():
-    backoff = Backoff(first_s=0.5, limit_s=30)
-    assert [backoff.delay_s(n) for n in (1, 2, 3, 7, 500)] == [0.5, 1, 2, 30, 30]
+    backoff = Backoff(limit_s=30)
+    assert [backoff.delay_s(n, 0.5) for n in (1, 2, 3, 7, 500)] == [0.5, 1, 2, 30, 30]
 
 
 def test_children_end_with_a_supervisor_that_is_killed(tmp_path):
