@@ -55,6 +55,7 @@ class Method:
 
 WORKER_METHODS = (
     Method("/tandem.Worker/Generate", worker_pb2.GenerateCommand, is_stream=True),
+    Method("/tandem.Worker/Embed", worker_pb2.EmbedRequest),
     Method("/tandem.Worker/Prefill", worker_pb2.PrefillRequest),
     Method("/tandem.Worker/Status", worker_pb2.StatusRequest),
     Method("/tandem.Worker/NoSuchCall", worker_pb2.StatusRequest),

@@ -11,6 +11,7 @@ _EVERYBODY = frozenset(PeerRole)
 
 CALLERS: Mapping[str, frozenset[PeerRole]] = {
     "/tandem.Worker/Generate": frozenset({PeerRole.GATEWAY}),
+    "/tandem.Worker/Embed": frozenset({PeerRole.GATEWAY}),
     "/tandem.Worker/Prefill": frozenset({PeerRole.DECODE}),
     "/tandem.Worker/Status": _EVERYBODY,
     "/tandem.KvFetch/Fetch": frozenset({PeerRole.TRANSFER}),
