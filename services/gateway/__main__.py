@@ -11,12 +11,14 @@ import structlog
 
 from services.gateway.app import create_app
 from services.gateway.assembly import assemble
+from services.gateway.kserve.server import serve_grpc
 from services.gateway.served_model import load_model
 from services.gateway.server import HttpServer, address_of, bind
 from services.gateway.settings import GatewaySettings
 from services.gateway.worker_processes import follow_parent, supervise
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord, TransferRecord, WorkerRecord
+from shared.errors import ConfigurationError
 from shared.identity import new_incarnation
 from shared.lifecycle import run_service
 from shared.log import configure_logging
@@ -30,6 +32,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     Raises:
         ConfigurationError: The model, the port or a setting is unusable.
     """
+    if settings.workers > 1 and settings.grpc_port > 0:
+        raise ConfigurationError(f"one process only can listen on grpc_port {settings.grpc_port}; workers is not 1")
     with _listener(settings) as listener:
         if settings.workers > 1:
             await supervise(settings, listener, stop)
@@ -60,6 +64,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, stop: async
     async with (
         Directory(settings.redis_url, watch=(WorkerRecord, TransferRecord)) as directory,
         assemble(settings, model, directory, gateway_id) as gateway,
+        serve_grpc(gateway),
     ):
         await directory.announce(lambda: record)
         log.info("listening", url=f"http://{address}", model=model.name)

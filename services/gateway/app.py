@@ -14,6 +14,7 @@ from services.gateway.anthropic import routes as anthropic
 from services.gateway.embeddings import routes as embeddings
 from services.gateway.error_reply import error_response, framework_error_response
 from services.gateway.gateway import Gateway
+from services.gateway.kserve import http_routes as kserve
 from services.gateway.middleware import HeadAsGet, RequestIds
 from services.gateway.openapi import true_openapi
 from services.gateway.responses import routes as responses
@@ -34,7 +35,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for family in (generation, responses, anthropic, embeddings, models, tokens, probes):
+    for family in (generation, responses, anthropic, embeddings, kserve, models, tokens, probes):
         app.include_router(family.router(gateway))
     _add_errors(app, gateway)
     _add_middleware(app, gateway)

@@ -110,6 +110,11 @@ class Generation:
         return not self._num_open
 
     @property
+    def output_tokens(self) -> list[int]:
+        """Tokens so far, per choice of the reply."""
+        return [text.num_tokens for text in self._texts.values()]
+
+    @property
     def usage(self) -> Usage:
         """Tokens so far; final when every choice has ended."""
         return Usage(

@@ -108,7 +108,16 @@ class Pipeline:
         Raises:
             TandemError: It cannot be served, as the message says.
         """
-        body = parse_body(raw, CompletionBody, self._settings.unknown_fields)
+        return await self.completion_generation(
+            parse_body(raw, CompletionBody, self._settings.unknown_fields), received_s
+        )
+
+    async def completion_generation(self, body: CompletionBody, received_s: float) -> Generation:
+        """Starts what a typed completion body asks for.
+
+        Raises:
+            TandemError: It cannot be served, as the message says.
+        """
         self._model.check_name(body.model)
         request = completion_request(body, self._model, self._settings, created=int(time.time()))
         return await self.start(request, received_s)

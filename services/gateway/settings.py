@@ -21,6 +21,7 @@ class GatewaySettings(ServiceSettings):
         host, port: Where HTTP is served; port 0 lets the system choose.
         workers: Processes that share the port.
         listener: Descriptor of a socket that listens already, from a parent; -1 = none.
+        grpc_port: Where KServe's protocol is served over gRPC, on the same host; 0 = any, -1 = nowhere.
         model: Directory or hub id of the checkpoint whose tokenizer and chat template are used.
         served_model_name: What clients call it, and what workers announce; "" = the last part of `model`.
         gateway_id: "" = a random one.
@@ -71,6 +72,7 @@ class GatewaySettings(ServiceSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
     listener: int = Field(default=-1, ge=-1)
+    grpc_port: int = Field(default=-1, ge=-1, le=65535)
     model: str = "pydoc-mini"
     served_model_name: str = ""
     gateway_id: str = ""

@@ -13,7 +13,19 @@ from services.gateway.error_reply import error_response
 from services.gateway.gateway import Gateway
 from shared.errors import InvalidRequest, NotAuthenticated, TandemError
 
-OPEN_PATHS = frozenset({"/live", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset(
+    {
+        "/live",
+        "/health",
+        "/ready",
+        "/version",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
+)
 """For probes, scrapers and readers; everything else is a tenant's."""
 
 MAX_TIMEOUT_S = 86_400.0
@@ -35,7 +47,7 @@ class Authentication:
             return
         standings: list[Standing] = []
         try:
-            caller = await self._caller(Headers(scope=scope))
+            caller = await caller_of(Headers(scope=scope), self._keyring)
             set_caller(caller)
             if scope["method"] == "POST":
                 standings = await self._admission.count_request(caller)
@@ -45,12 +57,19 @@ class Authentication:
             return
         await self._app(scope, receive, _with_headers(send, standings) if standings else send)
 
-    async def _caller(self, headers: Headers) -> Caller:
-        timeout_s = _timeout(headers.get("x-request-timeout-s"))
-        if self._keyring.is_empty:
-            return Caller(timeout_s=timeout_s)
-        record = await self._keyring.identify(_presented_key(headers))
-        return Caller(record.tenant, record, timeout_s)
+
+async def caller_of(headers: Headers, keyring: Keyring) -> Caller:
+    """Who calls, by the headers of an HTTP request or the metadata of a gRPC call.
+
+    Raises:
+        NotAuthenticated: Keys are asked for, and this is none of them.
+        InvalidRequest: `x-request-timeout-s` is no deadline.
+    """
+    timeout_s = _timeout(headers.get("x-request-timeout-s"))
+    if keyring.is_empty:
+        return Caller(timeout_s=timeout_s)
+    record = await keyring.identify(_presented_key(headers))
+    return Caller(record.tenant, record, timeout_s)
 
 
 def _presented_key(headers: Headers) -> str:

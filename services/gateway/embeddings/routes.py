@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.access.caller import Caller, current_caller
 from services.gateway.body_reader import parse_body, read_body
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.embeddings.call import EmbedCall
@@ -47,18 +48,29 @@ async def embed(gateway: Gateway, raw: bytes) -> dict[str, object]:
     model.check_name(body.model)
     inputs = await _token_ids(gateway, body)
     _check_dimensions(gateway, body.dimensions)
+    caller = current_caller()
+    ticket = await gateway.admission.enter(caller, model.name, sum(map(len, inputs)))
+    try:
+        vectors = await _vectors(gateway, body, inputs, caller)
+    finally:
+        ticket.close(0)
+    return _reply(model.name, vectors, inputs, is_base64=body.encoding_format == "base64")
+
+
+async def _vectors(gateway: Gateway, body: EmbeddingBody, inputs: list[list[int]], caller: Caller) -> bytearray:
+    embedding, timeout_s = gateway.model.embedding, caller.timeout_s or gateway.settings.request_timeout_s
     vectors = bytearray()
     for begin in range(0, len(inputs), INPUTS_PER_CALL):
         call = EmbedCall(
             inputs[begin : begin + INPUTS_PER_CALL],
-            pooling=model.embedding.pooling,
-            normalize=model.embedding.normalize if body.normalize is None else body.normalize,
+            pooling=embedding.pooling,
+            normalize=embedding.normalize if body.normalize is None else body.normalize,
             dimensions=body.dimensions or 0,
             cache_salt=body.cache_salt or "",
-            priority=body.priority or 0,
+            priority=(body.priority or 0) + caller.priority,
         )
-        vectors += await gateway.health.workers.embed(call, settings.request_timeout_s)
-    return _reply(model.name, vectors, inputs, is_base64=body.encoding_format == "base64")
+        vectors += await gateway.health.workers.embed(call, timeout_s)
+    return vectors
 
 
 async def _token_ids(gateway: Gateway, body: EmbeddingBody) -> list[list[int]]:

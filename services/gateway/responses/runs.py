@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 
+from services.gateway.access.caller import current_caller
 from services.gateway.generation import Generation
 from services.gateway.responses.items import Item
 from services.gateway.responses.reply import ResponseBuilder
@@ -24,6 +25,7 @@ class ResponseRun:
     Attributes:
         builder: What there is of it.
         error: Why it failed, if it did.
+        tenant: Whose it is.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class ResponseRun:
     ) -> None:
         self.builder = builder
         self.error: TandemError | None = None
+        self.tenant = current_caller().tenant
         self._asked = asked
         self._context = context
         self._store = store
@@ -42,7 +45,7 @@ class ResponseRun:
     @property
     def record(self) -> ResponseRecord:
         """As it is to be stored now."""
-        return ResponseRecord(self.builder.as_json(), self._asked, self._context)
+        return ResponseRecord(self.builder.as_json(), self._asked, self._context, self.tenant)
 
     def launch(self) -> asyncio.Task[None]:
         """Starts the work."""
@@ -121,8 +124,9 @@ class BackgroundRuns:
         self._keepers: set[asyncio.Task[None]] = set()
 
     def get(self, response_id: str) -> ResponseRun | None:
-        """The run, if it is here and not over."""
-        return self._runs.get(response_id)
+        """The run, if it is here, not over, and the caller's."""
+        run = self._runs.get(response_id)
+        return run if run is not None and run.tenant == current_caller().tenant else None
 
     async def launch(self, run: ResponseRun) -> None:
         """Stores the response as queued, and begins.

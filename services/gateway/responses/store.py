@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import structlog
 
+from services.gateway.access.caller import current_caller
 from services.gateway.object_store import ObjectStore
 from services.gateway.responses.items import Item
 from shared.errors import InvalidRequest, NotFound, TandemError
@@ -29,11 +31,13 @@ class ResponseRecord:
         response: The response object.
         asked: Its own input items.
         context: The items of the turns before.
+        tenant: Whose it is; nobody else finds it.
     """
 
     response: dict[str, Any]
     asked: list[Item]
     context: list[Item]
+    tenant: str
 
     @property
     def conversation(self) -> list[Item]:
@@ -68,14 +72,14 @@ class ResponseStore:
             )
 
     async def get(self, response_id: str) -> ResponseRecord:
-        """The record as it stands.
+        """The record as it stands, if it is the caller's.
 
         Raises:
             NotFound: There is none, or no more.
             Unavailable: Redis does not answer.
         """
         found = await self._objects.get(KIND, response_id)
-        if found is None:
+        if found is None or found["tenant"] != current_caller().tenant:
             raise NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
         response = found["response"]
         if response["status"] in IN_WORK and not await self._objects.exists(ALIVE, response_id):
@@ -84,7 +88,7 @@ class ResponseStore:
             if response["status"] in IN_WORK:
                 error = {"code": "server_error", "message": "the gateway that made it stopped before it was finished"}
                 response = {**response, "status": "failed", "error": error}
-        return ResponseRecord(response, found["asked"], found["context"])
+        return ResponseRecord(response, found["asked"], found["context"], found["tenant"])
 
     async def put(self, record: ResponseRecord) -> None:
         """Keeps the record as it is now.
@@ -92,7 +96,7 @@ class ResponseStore:
         Raises:
             Unavailable: Redis does not answer.
         """
-        content = {"response": record.response, "asked": record.asked, "context": record.context}
+        content = dataclasses.asdict(record)
         await self._objects.put(KIND, record.response["id"], content, ttl_s=self._ttl_s)
 
     async def try_put(self, record: ResponseRecord) -> bool:
@@ -111,8 +115,8 @@ class ResponseStore:
             NotFound: There is none, or no more.
             Unavailable: Redis does not answer.
         """
-        if not await self._objects.delete(KIND, response_id):
-            raise NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
+        await self.get(response_id)
+        await self._objects.delete(KIND, response_id)
         await self._objects.delete(EVENTS, response_id)
 
     async def renew(self, response_id: str) -> None:

@@ -8,6 +8,8 @@ from itertools import pairwise
 import openai
 import pytest
 
+from shared.access.api_keys import mint
+from shared.access.key_store import FileKeys
 from shared.errors import CapacityExceeded
 
 
@@ -283,3 +285,18 @@ async def test_too_many_background_responses_are_refused(start_gateway):
         await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
         with pytest.raises(openai.RateLimitError, match="at most 1"):
             await running.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+
+
+async def test_a_stored_response_is_found_by_its_tenant_only(start_gateway, tmp_path):
+    store = FileKeys(tmp_path / "keys.json")
+    headers = []
+    for tenant in ("acme", "other"):
+        key, record = mint(tenant)
+        await store.put(record)
+        headers.append({"authorization": f"Bearer {key}"})
+    async with start_gateway(api_keys=str(tmp_path / "keys.json")) as running:
+        body = {"model": "pydoc-mini", "input": "hi"}
+        path = "/v1/responses/" + (await running.http.post("/v1/responses", json=body, headers=headers[0])).json()["id"]
+        assert (await running.http.get(path, headers=headers[1])).status_code == 404
+        assert (await running.http.delete(path, headers=headers[1])).status_code == 404
+        assert (await running.http.get(path, headers=headers[0])).status_code == 200
