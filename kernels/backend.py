@@ -100,6 +100,7 @@ class Backend:
         head: The same for the LM head.
         numerics: Equal where a step's bits are: part of the fingerprint, so that unequal workers never pair.
         any_kv_dtype: The KV cache may be float32, bfloat16 or int8 whatever the weights are; else it is of their dtype.
+        quantization: Of the weights, the head's being `quantization.of_lm_head`.
         library: The native library that computes whole steps; None = a step is made of `ops`.
     """
 
@@ -108,6 +109,7 @@ class Backend:
     linear: MakeLinear
     head: MakeLinear
     numerics: str = "torch"
+    quantization: Quantization = Quantization.NONE
     library: Library | None = None
     any_kv_dtype: bool = False
 
@@ -169,6 +171,7 @@ def _native(ops: Ops, quantization: Quantization) -> Backend:
         linear=functools.partial(native_linear, library, quantization),
         head=functools.partial(native_linear, library, quantization.of_lm_head),
         numerics=numerics if quantization is Quantization.NONE else f"{numerics}-{quantization.value}",
+        quantization=quantization,
         library=library,
         any_kv_dtype=True,
     )

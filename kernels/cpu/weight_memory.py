@@ -15,7 +15,13 @@ ALIGNMENT = 64
 
 
 class WeightMemory:
-    """Hands out zeroed pieces of large private mappings; a mapping lives as long as any of its pieces."""
+    """Hands out zeroed pieces of large private mappings; a mapping lives as long as any of its pieces.
+
+    Attributes:
+        complete: False: whoever allocates a piece fills it.
+    """
+
+    complete = False
 
     def __init__(self) -> None:
         self._chunk = np.empty(0, np.uint8)

@@ -49,10 +49,25 @@ def model_fingerprint(
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _IRRELEVANT}
     identity = [LAYOUT_VERSION, dtype, numerics, dataclasses.asdict(layout), settings]
     digest.update(json.dumps(identity, sort_keys=True).encode())
+    _add_checkpoint(digest, directory)
+    return Fingerprint(digest.hexdigest())
+
+
+def checkpoint_digest(directory: Path) -> bytes:
+    """Hash of a checkpoint's weights, by the same samples; 16 bytes.
+
+    Raises:
+        ConfigurationError: As `model_fingerprint`.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"tandem-weights")
+    _add_checkpoint(digest, directory)
+    return digest.digest()
+
+
+def _add_checkpoint(digest: _Digest, directory: Path) -> None:
     for file in checkpoint_files(directory):
         with file.open("rb") as stream:
             _add_file(digest, stream, file)
-    return Fingerprint(digest.hexdigest())
 
 
 def _add_file(digest: _Digest, stream: BinaryIO, file: Path) -> None:

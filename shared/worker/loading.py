@@ -102,6 +102,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         backend=backend,
         with_lm_head=role == "decode",
         progress=_LoadingLog(),
+        share_weights_in=settings.arena_dir if settings.share_weights else None,
     )
     fingerprint = model_fingerprint(directory, config, dtype, layout, backend.numerics)
     memory = open_worker_arena(

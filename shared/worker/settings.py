@@ -26,6 +26,7 @@ class WorkerSettings(ServiceSettings):
         arena_dir: For the KV arena file; must be memory-backed and shared with kv_transfer.
         kv_cache_bytes: Size of the arena; rounded down to whole blocks.
         quantization: Weights are rounded to int8 or int4 while they load; the LM head to int8 at the least.
+        share_weights: Workers of a machine map one packed copy of the weights in `arena_dir`; native backend only.
         kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head.
         max_model_len: Context limit in tokens; 0 = the model's own.
         max_batch_tokens: Tokens computed per step at most.
@@ -54,6 +55,7 @@ class WorkerSettings(ServiceSettings):
     kv_cache_bytes: int = Field(default=512 << 20, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "int4"] = "none"
+    share_weights: bool = True
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     backend: Literal["auto", "reference", "cpu", "native", "triton"] = "auto"
     device: str = "auto"
