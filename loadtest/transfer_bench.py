@@ -25,9 +25,10 @@ import numpy as np
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from shared.directory.redis_server import RedisServer
-from shared.identity import BlockHash, join_hashes, new_incarnation, split_hashes
+from shared.identity import BlockHash, BlockId, join_hashes, new_incarnation, split_hashes
 from shared.kv_arena import SharedArena
 from shared.rpc import bind_unix, new_server, open_channel, unix_target
+from shared.seal_table import SealTable, table_path
 from shared.transfer.checksum import block_checksums
 from shared.transfer.protocol import new_tag_base
 from shared.transfer.transport import Endpoint
@@ -50,11 +51,30 @@ class _Host(rpc.BlockHostServicer):
 class _Node:
     """One kv_transfer process, attached."""
 
-    def __init__(self, name: str, stub: rpc.KvTransferAsyncStub, arena: SharedArena, incarnation: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        stub: rpc.KvTransferAsyncStub,
+        arena: SharedArena,
+        table: SealTable,
+        incarnation: str,
+        pid: int,
+    ) -> None:
         self.name = name
         self.stub = stub
         self.arena = arena
+        self.table = table
         self.incarnation = incarnation
+        self.pid = pid
+
+    async def seal_all(self, hashes: list[BlockHash]) -> None:
+        """Names every block in the table, as an engine does, and waits until kv_transfer has its checksum."""
+        for block_id, block_hash in enumerate(hashes):
+            self.table.record(BlockId(block_id), block_hash)
+        publishing = self.stub.Publish()
+        await publishing.write(pb.BlockEvents(reset=True, sealed=join_hashes(hashes)))
+        while self.table.unchecked():  # noqa: ASYNC110 - another process does it
+            await asyncio.sleep(0.01)
 
     async def pull(self, holder: _Node | None, hashes: list[BlockHash], block_ids: list[int]) -> pb.PullReply:
         reply = await self.stub.Pull(
@@ -80,6 +100,7 @@ async def _node(
     name: str, directory: Path, redis_url: str, tls: str, hashes: list[BlockHash], block_bytes: int
 ) -> AsyncIterator[_Node]:
     arena = SharedArena.create(Path(f"/dev/shm/tandem-bench-{os.getpid()}-{name}"), len(hashes), block_bytes)
+    table = SealTable.create(table_path(arena.path), len(hashes), block_bytes, "bench")
     socket, host_socket = directory / f"{name}.sock", directory / f"{name}.host.sock"
     settings = {
         "WORKER_ID": name,
@@ -108,16 +129,18 @@ async def _node(
                 block_bytes=block_bytes,
                 host_socket=str(host_socket),
                 role="decode",
+                seal_table=str(table.path),
             )
             call = stub.Attach(attach, wait_for_ready=True)
             attached = await asyncio.wait_for(call.read(), 30)
             assert isinstance(attached, pb.Attached)
-            yield _Node(name, stub, arena, attached.transfer_incarnation)
+            yield _Node(name, stub, arena, table, attached.transfer_incarnation, process.pid)
             call.cancel()
     finally:
         process.terminate()
         assert process.wait(30) == 0, f"kv_transfer of {name} exited with {process.returncode}"
         await host_server.stop(0)
+        table.unlink()
         arena.unlink()
 
 
@@ -149,8 +172,9 @@ def _serve_raw(tls: str, num_blocks: int, block_bytes: int) -> None:
     asyncio.run(serve())
 
 
-async def _measure_raw(tls: str, targets: np.ndarray, rounds: int) -> tuple[float, float]:
-    """Seconds for all blocks, and for one, over bare UCX between two processes."""
+@contextlib.asynccontextmanager
+async def _raw(tls: str, targets: np.ndarray) -> AsyncIterator[Callable[[int], Awaitable[object]]]:
+    """Gives a function that fetches so many blocks over bare UCX from another process."""
     num_blocks, block_bytes = targets.shape
     arguments = ["--raw-server", "--tls", tls, "--blocks", str(num_blocks), "--block-bytes", str(block_bytes)]
     process = _spawn("loadtest.transfer_bench", *arguments)
@@ -167,22 +191,11 @@ async def _measure_raw(tls: str, targets: np.ndarray, rounds: int) -> tuple[floa
         await arriving
 
     await fetch(num_blocks)
-    whole_s = await _median_s(rounds, lambda: fetch(num_blocks))
-    single_s = await _median_s(10 * rounds, lambda: fetch(1))
+    yield fetch
     await endpoint.send((0).to_bytes(8, "little"))
     await asyncio.to_thread(process.wait, 30)
     await endpoint.close()
     await transport.stop()
-    return whole_s, single_s
-
-
-async def _measure_copy(source: SharedArena, target: SharedArena, num_blocks: int, rounds: int) -> float:
-    async def copy() -> None:
-        for block_id in range(num_blocks):
-            np.copyto(target.blocks[block_id], source.blocks[block_id])
-
-    await copy()
-    return await _median_s(rounds, copy)
 
 
 async def _bench(tls: str, num_blocks: int, block_bytes: int, rounds: int) -> None:
@@ -197,6 +210,7 @@ async def _bench(tls: str, num_blocks: int, block_bytes: int, rounds: int) -> No
         ):
             rng = np.random.default_rng(0)
             holder.arena.blocks[:] = rng.integers(0, 256, holder.arena.blocks.shape, dtype=np.uint8)
+            await holder.seal_all(hashes)
             # Until the directory has told them of each other.
             while (await puller.pull(holder, [BlockHash(os.urandom(16))], [0])).error:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
@@ -226,28 +240,65 @@ async def _report(
         assert all(reply.verified), reply
         verify.append(reply.verify_s)
 
-    pull_s = await _median_s(rounds, pull_all)
-    _row("Pull", pull_s, total)
-    print(f"  of it verifying at the receiver {statistics.median(verify) * 1e3:8.2f} ms")
+    async with _raw(tls, np.empty((num_blocks, block_bytes), np.uint8)) as fetch_raw:
+        targets = puller.arena.blocks
+        pulls, raws, copies = await _interleaved(
+            rounds, pull_all, lambda: fetch_raw(num_blocks), lambda: _copy(holder.arena.blocks, targets, block_ids)
+        )
+        _row("Pull", statistics.median(pulls), total)
+        _row("  of it checksums at the receiver", statistics.median(verify), total)
+        _row("bare UCX, the same messages", statistics.median(raws), total)
+        _row("memcpy, shared memory to shared memory", statistics.median(copies), total)
+        used = {node.name: _cpu_s(node.pid) for node in (puller, holder)}
+        own_s = time.process_time()
+        pulls_1, raws_1 = await _interleaved(
+            10 * rounds, lambda: puller.pull(holder, hashes[:1], block_ids[:1]), lambda: fetch_raw(1)
+        )
+        _row("Pull, 1 block", statistics.median(pulls_1), block_bytes)
+        _row("bare UCX, 1 block", statistics.median(raws_1), block_bytes)
+        for node in (puller, holder):
+            cpu_s = (_cpu_s(node.pid) - used[node.name]) / len(pulls_1)
+            print(f"  CPU of the {node.name} per block {cpu_s * 1e3:6.2f} ms")
+        print(f"  CPU of the caller and the bare UCX {(time.process_time() - own_s) / len(pulls_1) * 1e3:6.2f} ms")
     await asyncio.sleep(0.2)
     assert (puller.arena.blocks[block_ids] == holder.arena.blocks).all()
-    single_s = await _median_s(10 * rounds, lambda: puller.pull(holder, hashes[:1], block_ids[:1]))
-    _row("Pull, 1 block", single_s, block_bytes)
 
     saved = await holder.stub.Save(pb.SaveRequest(block_hashes=join_hashes(hashes), block_ids=range(num_blocks)))
     assert all(saved.saved)
     tier_s = await _median_s(rounds, lambda: holder.pull(None, hashes, list(range(num_blocks))))
     _row("Pull from the own host tier", tier_s, total)
-
-    raw_s, raw_single_s = await _measure_raw(tls, puller.arena.blocks, rounds)
-    _row("bare UCX, the same messages", raw_s, total)
-    _row("bare UCX, 1 block", raw_single_s, block_bytes)
-    copy_s = await _measure_copy(holder.arena, puller.arena, num_blocks, rounds)
-    _row("memcpy, shared memory to shared memory", copy_s, total)
     started_s = time.perf_counter()
     block_checksums(list(holder.arena.blocks))
     _row("xxh3 of all blocks, one thread", time.perf_counter() - started_s, total)
-    print(f"Pull / bare UCX {raw_s / pull_s:.2f}   Pull / memcpy {copy_s / pull_s:.2f}   (speed ratios)")
+    print(
+        f"Pull / bare UCX {_ratio(raws, pulls):.2f}   Pull / memcpy {_ratio(copies, pulls):.2f}   "
+        f"(speed ratios: medians over rounds that were run in turn)"
+    )
+
+
+async def _copy(source: np.ndarray, target: np.ndarray, block_ids: list[int]) -> None:
+    for block, block_id in zip(source, block_ids, strict=True):
+        np.copyto(target[block_id], block)
+
+
+async def _interleaved(rounds: int, *runs: Callable[[], Awaitable[object]]) -> list[list[float]]:
+    """Seconds of each, run in turn, so that whatever else the machine does hits all alike."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, seconds in zip(runs, times, strict=True):
+            started_s = time.perf_counter()
+            await run()
+            seconds.append(time.perf_counter() - started_s)
+    return times
+
+
+def _ratio(times: list[float], others: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _row(name: str, seconds: float, num_bytes: int) -> None:

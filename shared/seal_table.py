@@ -122,9 +122,10 @@ class SealTable:
 
     # kv_transfer
 
-    def sealed(self) -> list[SealedSlot]:
-        """All valid entries, in the order of sealing."""
-        slots = [slot for block_id in self._sealed_ids() if (slot := self.slot(block_id)) is not None]
+    def sealed(self, *, after: int = 0) -> list[SealedSlot]:
+        """All valid entries with a stamp greater than `after`, in the order of sealing."""
+        found = np.flatnonzero((self._columns["seal"] != 0) & (self._columns["stamp"] > after))
+        slots = [slot for block_id in found if (slot := self.slot(BlockId(int(block_id)))) is not None]
         return sorted(slots, key=lambda slot: slot.stamp)
 
     def unchecked(self) -> list[SealedSlot]:
@@ -144,12 +145,17 @@ class SealTable:
         is_checked = seal == _crc(raw[: _NAME.size] + raw[_CHECKSUM_AT:_CHECKSUM_SEAL_AT], block_id)
         return SealedSlot(block_id, BlockHash(name), stamp, checksum if is_checked else None)
 
+    def holds(self, slot: SealedSlot) -> bool:
+        """Whether the slot was not given away since `slot` was read: its bytes were that block's all the while."""
+        now = self.slot(slot.block_id)
+        return now is not None and now.stamp == slot.stamp
+
     def note_checksum(self, slot: SealedSlot, checksum: int) -> bool:
         """Adds what was computed from the slot's bytes after `slot` was read; False if the slot was given away since.
 
         The bytes were the named block's all the while, then: a slot's entry is cleared before its bytes change.
         """
-        if self.slot(slot.block_id) != slot:
+        if not self.holds(slot):
             return False
         at = _HEADER_BYTES + slot.block_id * _ENTRY_BYTES
         number = _NUMBER.pack(checksum)

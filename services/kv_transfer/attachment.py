@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,30 +13,47 @@ import grpc
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
+from services.kv_transfer.seal_index import SealIndex
 from shared.errors import InvalidRequest, WorkerLost
 from shared.identity import BlockHash, BlockId, Fingerprint, Incarnation, WorkerId, join_hashes
 from shared.kv_arena import SharedArena
 from shared.rpc import open_channel, rpc_errors, unix_target
-from shared.seal_table import SealTable
+from shared.seal_table import SealedSlot, SealTable
 from shared.transfer.checksum import Block
 
 PIN_TIMEOUT_S = 5.0
 """The worker answers a pin between two engine steps."""
 
 
+UNPINNED_BYTES = 16 << 20
+"""So much is sent within milliseconds: not pinned, but looked at once more afterwards, which saves a call."""
+
+
 @dataclass(frozen=True, slots=True)
-class WorkerPin:
-    """Blocks held in the worker's pool.
+class HeldBlock:
+    """A block in a worker's arena.
 
     Attributes:
-        blocks: Per hash its bytes in the arena, or None where the worker doesn't have it.
-        checksums: Of those bytes, as far as they are known.
-        lost: Done when the pin ended early: the bytes may change from then on.
+        checksum: Of its bytes, where somebody computed it.
+        is_intact: Whether the slot still holds this block; as long as it does its bytes don't change.
     """
 
-    blocks: list[Block | None]
-    checksums: list[int | None]
-    lost: asyncio.Future[None]
+    block: Block
+    checksum: int | None = None
+    is_intact: Callable[[], bool] = lambda: True
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPin:
+    """Blocks in the worker's arena.
+
+    Attributes:
+        held: Per hash; None where the worker doesn't have it.
+        lost: Done when the pin ended early: the bytes may change from then on. None: they are not pinned.
+    """
+
+    held: list[HeldBlock | None]
+    lost: asyncio.Future[None] | None
 
 
 class Attachment:
@@ -61,6 +79,7 @@ class Attachment:
         except OSError as exc:
             raise InvalidRequest(f"cannot map the KV arena {request.arena_path}: {exc}") from exc
         self.table = _open_table(request)
+        self._index = None if self.table is None else SealIndex(self.table)
         self.worker_id = WorkerId(request.worker_id)
         self.incarnation = Incarnation(request.incarnation)
         self.fingerprint = Fingerprint(request.fingerprint)
@@ -86,24 +105,24 @@ class Attachment:
 
     @contextlib.asynccontextmanager
     async def pin(self, hashes: Sequence[BlockHash]) -> AsyncIterator[WorkerPin]:
-        """Holds blocks in the worker's pool as long as the context is open.
+        """Holds blocks in the worker's pool as long as the context is open, or finds them there if they are few.
 
         Raises:
             TandemError: The worker doesn't answer, or answers nonsense.
         """
+        if self._index is not None and len(hashes) * self.block_bytes <= UNPINNED_BYTES:
+            found = self._index.find(hashes)
+            assert self.table is not None
+            yield WorkerPin([None if s is None else held_slot(self.arena, self.table, s) for s in found], None)
+            return
         call = self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes)))
         watch: asyncio.Task[None] | None = None
         try:
             reply = await _first_reply(call)
             if not isinstance(reply, pb.PinReply) or len(reply.block_ids) != len(hashes):
                 raise WorkerLost("the worker ended a pin without an answer")
-            held = iter(self.blocks([block_id for block_id in reply.block_ids if block_id >= 0]))
             watch = asyncio.get_running_loop().create_task(_until_ended(call))
-            yield WorkerPin(
-                blocks=[next(held) if block_id >= 0 else None for block_id in reply.block_ids],
-                checksums=self._checksums(hashes, reply.block_ids),
-                lost=watch,
-            )
+            yield WorkerPin(self._held(hashes, reply.block_ids), watch)
         finally:
             call.cancel()
             if watch is not None:
@@ -128,20 +147,30 @@ class Attachment:
 
         return is_unchanged
 
-    def _checksums(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> list[int | None]:
-        """Of pinned blocks: while they are, their entries stay."""
-        if self.table is None:
-            return [None] * len(hashes)
-        slots = [self.table.slot(BlockId(block_id)) if block_id >= 0 else None for block_id in block_ids]
-        return [
-            slot.checksum if slot is not None and slot.name == block_hash else None
-            for slot, block_hash in zip(slots, hashes, strict=True)
-        ]
+    def _held(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> list[HeldBlock | None]:
+        """Pinned blocks."""
+        pinned = iter(self.blocks([block_id for block_id in block_ids if block_id >= 0]))
+        held: list[HeldBlock | None] = []
+        for block_hash, block_id in zip(hashes, block_ids, strict=True):
+            slot = None if self.table is None or block_id < 0 else self.table.slot(BlockId(block_id))
+            if block_id < 0:
+                held.append(None)
+            elif self.table is not None and slot is not None and slot.name == block_hash:
+                held.append(held_slot(self.arena, self.table, slot))
+                next(pinned)
+            else:
+                held.append(HeldBlock(next(pinned)))
+        return held
 
     async def close(self) -> None:
         """Ends the worker's pins; the arena stays mapped as long as a transfer still uses it."""
         self.ended.set()
         await self._channel.close()
+
+
+def held_slot(arena: SharedArena, table: SealTable, slot: SealedSlot) -> HeldBlock:
+    """The block of a table's entry."""
+    return HeldBlock(arena.blocks[slot.block_id], slot.checksum, functools.partial(table.holds, slot))
 
 
 def _open_table(request: pb.AttachRequest) -> SealTable | None:

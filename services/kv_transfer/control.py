@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from threading import Thread
 
 import structlog
 from grpc.aio import ServicerContext
@@ -15,6 +16,7 @@ from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.attachment import Attachment
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings
+from services.kv_transfer.prefault import prefault
 from services.kv_transfer.pull import Puller, PullJob, PullOutcome
 from services.kv_transfer.seal_checks import check_all, keep_checking, matching
 from shared.errors import InvalidRequest, TandemError, Unavailable
@@ -78,6 +80,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         if previous is not None:
             previous.ended.set()
         checking = self._start_checking(attachment)
+        Thread(target=prefault, args=(attachment.arena,), name="prefault", daemon=True).start()
         log.info("worker_attached", incarnation=attachment.incarnation, blocks=attachment.arena.num_blocks)
         self._on_attachment()
         try:

@@ -101,8 +101,8 @@ class Holdings:
             pin = await self._pin_worker(stack, hashes)
             if pin is not None:
                 sources = [
-                    None if block is None else Source(block_hash, block, checksum)
-                    for block_hash, block, checksum in zip(hashes, pin.blocks, pin.checksums, strict=True)
+                    None if held is None else Source(block_hash, held.block, held.checksum, False, held.is_intact)
+                    for block_hash, held in zip(hashes, pin.held, strict=True)
                 ]
                 lost = pin.lost if any(sources) else None
             absent = [i for i, source in enumerate(sources) if source is None]

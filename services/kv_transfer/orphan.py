@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from services.kv_transfer.attachment import Attachment, WorkerPin
+from services.kv_transfer.attachment import Attachment, WorkerPin, held_slot
 from shared.errors import Unavailable
 from shared.identity import BlockHash
 from shared.kv_arena import SharedArena
@@ -44,9 +44,7 @@ class Orphan:
         self._readers += 1
         try:
             yield WorkerPin(
-                blocks=[None if slot is None else self.arena.blocks[slot.block_id] for slot in slots],
-                checksums=[None if slot is None else slot.checksum for slot in slots],
-                lost=self._ended,
+                [None if slot is None else held_slot(self.arena, self.table, slot) for slot in slots], self._ended
             )
         finally:
             self._readers -= 1

@@ -173,9 +173,10 @@ class Puller:
             call.cancel()  # ends the holder's pins, after the endpoint is closed or the bytes are here
         outcome.bytes = sum(slots[i].nbytes for i in available)
         outcome.verify_s = received.verify_s
-        for i, is_verified in zip(available, received.verified, strict=True):
+        for i, is_verified, is_withdrawn in zip(available, received.verified, received.withdrawn, strict=True):
             outcome.verified[i] = is_verified
-            if not is_verified:
+            outcome.missing += is_withdrawn
+            if not is_verified and not is_withdrawn:
                 outcome.mismatched += 1
                 log.error(
                     "block_mismatch",

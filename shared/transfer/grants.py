@@ -18,6 +18,10 @@ GRANT_S = 10.0
 """How long a grant waits to be claimed."""
 
 
+def _always() -> bool:
+    return True
+
+
 class GrantRefused(Exception):
     """The peer may not have these blocks: unknown, used, expired, or not its grant. Says which, for the log."""
 
@@ -29,11 +33,15 @@ class Source:
     Attributes:
         block: Its bytes; whoever issued the grant keeps them in place until the transfer is over.
         checksum: As noted when the block was stored; None for a block that has none yet.
+        is_suspect: It was stored long ago: compare its bytes with the checksum once more.
+        is_intact: Asked when it was sent: whether its bytes were the block's all the while.
     """
 
     block_hash: BlockHash
     block: Block
     checksum: int | None = None
+    is_suspect: bool = True
+    is_intact: Callable[[], bool] = _always
 
 
 @dataclass(eq=False, slots=True)

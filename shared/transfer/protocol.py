@@ -25,6 +25,9 @@ from shared.transfer.claims import CLAIMS_BYTES, PROOF_BYTES, TRANSFER_ID_BYTES,
 MAGIC = b"TDMT"
 VERSION = 2
 
+WITHDRAWN = BlockHash(bytes(HASH_BYTES))
+"""In a trailer: the block went away while it was sent, what arrived is worthless."""
+
 MAX_BLOCKS = 8192
 """Of one transfer."""
 

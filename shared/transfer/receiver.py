@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import time
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 import structlog
 
 from shared.identity import BlockHash
-from shared.transfer.checksum import Block, block_checksums
+from shared.transfer.checksum import Block, checksums_of
 from shared.transfer.claims import Claims
-from shared.transfer.protocol import Header, Trailer, new_tag_base, trailer_bytes
+from shared.transfer.protocol import WITHDRAWN, Header, Trailer, new_tag_base, trailer_bytes
 from shared.transfer.settle import settle
 from shared.transfer.transport import Endpoint, Transport, TransportError
 
@@ -52,10 +51,12 @@ class Received:
 
     Attributes:
         verified: Per block, in the order asked for: the bytes are those that the hash names.
+        withdrawn: Per block: the holder gave it away while it was under way.
         verify_s: Spent on checksums, most of it while later blocks arrived.
     """
 
     verified: list[bool]
+    withdrawn: list[bool]
     verify_s: float
 
 
@@ -70,8 +71,7 @@ class _Checks:
     async def add(self, blocks: Sequence[Block]) -> None:
         """Appends the checksums of blocks that have arrived."""
         started_s = time.monotonic()
-        work = asyncio.get_running_loop().run_in_executor(self._executor, block_checksums, blocks)
-        self.checksums.extend(await settle(work))
+        self.checksums.extend(await settle(checksums_of(blocks, self._executor)))
         self.seconds += time.monotonic() - started_s
 
 
@@ -131,11 +131,12 @@ class BlockReceiver:
             # Every slot is in place before the holder hears of it.
             arriving = [endpoint.receive_blocks(group, header.tag_base + i * step) for i, group in enumerate(groups)]
             ending = endpoint.receive(trailer_bytes(len(slots)))
-            await endpoint.send(header.encode())
+            asking = endpoint.send(header.encode())
             checks = _Checks(self._executor)
             for group, arrival in zip(groups, arriving, strict=True):
                 await arrival
                 await checks.add(group)  # while later groups arrive
+            await asking
             trailer = Trailer.decode(await ending, offer.claims.transfer_id, offer.key)
             is_done = True
         finally:
@@ -145,7 +146,8 @@ class BlockReceiver:
         self.received_bytes += sum(slot.nbytes for slot in slots)
         found = zip(hashes, checks.checksums, strict=True)
         verified = [sent == block for sent, block in zip(trailer.blocks, found, strict=True)]
-        return Received(verified, checks.seconds)
+        withdrawn = [name == WITHDRAWN for name, _ in trailer.blocks]
+        return Received(verified, withdrawn, checks.seconds)
 
     def _take_idle(self, offer: Offer) -> Endpoint | None:
         idle = self._idle.get((offer.peer, offer.host, offer.port))

@@ -8,9 +8,9 @@ from concurrent.futures import Executor
 
 import structlog
 
-from shared.transfer.checksum import block_checksums
+from shared.transfer.checksum import checksums_of
 from shared.transfer.grants import Grant, GrantBook, GrantRefused
-from shared.transfer.protocol import HEADER_BYTES, Header, ProtocolError, Trailer
+from shared.transfer.protocol import HEADER_BYTES, WITHDRAWN, Header, ProtocolError, Trailer
 from shared.transfer.settle import settle
 from shared.transfer.transport import Endpoint, TransportError
 
@@ -92,7 +92,8 @@ class BlockSender:
         """Sends a claimed grant; `grant.finished` is done only when nothing reads its sources any more."""
         is_sent = False
         blocks = [source.block for source in grant.sources]
-        checking = asyncio.get_running_loop().run_in_executor(self._executor, block_checksums, blocks)
+        unknown = [source.block for source in grant.sources if source.checksum is None or source.is_suspect]
+        checking = checksums_of(unknown, self._executor)
         try:
             await endpoint.send_blocks(blocks, tag_base)
             await endpoint.send(self._trailer(grant, await settle(checking)).encode(grant.key))
@@ -107,10 +108,14 @@ class BlockSender:
     def _trailer(self, grant: Grant, computed: list[int]) -> Trailer:
         """Names what was sent. A stored checksum wins over what the bytes say now: so the receiver sees damage too."""
         entries = []
-        for source, checksum in zip(grant.sources, computed, strict=True):
-            if source.checksum is not None and source.checksum != checksum:
+        found = iter(computed)
+        for source in grant.sources:
+            checksum = source.checksum
+            if checksum is None:
+                checksum = next(found)
+            elif source.is_suspect and next(found) != checksum:
                 grant.corrupt.append(source.block_hash)
-            entries.append((source.block_hash, checksum if source.checksum is None else source.checksum))
+            entries.append((source.block_hash, checksum) if source.is_intact() else (WITHDRAWN, 0))
         return Trailer(grant.transfer_id, entries)
 
 

@@ -117,12 +117,14 @@ async def test_bytes_that_changed_since_their_checksum_are_not_verified(peers):
 async def test_bytes_that_change_between_checksum_and_send_are_not_verified(peers, monkeypatch):
     """The sender's checksum is of other bytes than those that travelled."""
 
-    def checksum_then_flip(blocks):
+    def checksum_then_flip(blocks, executor):
         checksums = [block_checksum(block) for block in blocks]
         checksums[1] ^= 1
-        return checksums
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(checksums)
+        return done
 
-    monkeypatch.setattr("shared.transfer.sender.block_checksums", checksum_then_flip)
+    monkeypatch.setattr("shared.transfer.sender.checksums_of", checksum_then_flip)
     received = await peers.receive(peers.grant([0, 1]), [0, 1])
     assert received.verified == [True, False]
 
@@ -180,6 +182,7 @@ async def test_a_peer_that_talks_nonsense_or_nothing_is_dropped(peers, payload):
 
 async def test_too_many_connections_are_refused(peers):
     peers.sender._max_endpoints = 2
+    peers.sender._handshake_s = 10
     endpoints = [await peers.near.connect("127.0.0.1", peers.far.port) for _ in range(4)]
     try:
         for endpoint in endpoints:
@@ -268,3 +271,30 @@ async def test_a_stalled_wire_ends_with_the_callers_timeout():
         assert not peers.slots.any()
         assert await asyncio.wait_for(grant.finished, 5) is False
         await peers.sender.stop()
+
+
+async def test_a_block_given_away_while_it_was_sent_is_withdrawn_and_not_taken_for_damage(peers):
+    grant = peers.grant([0, 1, 2])
+    whole, gone, last = grant.sources
+    grant.sources = [whole, dataclasses.replace(gone, is_intact=lambda: False), last]
+    received = await peers.receive(grant, [0, 1, 2])
+    assert received.verified == [True, False, True]
+    assert received.withdrawn == [False, True, False]
+
+
+async def test_a_known_checksum_of_a_live_block_is_not_computed_again(peers, monkeypatch):
+    computed = []
+
+    def note(blocks, executor):
+        computed.extend(blocks)
+        done = asyncio.get_running_loop().create_future()
+        done.set_result([block_checksum(block) for block in blocks])
+        return done
+
+    monkeypatch.setattr("shared.transfer.sender.checksums_of", note)
+    grant = peers.grant([0, 1])
+    grant.sources = [
+        dataclasses.replace(source, checksum=block_checksum(source.block), is_suspect=False) for source in grant.sources
+    ]
+    assert (await peers.receive(grant, [0, 1])).verified == [True, True]
+    assert computed == []

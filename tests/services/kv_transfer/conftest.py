@@ -29,9 +29,11 @@ class StandInHost(rpc.BlockHostServicer):
     def __init__(self):
         self.sealed = {}
         self.pinned = collections.Counter()
+        self.on_pin = lambda count: None
 
     async def Pin(self, request, context):
         hashes = split_hashes(request.block_hashes)
+        self.on_pin(len(hashes))
         self.pinned.update(h for h in hashes if h in self.sealed)
         try:
             yield pb.PinReply(block_ids=[self.sealed.get(h, -1) for h in hashes])

@@ -187,3 +187,50 @@ async def test_sigterm_of_kv_transfer_alone_leaves_its_workers_arena(pair):
     assert holder.arena.path.exists()
     holder.start_process()
     await holder.attach()
+
+
+async def test_few_blocks_are_sent_without_a_call_to_the_worker_and_many_are_pinned(cluster, make_hashes):
+    holder, puller = await cluster.pair(num_blocks=24, block_bytes=1 << 20, seal_table=True)
+    hashes = make_hashes(24)
+    expected = seal(holder, hashes)
+    calls = []
+    holder.host.on_pin = calls.append
+    for count in (1, 8, 24):
+        reply = await puller.pull(holder, hashes[:count], list(range(count)))
+        assert (reply.error, list(reply.verified)) == ("", [True] * count)
+    assert calls == [24]
+    assert all((puller.blocks[i] == expected[h]).all() for i, h in enumerate(hashes))
+
+
+async def test_blocks_given_away_while_they_are_sent_are_missing_and_never_wrong(cluster, make_hashes):
+    """An engine that seals, evicts and overwrites as fast as it can beside pulls of its blocks."""
+    holder, puller = await cluster.pair(num_blocks=8, block_bytes=1 << 20, seal_table=True)
+    names = iter(make_hashes(4000))
+    held = {}
+
+    def overwrite(block_id, number):
+        holder.table.record(block_id, None)
+        holder.blocks[block_id] = number % 251
+        name = next(names)
+        holder.table.record(block_id, name)
+        held[name] = number % 251
+
+    async def engine():
+        for number in range(8, 4000):
+            overwrite(number % 8, number)
+            await asyncio.sleep(0.0005)
+
+    for number in range(8):
+        overwrite(number, number)
+    running = asyncio.create_task(engine())
+    verified = missing = 0
+    for _ in range(40):
+        wanted = list(held)[-6:]
+        reply = await puller.pull(holder, wanted, list(range(6)))
+        assert (reply.error, reply.mismatched) == ("", 0)
+        for i, (name, ok) in enumerate(zip(wanted, reply.verified, strict=True)):
+            assert not ok or (puller.blocks[i] == held[name]).all()
+        verified, missing = verified + sum(reply.verified), missing + reply.missing
+    running.cancel()
+    assert missing
+    assert verified + missing == 240
