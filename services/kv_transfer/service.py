@@ -18,6 +18,7 @@ import structlog
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.control import KvTransferServicer
+from services.kv_transfer.data_plane_watch import DataPlaneWatch
 from services.kv_transfer.disk_tier import DiskState
 from services.kv_transfer.fetch import KvFetchServicer
 from services.kv_transfer.hints import BlockHints
@@ -117,6 +118,7 @@ class TransferService:
         self._peers = TransferPeers(self._directory.transfers, settings.tls)
         self._puller = Puller(settings.worker_id, self._tiers, self._peers, self._receiver)
         self._metrics = TransferMetrics(self._figures)
+        self._watch = DataPlaneWatch(transport.probe, _die_of_transport_failure)
         self._mismatched_blocks = 0
         self._announcing: set[asyncio.Future[None]] = set()
         self.fetch_address = ""
@@ -175,6 +177,8 @@ class TransferService:
             stack.push_async_callback(control_server.stop, _STOP_GRACE_S)
             housekeeping = asyncio.create_task(self._keep_house())
             stack.callback(housekeeping.cancel)
+            watching = asyncio.create_task(self._watch.run())
+            stack.callback(watching.cancel)
             await self._join_directory()
             stack.push_async_callback(self._directory.close)
             http = await serve_metrics(settings.host, settings.metrics_port, self._metrics.registry, self._readiness)
@@ -266,7 +270,8 @@ class TransferService:
     def _readiness(self) -> tuple[bool, str]:
         if self._control.is_draining:
             return False, "draining"
-        return (True, "") if self._holdings.attachment is not None else (False, "no worker is attached")
+        reason = self._watch.reason or ("" if self._holdings.attachment is not None else "no worker is attached")
+        return not reason, reason
 
     @property
     def _active_transfers(self) -> int:

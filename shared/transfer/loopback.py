@@ -53,6 +53,9 @@ class LoopbackTransport:
         self._port = next(self._network.ports)
         self._network.transports[self._port] = self
 
+    async def probe(self) -> None:
+        """Always answers."""
+
     def admit(self, source: str) -> None:
         """Does nothing: everybody is within this process."""
 

@@ -71,6 +71,14 @@ class Transport(Protocol):
         """Starts listening; every endpoint that a peer opens is handed to `on_endpoint` on the event loop."""
         ...
 
+    async def probe(self) -> None:
+        """Returns when the data plane has taken a turn; bound it with `asyncio.timeout`.
+
+        Raises:
+            TransportError: It is stopped.
+        """
+        ...
+
     def admit(self, source: str) -> None:
         """Lets an address connect, where not everybody may."""
         ...

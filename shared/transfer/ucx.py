@@ -179,6 +179,19 @@ class UcxTransport:
         self._port = await engine.ready
         self._engine = engine
 
+    async def probe(self) -> None:
+        """Returns when the engine thread has taken a turn.
+
+        Raises:
+            TransportError: It is not started, or stopped.
+        """
+        engine = self._engine
+        if engine is None:
+            raise TransportError("the data plane is not started")
+        future = engine.new_future()
+        engine.command(lambda: engine.resolve(future, None), future)
+        await future
+
     def admit(self, source: str) -> None:
         """Lets an address connect, where not everybody may."""
         self._listen_filter.admit(source)

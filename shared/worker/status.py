@@ -12,7 +12,9 @@ from shared.engine.engine import Engine
 from shared.identity import Fingerprint, Incarnation, WorkerId
 from shared.worker.sidecar_link import SidecarLink
 
-STALL_S = 10.0  # pending work and no step finished for so long: not ready
+STALL_S = 10.0
+"""Pending work and no step finished for so long: not ready, unless steps here are known to take long."""
+_STALL_STEPS = 5.0  # a step may take this many times as long as the one before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,11 @@ class WorkerStatus:
             return False, "kv_transfer is not attached"
         pending = stats.running + stats.waiting
         stalled_s = time.monotonic() - stats.last_progress_s
-        if pending and stalled_s > STALL_S:
-            return False, f"no step finished for {stalled_s:.1f} s with {pending} sequences pending (limit {STALL_S} s)"
+        limit_s = max(STALL_S, _STALL_STEPS * stats.last_step_s)
+        if pending and stalled_s > limit_s:
+            return False, (
+                f"no step finished for {stalled_s:.1f} s with {pending} sequences pending (limit {limit_s:.1f} s)"
+            )
         quarantined, bound = stats.blocks.quarantined, stats.blocks.total // 4
         if quarantined > bound:
             return False, f"{quarantined} blocks quarantined (limit {bound})"

@@ -1,0 +1,159 @@
+"""How soon a suite knows that a process hangs, and whether it takes a busy one for dead.
+
+    tandem up --detach --prefill 1 --decode 2
+    python -m loadtest.detection_bench [--run-dir DIR] [--rounds 5] [--busy-s 30]
+
+Processes are stopped with SIGSTOP, which looks like a hang to everybody else: sockets stay open, nothing answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+TIMEOUT_S = 30.0
+_LOOK_S = 0.02
+
+
+class Cluster:
+    """A suite as its state file describes it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._state_path = run_dir / "state.json"
+        self.http = httpx.Client(timeout=5.0, trust_env=False)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """As of now."""
+        found: dict[str, Any] = json.loads(self._state_path.read_text())
+        return found
+
+    def process(self, name: str) -> dict[str, Any]:
+        """One process's entry."""
+        return next(process for process in self.state["processes"] if process["name"] == name)
+
+    def probe_url(self, name: str) -> str:
+        """Where a worker or sidecar answers `/ready`, by its log."""
+        if name == "gateway":
+            return str(self.state["url"])
+        log = Path(self.process(name)["log"]).read_text(errors="replace")
+        return str(re.findall(r"metrics=(http://[0-9a-z.:]+)", log)[-1])
+
+    def ready(self, name: str) -> tuple[bool, str]:
+        """What a process says of itself."""
+        reply = self.http.get(f"{self.probe_url(name)}/ready")
+        return reply.status_code == 200, str(reply.json()["reason"])
+
+    def decode_workers(self) -> list[str]:
+        """Those that the gateway would send work to."""
+        workers: list[str] = self.http.get(f"{self.state['url']}/ready").json()["decode_workers"]
+        return workers
+
+    def complete(self, **fields: Any) -> dict[str, Any]:
+        """One request."""
+        body = {"model": self.state["model"], "prompt": "What does json.dumps do?", "max_tokens": 8, **fields}
+        reply = self.http.post(f"{self.state['url']}/v1/completions", json=body, timeout=TIMEOUT_S)
+        found: dict[str, Any] = reply.raise_for_status().json()
+        return found
+
+
+def seconds_until(condition: Callable[[], bool]) -> float:
+    """How long it takes.
+
+    Raises:
+        TimeoutError: Longer than `TIMEOUT_S`.
+    """
+    started_s = time.monotonic()
+    while not condition():
+        if time.monotonic() - started_s > TIMEOUT_S:
+            raise TimeoutError(f"not within {TIMEOUT_S} s")
+        time.sleep(_LOOK_S)
+    return time.monotonic() - started_s
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process hangs as long as the context is open."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def hung_engine(cluster: Cluster, name: str) -> tuple[float, float]:
+    """A decode worker hangs: until the gateway sends nothing there any more, and until it does again afterwards."""
+    worker_id = cluster.process(name)["worker_id"]
+    with stopped(cluster.process(name)["pid"]):
+        detected_s = seconds_until(lambda: worker_id not in cluster.decode_workers())
+    return detected_s, seconds_until(lambda: worker_id in cluster.decode_workers())
+
+
+def hung_sidecar(cluster: Cluster, worker: str) -> tuple[float, float]:
+    """A kv_transfer hangs: until its prefill worker says that it is not ready, and until it says that it is."""
+    with stopped(cluster.process(f"{worker}.transfer")["pid"]):
+        detected_s = seconds_until(lambda: not cluster.ready(worker)[0])
+    return detected_s, seconds_until(lambda: cluster.ready(worker)[0])
+
+
+def false_alarms(cluster: Cluster, names: list[str], seconds: float, streams: int) -> tuple[int, int]:
+    """Looks at `/ready` of busy processes; gives looks and alarms."""
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            with contextlib.suppress(httpx.HTTPError):
+                cluster.complete(prompt="Once upon a time " * 60, max_tokens=64, cache_salt=str(time.monotonic()))
+
+    threads = [threading.Thread(target=load, daemon=True) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    looks = alarms = 0
+    deadline_s = time.monotonic() + seconds
+    while time.monotonic() < deadline_s:
+        for name in names:
+            looks += 1
+            alarms += not cluster.ready(name)[0]
+        time.sleep(_LOOK_S)
+    over.set()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    return looks, alarms
+
+
+def main(run_dir: Path, rounds: int, busy_s: float) -> None:
+    """Measures and prints."""
+    cluster = Cluster(run_dir)
+    decode = [p["name"] for p in cluster.state["processes"] if p["role"] == "decode"]
+    prefill = [p["name"] for p in cluster.state["processes"] if p["role"] == "prefill"]
+    engines = [hung_engine(cluster, decode[-1]) for _ in range(rounds)]
+    sidecars = [hung_sidecar(cluster, prefill[0]) for _ in range(rounds)]
+    for what, times in (("decode worker stopped", engines), ("kv_transfer stopped", sidecars)):
+        detected, back = zip(*times, strict=True)
+        print(
+            f"{what:24} known after {statistics.median(detected):.2f} s (max {max(detected):.2f}), "
+            f"back after {statistics.median(back):.2f} s (max {max(back):.2f}), {rounds} rounds"
+        )
+    looks, alarms = false_alarms(cluster, ["gateway", *decode, *prefill], busy_s, streams=16)
+    print(f"busy for {busy_s:g} s, 16 streams: {alarms} false alarms in {looks} looks at /ready")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path, default=Path.home() / ".tandem" / "run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy-s", type=float, default=30)
+    arguments = parser.parse_args()
+    main(arguments.run_dir, arguments.rounds, arguments.busy_s)

@@ -1,0 +1,81 @@
+"""`/ready` of a worker: busy is ready, hung is not, and the reason says which and by how much (F16, F30, F34)."""
+
+import re
+import time
+from dataclasses import replace
+
+import pytest
+
+from shared.engine.block_pool import BlockCounts
+from shared.engine.stats import EngineStats
+from shared.worker.status import STALL_S, WorkerIdentity, WorkerStatus
+
+IDENTITY = WorkerIdentity("w0", "decode", "i1", "f", "m", "float32", "cpu", 16, 64, 10, 1)
+BLOCKS = {"total": 100, "free": 100, "cached": 0, "used": 0, "pinned": 0, "quarantined": 0}
+
+
+class StandIn:
+    """An engine and a link in whatever state the test wants."""
+
+    is_attached = True
+    incarnation = "t1"
+    bytes_per_s = 0.0
+    quarantined = 0
+    fields: dict
+
+    def __init__(self, **fields):
+        self.fields = fields
+
+    def stats(self):
+        numbers = dict.fromkeys(EngineStats.__slots__, 0)
+        stats = EngineStats(**{**numbers, "failure": "", "blocks": None, "last_progress_s": time.monotonic()})
+        counts = BlockCounts(**{**dict.fromkeys(BlockCounts.__slots__, 0), **BLOCKS, "quarantined": self.quarantined})
+        return replace(stats, blocks=counts, **self.fields)
+
+
+def readiness(role="decode", **fields):
+    stand_in = StandIn(**{name: value for name, value in fields.items() if name in EngineStats.__slots__})
+    for name in ("is_attached", "incarnation", "quarantined"):
+        if name in fields:
+            setattr(stand_in, name, fields[name])
+    return WorkerStatus(replace(IDENTITY, role=role), stand_in, stand_in).readiness()
+
+
+def ago(seconds):
+    return time.monotonic() - seconds
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"running": 64, "waiting": 1000},
+        {"last_progress_s": ago(3600)},  # nothing to do
+        {"waiting_for_kv": 5, "last_progress_s": ago(3600)},  # waits for others, computes nothing
+        {"running": 8, "last_step_s": 30.0, "last_progress_s": ago(100)},  # steps are long here
+        {"quarantined": 25},
+        {"is_attached": False},  # decode computes what it cannot fetch
+    ],
+    ids=str,
+)
+def test_idle_busy_and_slow_are_ready(fields):
+    assert readiness(**fields) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"running": 3, "last_progress_s": ago(STALL_S + 5)}, r"no step finished for 1\d\.\d s with 3 sequences"),
+        ({"waiting": 2, "last_step_s": 0.1, "last_progress_s": ago(STALL_S + 5)}, r"limit 10\.0 s"),
+        ({"running": 1, "last_step_s": 30.0, "last_progress_s": ago(200)}, r"limit 150\.0 s"),
+        ({"quarantined": 26}, r"26 blocks quarantined \(limit 25\)"),
+        ({"failure": "RuntimeError: boom"}, "the engine stopped: RuntimeError: boom"),
+        ({"is_attached": False, "role": "prefill"}, "kv_transfer is not attached"),
+        ({"is_attached": False, "incarnation": None}, "kv_transfer is not attached"),
+    ],
+    ids=str,
+)
+def test_hung_leaking_and_cut_off_are_not_and_say_so(fields, reason):
+    is_ready, said = readiness(**fields)
+    assert not is_ready
+    assert re.search(reason, said)
