@@ -927,6 +927,8 @@ class StatusReply(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     ALLOCATED_SLOTS_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _builtins.str
     incarnation: _builtins.str
@@ -947,6 +949,10 @@ class StatusReply(_message.Message):
     max_model_len: _builtins.int
     allocated_slots: _builtins.int
     """likewise, allocated: their ratio is the utilization"""
+    cpus: _builtins.str
+    """that it computes on, like "0-3,8"; "any" when it is bound to none"""
+    threads: _builtins.int
+    """that compute"""
     @_builtins.property
     def blocks(self) -> Global___BlockCounts: ...
     def __init__(
@@ -970,10 +976,12 @@ class StatusReply(_message.Message):
         block_size: _builtins.int = ...,
         max_model_len: _builtins.int = ...,
         allocated_slots: _builtins.int = ...,
+        cpus: _builtins.str = ...,
+        threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_slots", b"allocated_slots", "backend", b"backend", "block_size", b"block_size", "blocks", b"blocks", "dtype", b"dtype", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "model", b"model", "pid", b"pid", "ready", b"ready", "reason", b"reason", "role", b"role", "running", b"running", "used_slots", b"used_slots", "waiting", b"waiting", "waiting_for_kv", b"waiting_for_kv", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_slots", b"allocated_slots", "backend", b"backend", "block_size", b"block_size", "blocks", b"blocks", "cpus", b"cpus", "dtype", b"dtype", "fingerprint", b"fingerprint", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "model", b"model", "pid", b"pid", "ready", b"ready", "reason", b"reason", "role", b"role", "running", b"running", "threads", b"threads", "used_slots", b"used_slots", "waiting", b"waiting", "waiting_for_kv", b"waiting_for_kv", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from enum import Enum
 
@@ -75,6 +76,7 @@ class LayerPointers(ctypes.Structure):
 _P, _I, _L, _F = c_void_p, c_int, c_int64, c_float
 SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_team": (_P, (_I,)),
+    "tandem_team_place": (None, (_P, POINTER(c_int), _I, _I)),
     "tandem_team_free": (None, (_P,)),
     "tandem_packed_bytes": (_L, (_I, _I, _I)),
     "tandem_pack": (None, (_P, _I, _I, _I, _P, _P, _P, _P)),
@@ -115,6 +117,15 @@ class Library:
             function.restype, function.argtypes = result, arguments
         self.weight_memory = WeightMemory()
         self.team: int = self.calls.tandem_team(num_threads)
+
+    def place(self, cpus: Sequence[int], *, spins: bool) -> None:
+        """Binds the helper threads, not the caller's: to a core each if there is one for every thread, else to all.
+
+        Args:
+            cpus: Numbers as Linux has them, the caller's first.
+            spins: A thread that waits for others polls some microseconds before it sleeps.
+        """
+        self.calls.tandem_team_place(self.team, (c_int * len(cpus))(*cpus), len(cpus), spins)
 
     def __del__(self) -> None:
         if hasattr(self, "team"):

@@ -63,7 +63,7 @@ def load(options: argparse.Namespace) -> Any:
         threads=options.threads,
         log_level="error",
     )
-    loaded = load_engine(settings, "decode", lambda outputs: None)
+    loaded = load_engine(settings, "decode", lambda outputs: None, lambda request: None)
     loaded.arena.unlink()  # the mapping is enough
     return loaded.engine
 

@@ -39,7 +39,7 @@ class TandemContestant:
             **options,
         )
         self._outputs: queue.SimpleQueue[StepOutputs] = queue.SimpleQueue()
-        loaded = load_engine(settings, "decode", self._outputs.put)
+        loaded = load_engine(settings, "decode", self._outputs.put, lambda request: None)
         loaded.arena.unlink()  # the mapping is enough
         self._engine = loaded.engine
         self._engine.start()

@@ -22,7 +22,7 @@ from services.cli.cluster import ClusterSpec, free_port, with_certificates
 from services.cli.doctor import examine, print_findings
 from services.cli.down import down
 from services.cli.keys import keys_app
-from services.cli.preflight import check_port, check_shared_memory, default_threads, served_name
+from services.cli.preflight import check_port, check_shared_memory, served_name
 from services.cli.quantities import parse_bytes
 from services.cli.quiet import quiet_libraries
 from services.cli.run_directory import default_run_dir, prepare_run_dir, supervisor_pid
@@ -30,6 +30,7 @@ from services.cli.state_file import read_state
 from services.cli.status import cluster_status
 from services.cli.status_table import print_status
 from services.cli.up import report_failure, up_detached, up_in_foreground
+from shared.cpu_list import parse_cpus
 from shared.errors import ConfigurationError, TandemError, Unavailable
 from shared.models.config import ModelConfig
 from shared.models.resolve import resolve_model
@@ -68,7 +69,8 @@ def up_command(
     kv_cache_dtype: Annotated[str, typer.Option(help="auto (the weights'), float32, bfloat16 or int8")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, native, cpu, reference or triton")] = "auto",
     max_model_len: Annotated[int, typer.Option(min=0, help="Context limit in tokens; 0 = the model's")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="Per worker; 0 = the machine's cores shared equally")] = 0,
+    cpus: Annotated[str, typer.Option(help="Like 0-7: the workers divide them; default: all that it may use")] = "",
+    threads: Annotated[int, typer.Option(min=0, help="Per worker; 0 = one for each of its CPUs")] = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for everything to come up")] = 900,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS between the services")] = False,
@@ -99,7 +101,8 @@ def up_command(
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
         backend=backend,
-        threads=threads or default_threads(prefill + decode),
+        cpus=parse_cpus(cpus),
+        threads=threads,
         max_model_len=max_model_len,
         log_level=log_level,
         ready_timeout_s=timeout,

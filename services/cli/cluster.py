@@ -18,6 +18,7 @@ from pathlib import Path
 
 from services.cli.certificates import Member, fleet_members, issue_certificates
 from services.cli.process import ProcessSpec, python_module
+from shared.cpu_list import format_cpus, share_cpus
 from shared.directory.redis_server import find_redis_binary, redis_command
 from shared.errors import ConfigurationError
 from shared.rpc.tls import PeerRole
@@ -48,7 +49,8 @@ class ClusterSpec:
         tier_bytes: Host memory per worker for blocks that its cache evicted.
         disk_bytes: Disk per worker for copies of them; 0 = none.
         disk_path: Where; None = in the run directory.
-        threads: Compute threads per worker.
+        cpus: That the engine workers divide among themselves.
+        threads: Compute threads per worker; 0 = one for each of its CPUs.
         max_model_len: 0 = the model's own.
         tls_dir: Certificates as `tandem certs` issues them; None = plaintext between the services.
         ready_timeout_s: For all of it to come up.
@@ -71,6 +73,7 @@ class ClusterSpec:
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
     backend: str = "auto"
+    cpus: tuple[int, ...] = ()
     threads: int = 1
     max_model_len: int = 0
     log_level: str = "info"
@@ -138,11 +141,10 @@ def plan(spec: ClusterSpec) -> tuple[str, list[ProcessSpec]]:
         port = free_port()
         redis_url = f"redis://127.0.0.1:{port}/0"
         specs.append(_redis(spec, port))
-    for role, count in (("prefill", spec.prefill), ("decode", spec.decode)):
-        for index in range(count):
-            name = f"{role}-{index}"
-            specs.append(_transfer(spec, name, redis_url))
-            specs.append(_worker(spec, name, redis_url))
+    names = [f"prefill-{index}" for index in range(spec.prefill)] + [f"decode-{index}" for index in range(spec.decode)]
+    for name, cpus in zip(names, share_cpus(spec.cpus, len(names)), strict=True):
+        specs.append(_transfer(spec, name, redis_url))
+        specs.append(_worker(spec, name, redis_url, cpus))
     specs.append(_gateway(spec, redis_url))
     return redis_url, specs
 
@@ -185,7 +187,7 @@ def _transfer(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
     )
 
 
-def _worker(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
+def _worker(spec: ClusterSpec, name: str, redis_url: str, cpus: tuple[int, ...]) -> ProcessSpec:
     worker_id = spec.worker_id(name)
     is_prefill = name.startswith("prefill-")
     return ProcessSpec(
@@ -209,7 +211,8 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_WORKER_KV_CACHE_DTYPE": spec.kv_cache_dtype,
             "TANDEM_WORKER_BACKEND": spec.backend,
             "TANDEM_WORKER_MAX_MODEL_LEN": str(spec.max_model_len),
-            "TANDEM_WORKER_THREADS": str(spec.threads),
+            "TANDEM_WORKER_CPUS": format_cpus(cpus),
+            "TANDEM_WORKER_THREADS": str(spec.threads or len(cpus) or 1),
             "TANDEM_WORKER_LOG_LEVEL": spec.log_level,
             **spec.tls_environment("TANDEM_WORKER_TLS_DIR", PeerRole("prefill" if is_prefill else "decode"), worker_id),
             **COMPUTE_ENVIRONMENT,

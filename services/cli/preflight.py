@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 from pathlib import Path
@@ -53,11 +52,6 @@ def check_shared_memory(spec: ClusterSpec) -> None:
             f"{parent} has {format_bytes(free)} free, {format_bytes(needed)} are needed; "
             f"lower --kv-cache-bytes or enlarge it (docker: --shm-size)"
         )
-
-
-def default_threads(num_workers: int) -> int:
-    """An equal share of this process's cores for each engine worker, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
 
 
 def served_name(model: str) -> str:

@@ -69,6 +69,8 @@ class WorkerStatus:
     model: str
     backend: str
     dtype: str
+    cpus: str
+    threads: int
     block_size: int
     max_model_len: int
     blocks: BlockUse
@@ -220,6 +222,8 @@ async def _worker(record: WorkerRecord, transfer: TransferRecord | None, tls: Tl
         model=reply.model,
         backend=reply.backend,
         dtype=reply.dtype,
+        cpus=reply.cpus,
+        threads=reply.threads,
         block_size=reply.block_size,
         max_model_len=reply.max_model_len,
         blocks=BlockUse(blocks.total, blocks.free, blocks.cached, blocks.used, blocks.pinned, blocks.quarantined),

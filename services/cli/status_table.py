@@ -54,6 +54,7 @@ def _workers(workers: list[WorkerStatus]) -> Table:
         "waiting",
         "for KV",
         "slots",
+        "CPUs",
     )
     table = _table("worker", *columns, "")
     for worker in workers:
@@ -61,7 +62,7 @@ def _workers(workers: list[WorkerStatus]) -> Table:
         numbers = (blocks.total, blocks.free, blocks.cached, blocks.used, blocks.pinned, blocks.quarantined)
         queue = (worker.running, worker.waiting, worker.waiting_for_kv)
         share = f"{worker.used_slots / worker.allocated_slots:.1%}" if worker.allocated_slots else "-"
-        table.add_row(worker.worker_id, *map(str, numbers), *map(str, queue), share, escape(worker.reason))
+        table.add_row(worker.worker_id, *map(str, numbers), *map(str, queue), share, worker.cpus, escape(worker.reason))
     return table
 
 

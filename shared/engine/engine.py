@@ -55,6 +55,7 @@ class Engine:
         config: Limits and policies.
         on_step: Takes the outputs, called from the step thread without the lock: once after each step, and between
             steps as soon as there is something that no step would bring promptly. Must not block.
+        on_start: Called in the step thread before its first step.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Engine:
         pool: BlockPool,
         config: EngineConfig,
         on_step: Callable[[StepOutputs], None],
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
         if config.block_size != pool.block_size:
             raise ConfigurationError(f"block_size is {config.block_size}, the pool's is {pool.block_size}")
@@ -70,6 +72,7 @@ class Engine:
         self._pool = pool
         self._config = config
         self._on_step = on_step
+        self._on_start = on_start
         self._scheduler = Scheduler(pool, config)
         self._acquisition = KvAcquisition(pool, self._scheduler)
         self._meter = StepMeter(pool.block_size)
@@ -246,6 +249,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._on_start()
             while self._step():
                 pass
         except Exception as exc:

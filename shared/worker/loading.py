@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from shared.models.fingerprint import model_fingerprint
 from shared.models.load import TORCH_DTYPES, load_decoder
 from shared.models.resolve import resolve_model
 from shared.worker.arena_adoption import Ask, WorkerArena, open_worker_arena
+from shared.worker.cores import Cores
 from shared.worker.guides import Guides
 from shared.worker.settings import WorkerSettings
 
@@ -50,6 +50,7 @@ class LoadedEngine:
     memory: WorkerArena
     layout: KvLayout
     dtype: str
+    cores: Cores
     fingerprint: Fingerprint
     served_name: str
     backend_name: str
@@ -83,7 +84,8 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         ConfigurationError: The model or the arena cannot be had as configured.
     """
     started_s = time.monotonic()
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    cores = Cores.of(settings.cpus, settings.threads)
+    torch.set_num_threads(cores.threads)
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
     )
@@ -92,6 +94,8 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
     dtype = resolve_dtype(settings.dtype, device.type)
     quantization = Quantization(settings.quantization)
     backend = _backend(settings.backend, device, TORCH_DTYPES[dtype], quantization)
+    if backend.library is not None:
+        cores.bind_kernels(backend.library)
     kv_dtype = _kv_dtype(settings.kv_cache_dtype, dtype, backend)
     layout = KvLayout(config.num_layers, settings.block_size, config.num_kv_heads, config.head_dim, kv_dtype)
     model = load_decoder(
@@ -137,6 +141,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
             role=role,
         ),
         on_step,
+        cores.bind_this_thread,
     )
     log.info(
         "loaded",
@@ -144,6 +149,8 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         dtype=dtype,
         quantization=settings.quantization,
         kv=kv_dtype,
+        cpus=str(cores),
+        threads=cores.threads,
         blocks=arena.num_blocks,
     )
     return LoadedEngine(
@@ -151,6 +158,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         memory=memory,
         layout=layout,
         dtype=dtype,
+        cores=cores,
         fingerprint=fingerprint,
         served_name=settings.served_model_name or Path(settings.model).name,
         backend_name=backend.name,

@@ -240,6 +240,8 @@ def _identity(settings: WorkerSettings, role: Role, loaded: LoadedEngine) -> Wor
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.vocab_size,
         block_bytes=loaded.layout.block_bytes,
+        cpus=str(loaded.cores),
+        threads=loaded.cores.threads,
     )
 
 

@@ -32,7 +32,8 @@ class WorkerSettings(ServiceSettings):
         max_batch_tokens: Tokens computed per step at most.
         max_sequences: Sequences running at once at most.
         max_waiting: Sequences waiting at most; more are refused as overloaded.
-        threads: Compute threads; 0 = all cores.
+        cpus: Cores to compute on, like "0-3,8"; what computes is bound to them. "" = any, and nothing is bound.
+        threads: Compute threads; 0 = one per core.
         drain_timeout_s: After SIGTERM, running sequences get this long to finish.
         pull_timeout_s: One fetch may take this long before its endpoint is closed.
         prefill_timeout_s: Waiting for a prefill worker's next progress at most; then the prompt is computed here.
@@ -63,6 +64,7 @@ class WorkerSettings(ServiceSettings):
     max_batch_tokens: int = Field(default=512, ge=16)
     max_sequences: int = Field(default=64, ge=1)
     max_waiting: int = Field(default=1024, ge=1)
+    cpus: str = ""
     threads: int = Field(default=0, ge=0)
     heartbeat_s: float = Field(default=1.0, gt=0)
     drain_timeout_s: float = Field(default=30.0, ge=0)

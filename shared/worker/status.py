@@ -32,6 +32,8 @@ class WorkerIdentity:
     max_model_len: int
     vocab_size: int
     block_bytes: int
+    cpus: str = ""
+    threads: int = 0
 
 
 class WorkerStatus:
@@ -112,4 +114,6 @@ class WorkerStatus:
             dtype=who.dtype,
             block_size=who.block_size,
             max_model_len=who.max_model_len,
+            cpus=who.cpus,
+            threads=who.threads,
         )

@@ -8,6 +8,7 @@ using namespace tandem;
 extern "C" {
 
 Team* tandem_team(int size) { return new Team(size); }
+void tandem_team_place(Team* team, const int* cpus, int count, int spins) { team->place(cpus, count, spins); }
 void tandem_team_free(Team* team) { delete team; }
 
 // Bytes that a packed weight takes, multiples of 64.

@@ -3,6 +3,11 @@
 // Waits spin for some microseconds, then sleep on a futex: a step's phases are shorter than a wake-up, and an idle
 // worker or a busy machine must not lose a core to polling.
 #pragma once
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -27,6 +32,21 @@ class Team {
   }
 
   int size() const { return size_; }
+
+  // Binds the helpers to a core each if there is one for every thread, the first being the caller's, else to all of
+  // them. `spins` false: waits sleep at once, because whoever is waited for may need this core. Between runs only.
+  void place(const int* cpus, int count, bool spins) {
+    spins_ = spins ? kSpins : 0;
+#if defined(__linux__)
+    for (int rank = 1; rank < size_; rank++) {
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      for (int i = 0; i < count; i++)
+        if (count < size_ || i == rank) CPU_SET(cpus[i], &set);
+      pthread_setaffinity_np(threads_[rank - 1].native_handle(), sizeof(set), &set);
+    }
+#endif
+  }
 
   // Runs `work(rank)` on every thread, the caller being rank 0. Calls from several threads queue up.
   void run(const std::function<void(int)>& work) {
@@ -54,8 +74,8 @@ class Team {
  private:
   static constexpr int kSpins = 4000;
 
-  static void await(const std::atomic<uint32_t>& value, uint32_t old) {
-    for (int i = 0; i < kSpins; i++) {
+  void await(const std::atomic<uint32_t>& value, uint32_t old) const {
+    for (int i = spins_.load(std::memory_order_relaxed); i > 0; i--) {
       if (value.load(std::memory_order_acquire) != old) return;
 #if defined(__x86_64__)
       _mm_pause();
@@ -76,6 +96,7 @@ class Team {
   const int size_;
   std::mutex mutex_;
   const std::function<void(int)>* work_ = nullptr;
+  std::atomic<int> spins_{kSpins};
   std::atomic<bool> stopping_{false};
   std::atomic<uint32_t> generation_{0}, phase_{0};
   std::atomic<int> arrived_{0};
