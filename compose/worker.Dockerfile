@@ -1,6 +1,8 @@
 # An engine process: services.decode or services.prefill, by the command. No UCX: its sidecar has that.
 # Build from the repository's root: docker build -f compose/worker.Dockerfile .
 FROM python:3.11-slim AS build
+# For the CPU kernels; the image that runs has no compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/tandem
 ENV PATH=/opt/tandem/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -13,6 +15,9 @@ RUN mkdir kernels protos services shared && touch README.md LICENSE \
 
 COPY . .
 RUN pip install --no-deps --force-reinstall .
+# For every instruction set: which one a machine has is known only when the image runs. From / so that what is installed
+# is meant, not /src.
+RUN cd / && python -m kernels.cpu.prebuild
 
 FROM python:3.11-slim
 # The same number in all images: worker and sidecar share memory and sockets that only their user may open.

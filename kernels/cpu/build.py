@@ -1,4 +1,7 @@
-"""Compiles the library on first use, once per source, instruction set and compiler, into the user's cache."""
+"""Finds the compiled library: prebuilt beside this file (`kernels.cpu.prebuild`), or compiled on first use.
+
+What is compiled here is kept in the user's cache, once per source, instruction set and compiler.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 SOURCE = Path(__file__).parent / "src"
+PREBUILT = Path(__file__).parent / "prebuilt"
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 COMPILE_TIMEOUT_S = 300
@@ -72,26 +76,45 @@ def _tiles_permitted() -> bool:
 
 
 def build(isa: Isa) -> Path:
-    """The compiled library's path. Blocks for some seconds when it is not cached yet.
+    """The compiled library's path. Blocks for some seconds when it is neither prebuilt nor cached yet.
+
+    A prebuilt library counts only if it was made of the very sources that are here.
 
     Raises:
         NativeUnavailableError: There is no compiler, or it fails, or the cache cannot be written.
     """
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise NativeUnavailableError(f"no C++ compiler found (looked for {', '.join(COMPILERS)})")
+    if (prebuilt := prebuilt_path(PREBUILT, isa)).exists():
+        return prebuilt
+    compiler = find_compiler()
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30).stdout
         path = _cache_directory() / f"{isa.name.lower()}-{_digest(isa, version)}.so"
         if not path.exists():
-            _compile(compiler, isa, path)
+            compile_library(compiler, isa, path)
     except (OSError, subprocess.SubprocessError) as exc:
         detail = exc.stderr.decode(errors="replace")[-2000:] if isinstance(exc, subprocess.CalledProcessError) else exc
         raise NativeUnavailableError(f"{compiler} did not build the CPU kernels: {detail}") from exc
     return path
 
 
-def _compile(compiler: str, isa: Isa, path: Path) -> None:
+def prebuilt_path(directory: Path, isa: Isa) -> Path:
+    """Where a library prebuilt of these sources lies, whatever the compiler was."""
+    return directory / f"{isa.name.lower()}-{_digest(isa, b'')}.so"
+
+
+def find_compiler() -> str:
+    """Path of a C++ compiler.
+
+    Raises:
+        NativeUnavailableError: There is none.
+    """
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise NativeUnavailableError(f"no C++ compiler found (looked for {', '.join(COMPILERS)})")
+    return compiler
+
+
+def compile_library(compiler: str, isa: Isa, path: Path) -> None:
     """Writes under another name, then renames: processes that start together never load half a file."""
     log.info("compiling_cpu_kernels", isa=isa.name, compiler=compiler, once=True)
     path.parent.mkdir(parents=True, exist_ok=True)
