@@ -234,6 +234,7 @@ def _gateway(spec: ClusterSpec, redis_url: str) -> ProcessSpec:
             "TANDEM_GATEWAY_MODEL": str(spec.model_dir),
             "TANDEM_GATEWAY_SERVED_MODEL_NAME": spec.served_model_name,
             "TANDEM_GATEWAY_REDIS_URL": redis_url,
+            "TANDEM_GATEWAY_FILES_DIR": str(spec.run_dir / "files"),
             "TANDEM_GATEWAY_LOG_LEVEL": spec.log_level,
             **spec.tls_environment("TANDEM_GATEWAY_TLS_DIR", PeerRole.GATEWAY),
         },

@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from services.gateway.access.authentication import Authentication
 from services.gateway.anthropic import routes as anthropic
+from services.gateway.batches import file_routes as files
+from services.gateway.batches import routes as batches
 from services.gateway.embeddings import routes as embeddings
 from services.gateway.error_reply import error_response, framework_error_response
 from services.gateway.gateway import Gateway
@@ -35,7 +37,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for family in (generation, responses, anthropic, embeddings, kserve, models, tokens, probes):
+    for family in (generation, responses, anthropic, embeddings, files, batches, kserve, models, tokens, probes):
         app.include_router(family.router(gateway))
     _add_errors(app, gateway)
     _add_middleware(app, gateway)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import metadata
 
 from services.gateway.access.admission import Admission
 from services.gateway.access.keyring import Keyring
 from services.gateway.access.rate_limits import RateLimits
+from services.gateway.batches.execute import execute
+from services.gateway.batches.files import FileStore
+from services.gateway.batches.records import BatchRecords
+from services.gateway.batches.runner import BatchRunner
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.gateway import Gateway
 from services.gateway.grammar_check import GrammarCheck
@@ -24,6 +30,7 @@ from services.gateway.text_work import TextWork
 from services.gateway.workers import Workers
 from shared.access.key_store import KnownKeys, open_key_store
 from shared.directory.client import Directory
+from shared.identity import new_incarnation
 
 
 @asynccontextmanager
@@ -57,9 +64,11 @@ async def assemble(
         max_tenant_concurrent=settings.max_tenant_requests,
     )
     known = KnownKeys(open_key_store(settings.api_keys, settings.redis_url)) if settings.api_keys else None
+    files, batches = FileStore(settings.files_dir, settings.file_ttl_s), BatchRecords(objects, settings.batch_ttl_s)
     workers.start()
+    batch_work: asyncio.Task[None] | None = None
     try:
-        yield Gateway(
+        gateway = Gateway(
             model=model,
             settings=settings,
             pipeline=Pipeline(model, settings, workers, dispatcher, text_work, grammar_check, metrics, admission),
@@ -67,11 +76,19 @@ async def assemble(
             metrics=metrics,
             responses=responses,
             background=background,
+            files=files,
+            batches=batches,
             admission=admission,
             keyring=Keyring(known, settings.api_key.get_secret_value()),
             version=_version(),
         )
+        runner = BatchRunner(batches, files, settings, new_incarnation(), partial(execute, gateway))
+        batch_work = asyncio.create_task(runner.run())
+        yield gateway
     finally:
+        if batch_work is not None:
+            batch_work.cancel()
+            await asyncio.gather(batch_work, return_exceptions=True)
         await background.close()
         await objects.close()
         await workers.close()

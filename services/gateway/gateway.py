@@ -8,6 +8,8 @@ import structlog
 
 from services.gateway.access.admission import Admission
 from services.gateway.access.keyring import Keyring
+from services.gateway.batches.files import FileStore
+from services.gateway.batches.records import BatchRecords
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
 from services.gateway.pipeline import Pipeline
@@ -31,6 +33,8 @@ class Gateway:
     metrics: RequestMetrics
     responses: ResponseStore
     background: BackgroundRuns
+    files: FileStore
+    batches: BatchRecords
     admission: Admission
     keyring: Keyring
     version: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import tempfile
 from pathlib import Path
 from typing import Literal, Self
 
@@ -48,6 +49,13 @@ class GatewaySettings(ServiceSettings):
         max_stored_bytes: Longer conversations are not stored.
         max_background_responses: Bound on those under way at this gateway.
         background_alive_s: A background response whose gateway was silent for so long counts as failed.
+        files_dir: Where uploaded files and the results of batches are kept; gateways that share it share them.
+        file_ttl_s, max_file_bytes: How long a file is kept, and how large it may be.
+        batch_ttl_s: How long a batch can be asked for.
+        max_batch_requests: Bound on the requests of one batch.
+        batch_concurrency: Requests of batches under way at this gateway.
+        batch_priority: Added to the priority of a batch's requests; higher is later.
+        batch_poll_s: How often a gateway looks for batches that nobody works on.
         api_keys: Where the keys are kept: a file that `tandem keys` made, or `redis`; "" = no keys.
         api_key: One key more, chosen by the operator; "" = none.
         allow_unauthenticated: Serve without keys on an address that others can reach.
@@ -112,6 +120,15 @@ class GatewaySettings(ServiceSettings):
 
     embedding_pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     max_embedding_inputs: int = Field(default=2048, ge=1)
+
+    files_dir: Path = Path(tempfile.gettempdir()) / "tandem-files"
+    file_ttl_s: float = Field(default=30 * 86_400.0, gt=0)
+    max_file_bytes: int = Field(default=200 << 20, ge=1)
+    batch_ttl_s: float = Field(default=30 * 86_400.0, gt=0)
+    max_batch_requests: int = Field(default=50_000, ge=1)
+    batch_concurrency: int = Field(default=16, ge=1)
+    batch_priority: int = Field(default=1000, ge=0, le=1 << 20)
+    batch_poll_s: float = Field(default=1.0, gt=0)
 
     response_ttl_s: float = Field(default=86_400.0, gt=0)
     max_stored_bytes: int = Field(default=4 << 20, ge=1024)

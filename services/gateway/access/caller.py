@@ -22,16 +22,18 @@ class Caller:
         tenant: Fairness, limits and stored objects are per tenant.
         key: The record of its API key; None where no keys are asked for.
         timeout_s: The request's own deadline (`x-request-timeout-s`); 0 = none.
+        added_priority: Of requests that are made on its behalf and may wait.
     """
 
     tenant: str = ANONYMOUS_TENANT
     key: KeyRecord | None = None
     timeout_s: float = 0.0
+    added_priority: int = 0
 
     @property
     def priority(self) -> int:
         """Added to the priority of its requests."""
-        return self.key.priority if self.key else 0
+        return self.added_priority + (self.key.priority if self.key else 0)
 
     def may_use(self, model: str) -> bool:
         """Whether its key allows a model."""

@@ -119,6 +119,24 @@ def router(gateway: Gateway) -> APIRouter:
     return routes
 
 
+async def respond(gateway: Gateway, raw: bytes, received_s: float) -> dict[str, object]:
+    """From the body to a whole response, for who is no HTTP client.
+
+    Raises:
+        TandemError: It cannot be served, as the message says.
+    """
+    body = parse_body(raw, ResponseBody, gateway.settings.unknown_fields)
+    run = await _prepared(gateway, body, len(raw), received_s)
+    run.launch()
+    try:
+        await run.finished()
+    finally:
+        run.cancel()
+    if run.error is not None:
+        raise run.error
+    return run.builder.as_json()
+
+
 async def _prepared(gateway: Gateway, body: ResponseBody, num_chars: int, received_s: float) -> ResponseRun:
     """A run that was checked and not begun."""
     context, asked = await _conversation(gateway, body)

@@ -58,5 +58,19 @@ async def generate(gateway: Gateway, request: Request, start: Open, format_of: F
     return Response(reply.whole(choices, generation.usage, timing), media_type="application/json")
 
 
+async def complete(start: Open, format_of: FormatOf, raw: bytes, received_s: float) -> bytes:
+    """From the body to the JSON of a whole reply, for who is no HTTP client.
+
+    Raises:
+        TandemError: It cannot be served, as the message says.
+    """
+    generation = await start(raw, received_s)
+    try:
+        choices = await collect(generation)
+    finally:
+        generation.close()
+    return format_of(generation).whole(choices, generation.usage, None)
+
+
 async def _started(start: Open, raw: bytes, received_s: float) -> Generation:
     return await start(raw, received_s)
