@@ -119,9 +119,12 @@ class DecodeSession:
             return  # stopped meanwhile
         wanted = (sequence.num_tokens - 1) // self._parts.status.identity.block_size
         hashes = sequence.block_hashes[:wanted]  # the engine named them when it admitted the sequence
-        if not sequence.is_scoring:  # only computing gives the logits of a prompt
-            acquisition = self._parts.acquisition(sequence, hashes, self._submit.cache_salt, life, report)
-            await acquisition.run(list(holders), list(prefill_candidates))
+        if sequence.is_scoring:  # only computing gives the logits of a prompt
+            life.apply(KvEvent.SHARE)
+            self._parts.engine.ready_for_schedule(sequence)
+            return
+        acquisition = self._parts.acquisition(sequence, hashes, self._submit.cache_salt, life, report)
+        await acquisition.run(list(holders), list(prefill_candidates))
         if life.state is KvState.SEARCHING:  # else it ended meanwhile
             life.apply(KvEvent.ACQUIRE)
             self._parts.engine.ready_for_schedule(sequence)

@@ -15,7 +15,7 @@ import llguidance
 
 from services.gateway.syntax.families import ToolFamily
 
-_WHITE_SPACE = r"[ \t\n\r]{0,16}"
+_WHITE_SPACE = r"\n?[ \t]{0,8}"
 """Between JSON tokens. Bounded, so that no model runs to its limit on blanks."""
 
 _NO_ARGUMENTS: Mapping[str, object] = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -42,8 +42,11 @@ class ToolParser(ABC):
         return self._take()
 
     def finish(self) -> Pieces:
-        """What is left at the end: a call that was not completed stays as it is, if its name is known."""
-        if self._raw and (self._call is None or self._call.name is None):
+        """What is left at the end. A call that was cut off stays as it is if its name is known, else it is text, or
+
+        after other calls nothing.
+        """
+        if self._raw and not self._num_calls and (self._call is None or self._call.name is None):
             self._say(self._raw)
         if self._space and not self._num_calls:
             self._pieces.text += self._space
@@ -138,9 +141,9 @@ class _MarkedParser(ToolParser):
 
     def finish(self) -> Pieces:
         """See `ToolParser`."""
-        if self._held:
+        if self._held and not self._num_calls:  # else it was to become one call more
             self._say(self._held)
-            self._held = ""
+        self._held = ""
         return super().finish()
 
 
