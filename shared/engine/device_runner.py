@@ -18,8 +18,9 @@ from kernels.triton.compile_watch import on_compile
 from shared.engine.device_sampler import DeviceSampler, DrawKind, draw_kind
 from shared.engine.device_step_inputs import DeviceStepInputs
 from shared.engine.pooling import pool_step
+from shared.engine.prompt_scores import score_prompts
 from shared.engine.sampling_params import MAX_LOGPROBS
-from shared.engine.step import PooledTokens, StepBatch, StepResult
+from shared.engine.step import PooledTokens, PromptScores, StepBatch, StepResult
 from shared.engine.step_capture import CudaCapture, NoCapture, Replay, StepCapture
 from shared.engine.step_shape import StepShape, StepShapes
 from shared.identity import SequenceId
@@ -46,16 +47,25 @@ class LayeredCache(Protocol):
 class _DeviceStep:
     """A launched step; its tokens are on the host once `event` is reached."""
 
-    def __init__(self, tokens: torch.Tensor, event: torch.cuda.Event | None, pooled: list[PooledTokens]) -> None:
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        event: torch.cuda.Event | None,
+        pooled: list[PooledTokens],
+        scores: list[PromptScores],
+    ) -> None:
         self._tokens = tokens
         self._event = event
         self._pooled = pooled
+        self._scores = scores
 
     def result(self) -> StepResult:
         if self._event is not None:
             self._event.synchronize()
         token_ids = self._tokens.tolist()
-        return StepResult(token_ids=token_ids, logprobs=[None] * len(token_ids), pooled=self._pooled)
+        return StepResult(
+            token_ids=token_ids, logprobs=[None] * len(token_ids), pooled=self._pooled, prompt_scores=self._scores
+        )
 
 
 class _EditedStep:
@@ -128,13 +138,18 @@ class DeviceRunner:
     def launch(self, batch: StepBatch) -> _DeviceStep | _EditedStep:
         """See `PipelinedRunner`; on return the device works on the step."""
         pools = any(item.sequence.pooling for item in batch.scheduled)
-        shape = _exact_shape(batch) if pools else self._shape_of(batch)
+        scores = any(item.sequence.is_scoring for item in batch.scheduled)
+        shape = _exact_shape(batch) if pools or scores else self._shape_of(batch)
         self._inputs.send(batch, shape, self._sampled_rows)
         replay = self._captured.get(shape)
         pooled: list[PooledTokens] = []
-        if pools:  # waits for the device
+        scored: list[PromptScores] = []
+        if pools or scores:  # waits for the device
             hidden = self._hidden(shape)
-            pooled.extend(pool_step(hidden, batch, self._model.normalized))
+            if pools:
+                pooled.extend(pool_step(hidden, batch, self._model.normalized))
+            if scores:
+                scored.extend(score_prompts(batch, hidden, self._model.logits))
             logits = self._draw(hidden, shape)
         else:
             logits = replay() if replay is not None else self._forward(shape)
@@ -144,10 +159,11 @@ class DeviceRunner:
         if kind is DrawKind.EDITED:
             result = self._sampler.draw_edited(logits[: len(sequences)], sequences)
             result.pooled.extend(pooled)
+            result.prompt_scores.extend(scored)
             return _EditedStep(result)
         if kind is DrawKind.CUT:
             self._sampler.draw_cut(logits[: len(sequences)], self._inputs.draws)
-        return self._bring_tokens(len(sequences), pooled)
+        return self._bring_tokens(len(sequences), pooled, scored)
 
     @torch.inference_mode()
     def run_largest(self) -> None:
@@ -207,7 +223,7 @@ class DeviceRunner:
         self._sampler.draw(logits, self._inputs.draws)
         return logits
 
-    def _bring_tokens(self, count: int, pooled: list[PooledTokens]) -> _DeviceStep:
+    def _bring_tokens(self, count: int, pooled: list[PooledTokens], scored: list[PromptScores]) -> _DeviceStep:
         self._num_launched += 1
         tokens = self._host_tokens[self._num_launched % len(self._host_tokens)][:count]
         tokens.copy_(self._sampler.tokens[:count], non_blocking=True)
@@ -215,7 +231,7 @@ class DeviceRunner:
         if self._is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        return _DeviceStep(tokens, event, pooled)
+        return _DeviceStep(tokens, event, pooled, scored)
 
 
 def _exact_shape(batch: StepBatch) -> StepShape:

@@ -75,6 +75,7 @@ class DeviceSampler:
 
     def draw_edited(self, logits: torch.Tensor, sequences: list[Sequence]) -> StepResult:
         """Rows of any kind; waits for the device and may overwrite the logits."""
+        self._sampler.begin(sequences)  # while the device computes the logits
         result = self._sampler.sample(logits, sequences)
         self.tokens[: len(sequences)].copy_(torch.tensor(result.token_ids))
         return result

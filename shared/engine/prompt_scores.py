@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
-from shared.engine.step import PromptScores, ScheduledSequence
+from shared.engine.step import PromptScores, ScheduledSequence, StepBatch
 
 _ROWS = 64
 """Rows of logits at a time: 39 MB in float32 for a vocabulary of 152,000 tokens."""
+
+
+def score_prompts(
+    batch: StepBatch, hidden: torch.Tensor, logits: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[PromptScores]:
+    """Scores what a step computed of the prompts that want it.
+
+    Args:
+        batch: The step.
+        hidden: `[T, hidden]` of its tokens.
+        logits: The model's head.
+    """
+    first = 0
+    for item in batch.scheduled:
+        last = first + item.num_new_tokens
+        if item.sequence.is_scoring and (scores := score_prompt(item, hidden[first:last], logits)):
+            yield scores
+        first = last
 
 
 def score_prompt(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
 from shared.engine.kv_cache import KvCache
 from shared.engine.pooling import pool_step
-from shared.engine.prompt_scores import score_prompt
+from shared.engine.prompt_scores import score_prompts
 from shared.engine.sampler import Sampler
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.sequence import Sequence
-from shared.engine.step import PromptScores, ScheduledSequence, StepBatch, StepResult
+from shared.engine.step import ScheduledSequence, StepBatch, StepResult
 from shared.engine.step_inputs import PreparedStep, StepInputs
 from shared.identity import BlockHash, BlockId, SessionId
 from shared.models.decoder import Decoder
@@ -98,18 +98,10 @@ class ModelRunner:
         hidden = self._model.forward(step.inputs, self._kv_cache.layers)
         result = self._sample(step, hidden, sequences)
         if any(item.sequence.is_scoring for item in batch.scheduled):
-            result.prompt_scores.extend(self._score_prompts(hidden, batch))
+            result.prompt_scores.extend(score_prompts(batch, hidden, self._model.logits))
         if any(item.sequence.pooling for item in batch.scheduled):
             result.pooled.extend(pool_step(hidden, batch, self._model.normalized))
         return result
-
-    def _score_prompts(self, hidden: torch.Tensor, batch: StepBatch) -> Iterator[PromptScores]:
-        first = 0
-        for item in batch.scheduled:
-            last = first + item.num_new_tokens
-            if item.sequence.is_scoring and (scores := score_prompt(item, hidden[first:last], self._model.logits)):
-                yield scores
-            first = last
 
     def _sample(self, step: PreparedStep, hidden: torch.Tensor, sequences: list[Sequence]) -> StepResult:
         """`sequences` are those that sample."""

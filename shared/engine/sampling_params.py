@@ -75,4 +75,4 @@ class SamplingParams:
     @property
     def depends_on_output(self) -> bool:
         """A token can be chosen only when the one before it is known, not merely being computed."""
-        return self.has_penalties
+        return self.has_penalties or self.is_guided

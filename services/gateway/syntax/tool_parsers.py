@@ -42,9 +42,9 @@ class ToolParser(ABC):
         return self._take()
 
     def finish(self) -> Pieces:
-        """What is left at the end. A call that was cut off stays as it is if its name is known, else it is text, or
+        """What is left at the end.
 
-        after other calls nothing.
+        A call that was cut off stays as it is if its name is known; else it is text, or after other calls nothing.
         """
         if self._raw and not self._num_calls and (self._call is None or self._call.name is None):
             self._say(self._raw)

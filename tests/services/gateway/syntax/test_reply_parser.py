@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ def read(text: str, cuts: list[int] = (), **syntax):
     """Answer, reasoning, calls as (name, arguments)."""
     parser = ReplyParser(ReplySyntax(**syntax))
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    found = [parser.push(text[a:b]) for a, b in zip(borders, borders[1:], strict=False)] + [parser.finish()]
+    found = [parser.push(text[a:b]) for a, b in pairwise(borders)] + [parser.finish()]
     calls: dict[int, list[str]] = {}
     for piece in (call for pieces in found for call in pieces.calls):
         if piece.name is not None:
@@ -37,7 +38,7 @@ CASES = [
         ToolFamily.HERMES,
         f'I look. \n<tool_call>{{"arguments": {WEATHER}, "name": "w"}}</tool_call>\n'
         '<tool_call>\n{"name": "p"}\n</tool_call> Done. ',
-        "I look.Done. ",
+        "I look.Done.",
         [("w", WEATHER), ("p", "{}")],
     ),
     (ToolFamily.HERMES, '<tool_call>{"name": "p", "arguments": "{\\"a\\": 1}"}', "", [("p", '{"a": 1}')]),

@@ -1,0 +1,145 @@
+"""Every field gives equal replies in aggregated and disaggregated serving: guided output, scores, tools, reasoning."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+
+import httpx
+import jsonschema
+import pytest
+
+MODEL = "pydoc-mini"
+FILLER = "The report was read twice and filed. Nobody asked for a second copy. " * 6
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["a", "b"]},
+    },
+    "required": ["name", "count", "kind"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "ping"}},
+]
+FORMAT = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}}
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+def post(url: str, path: str, fields: dict) -> dict:
+    body = {"model": MODEL, "max_tokens": 160, "cache_salt": uuid.uuid4().hex, "timing": True, **fields}
+    reply = httpx.post(f"{url}{path}", json=body, timeout=60)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def plain(reply: dict) -> dict:
+    """Without names, times and what a cache holds; numbers that sums in another order make differ, rounded."""
+    text = json.dumps(
+        {**reply, "timing": None, "id": "", "created": 0, "usage": {**reply["usage"], "prompt_tokens_details": 0}}
+    )
+    return json.loads(re.sub(r"call_[0-9a-f]+", "call", text), parse_float=lambda number: round(float(number), 2))
+
+
+COMPLETIONS = {
+    "json": {"guided_json": SCHEMA, "temperature": 1, "seed": 4, "n": 3, "logprobs": 2},
+    "regex": {"structured_outputs": {"regex": "[a-f]{3}-[0-9]{2}"}, "temperature": 1, "seed": 1},
+    "choice": {"guided_choice": ["yes", "no", "maybe"], "temperature": 1, "seed": 2, "n": 4},
+    "grammar": {"guided_grammar": 'root ::= "a" root | "b"', "temperature": 1, "seed": 5},
+    "echo": {"echo": True, "logprobs": 2, "max_tokens": 0},
+    "prompt-logprobs": {"prompt_logprobs": 3, "n": 2, "max_tokens": 4, "temperature": 0},
+    "best-of": {"best_of": 4, "n": 2, "temperature": 1, "seed": 6, "max_tokens": 12},
+    "allowed": {"allowed_token_ids": [300, 301, 302], "temperature": 1, "seed": 7, "max_tokens": 8},
+    "bad-words": {"bad_words": ["the", "is"], "temperature": 0, "max_tokens": 24},
+    "stop": {"stop": ["the"], "include_stop_str_in_output": True, "temperature": 0, "max_tokens": 40},
+    "token-ids": {"return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": 1, "max_tokens": 6},
+    "truncated": {"truncate_prompt_tokens": 40, "temperature": 0, "max_tokens": 8},
+    "special": {"skip_special_tokens": False, "temperature": 0, "max_tokens": 40},
+}  # fmt: skip
+CHATS = {
+    "response-format": {"response_format": FORMAT, "temperature": 1, "seed": 1, "n": 2},
+    "required": {"tools": TOOLS, "tool_choice": "required", "temperature": 1, "seed": 2},
+    "named": {"tools": TOOLS, "tool_choice": NAMED, "temperature": 1, "seed": 3},
+    "one-call": {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "temperature": 1, "seed": 4},
+}
+
+
+@pytest.mark.parametrize("name", COMPLETIONS)
+def test_completion_fields_are_equal(suite, name):
+    fields = {"prompt": FILLER, **COMPLETIONS[name]}
+    remote, local = (post(url, "/v1/completions", fields) for url in (suite.url, suite.local_url))
+    assert plain(remote) == plain(local)
+    assert local["timing"]["sessions"][0]["mode"] == "local"
+    is_scored = name in ("echo", "prompt-logprobs")
+    assert remote["timing"]["sessions"][0]["mode"] == ("local" if is_scored else "remote_prefill")
+    for choice in remote["choices"]:
+        _check_completion(name, choice)
+
+
+def _check_completion(name: str, choice: dict) -> None:
+    if name == "json":
+        jsonschema.validate(json.loads(choice["text"]), SCHEMA)
+        assert len(choice["logprobs"]["tokens"]) > 5
+    elif name == "regex":
+        assert re.fullmatch("[a-f]{3}-[0-9]{2}", choice["text"])
+    elif name == "choice":
+        assert choice["text"] in ("yes", "no", "maybe")
+    elif name == "echo":
+        assert choice["text"] == FILLER
+        lists = choice["logprobs"]
+        assert lists["token_logprobs"][0] is None
+        assert all(logprob < 0 for logprob in lists["token_logprobs"][1:])
+        assert "".join(lists["tokens"]) == FILLER
+    elif name == "prompt-logprobs":
+        assert choice["prompt_logprobs"][0] is None
+        assert all(3 <= len(entry) <= 4 for entry in choice["prompt_logprobs"][1:])
+    elif name == "bad-words":
+        assert not re.search(r"(^| )(the|is)( |$)", choice["text"])
+    elif name == "token-ids":
+        assert choice["logprobs"]["tokens"] == [f"token_id:{token_id}" for token_id in choice["token_ids"]]
+    elif name == "truncated":
+        assert choice["finish_reason"] in ("length", "stop")
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chat_fields_are_equal(suite, name):
+    fields = {"messages": [{"role": "user", "content": FILLER}], "max_tokens": 200, **CHATS[name]}
+    remote, local = (post(url, "/v1/chat/completions", fields) for url in (suite.url, suite.local_url))
+    assert plain(remote) == plain(local)
+    for choice in remote["choices"]:
+        message = choice["message"]
+        if name == "response-format":
+            jsonschema.validate(json.loads(message["content"]), SCHEMA)
+        else:
+            for call in message["tool_calls"][: None if choice["finish_reason"] != "length" else -1]:
+                arguments = json.loads(call["function"]["arguments"])
+                if call["function"]["name"] == "f":
+                    jsonschema.validate(arguments, SCHEMA)
+        if name == "one-call":
+            assert len(message["tool_calls"]) == 1
+
+
+def test_scores_of_a_prompt_are_those_of_generating_it(suite):
+    """The log-probability that a token had when it was generated is the one it has in a prompt."""
+    fields = {"prompt": FILLER, "temperature": 0, "max_tokens": 12, "logprobs": 0, "return_token_ids": True}
+    made = post(suite.url, "/v1/completions", fields)["choices"][0]
+    tokens, generated = made["prompt_token_ids"] + made["token_ids"], made["logprobs"]["token_logprobs"]
+    again = {"prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0}
+    scored = post(suite.url, "/v1/completions", again)["choices"][0]["prompt_logprobs"]
+    told = [entry[str(token)]["logprob"] for entry, token in zip(scored[-12:], tokens[-12:], strict=True)]
+    assert told[: len(generated)] == pytest.approx(generated, abs=2e-3)
+
+
+def test_streamed_call_is_the_whole_one(suite):
+    create = suite.client().chat.completions.create
+    fields = {"tools": TOOLS, "tool_choice": NAMED, "seed": 9, "temperature": 1, "max_tokens": 200}
+    messages = [{"role": "user", "content": "x"}]
+    whole = create(model=MODEL, messages=messages, **fields).choices[0].message.tool_calls[0]
+    stream = create(model=MODEL, messages=messages, stream=True, **fields)
+    pieces = [piece for chunk in stream for piece in chunk.choices[0].delta.tool_calls or []]
+    assert "".join(piece.function.arguments for piece in pieces) == whole.function.arguments
+    assert pieces[0].function.name == "f"
