@@ -75,7 +75,7 @@ class ChatBody(GenerationBody):
         "echo": Refusal("chat replies hold the new turn only", (False,)),
         "best_of": Refusal("it belongs to /v1/completions; use n", (1,)),
         "add_special_tokens": Refusal("the chat template says which special tokens there are", (False,)),
-        "chat_template": Refusal("templates are code: only the operator sets one, with --chat-template"),
+        "chat_template": Refusal("templates are code: only the operator sets one, TANDEM_GATEWAY_CHAT_TEMPLATE"),
         "return_prompt_text": Refusal("see /tokenize", (False,)),
     }
 
