@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint types protos check-protos bench constraints clean
+.PHONY: help install install-dev up test lint types protos check-protos bench tsan constraints clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -43,6 +43,11 @@ check-protos: ## Fails when the checked-in stubs are not what the .proto files g
 
 bench: install-dev ## Tandem against transformers on the same requests, one table
 	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+tsan: ## Runs the native CPU kernels' threads under ThreadSanitizer
+	@mkdir -p build
+	@g++ -std=c++20 -O1 -g -fsanitize=thread -pthread -I kernels/cpu/src -o build/tsan tests/kernels/native/thread_sanitizer.cpp
+	@TSAN_OPTIONS=halt_on_error=1 build/tsan && echo "no data races"
 
 constraints: ## Resolves the dependencies anew and rewrites constraints.txt
 	@.ci/constraints
