@@ -168,6 +168,7 @@ class PullRequest(_message.Message):
     BLOCK_HASHES_FIELD_NUMBER: _builtins.int
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    PULL_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """for logs and traces only"""
     holder_id: _builtins.str
@@ -175,6 +176,8 @@ class PullRequest(_message.Message):
     holder_incarnation: _builtins.str
     block_hashes: _builtins.bytes
     timeout_s: _builtins.float
+    pull_id: _builtins.int
+    """one per pull in the worker's life, for EndPulls; 0 = none"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """destination slots, same order"""
@@ -188,14 +191,50 @@ class PullRequest(_message.Message):
         block_hashes: _builtins.bytes = ...,
         block_ids: _abc.Iterable[_builtins.int] | None = ...,
         timeout_s: _builtins.float = ...,
+        pull_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_ids", b"block_ids", "holder_id", b"holder_id", "holder_incarnation", b"holder_incarnation", "session_id", b"session_id", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_ids", b"block_ids", "holder_id", b"holder_id", "holder_incarnation", b"holder_incarnation", "pull_id", b"pull_id", "session_id", b"session_id", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PullRequest: _TypeAlias = PullRequest  # noqa: Y015
+
+@_typing.final
+class EndPullsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PULL_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pull_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        pull_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pull_ids", b"pull_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndPullsRequest: _TypeAlias = EndPullsRequest  # noqa: Y015
+
+@_typing.final
+class EndPullsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndPullsReply: _TypeAlias = EndPullsReply  # noqa: Y015
 
 @_typing.final
 class PullReply(_message.Message):

@@ -53,6 +53,11 @@ class KvTransferStub(object):
                 request_serializer=protos_dot_kv__transfer__pb2.PullRequest.SerializeToString,
                 response_deserializer=protos_dot_kv__transfer__pb2.PullReply.FromString,
                 _registered_method=True)
+        self.EndPulls = channel.unary_unary(
+                '/tandem.KvTransfer/EndPulls',
+                request_serializer=protos_dot_kv__transfer__pb2.EndPullsRequest.SerializeToString,
+                response_deserializer=protos_dot_kv__transfer__pb2.EndPullsReply.FromString,
+                _registered_method=True)
         self.Save = channel.unary_unary(
                 '/tandem.KvTransfer/Save',
                 request_serializer=protos_dot_kv__transfer__pb2.SaveRequest.SerializeToString,
@@ -94,6 +99,14 @@ class KvTransferServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndPulls(self, request, context):
+        """Proof for pulls that the worker never got an answer to. When this returns none of them writes any more, and none that
+        has not begun ever will.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Save(self, request, context):
         """Copies sealed blocks into the host tier. The worker keeps them pinned until this returns.
         """
@@ -125,6 +138,11 @@ def add_KvTransferServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=protos_dot_kv__transfer__pb2.PullRequest.FromString,
                     response_serializer=protos_dot_kv__transfer__pb2.PullReply.SerializeToString,
+            ),
+            'EndPulls': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndPulls,
+                    request_deserializer=protos_dot_kv__transfer__pb2.EndPullsRequest.FromString,
+                    response_serializer=protos_dot_kv__transfer__pb2.EndPullsReply.SerializeToString,
             ),
             'Save': grpc.unary_unary_rpc_method_handler(
                     servicer.Save,
@@ -222,6 +240,33 @@ class KvTransfer(object):
             '/tandem.KvTransfer/Pull',
             protos_dot_kv__transfer__pb2.PullRequest.SerializeToString,
             protos_dot_kv__transfer__pb2.PullReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndPulls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.KvTransfer/EndPulls',
+            protos_dot_kv__transfer__pb2.EndPullsRequest.SerializeToString,
+            protos_dot_kv__transfer__pb2.EndPullsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class KvTransferStub:
     """
     Pull: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.PullRequest, _kv_transfer_pb2.PullReply]
     """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
+    EndPulls: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.EndPullsRequest, _kv_transfer_pb2.EndPullsReply]
+    """Proof for pulls that the worker never got an answer to. When this returns none of them writes any more, and none that
+    has not begun ever will.
+    """
     Save: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.SaveRequest, _kv_transfer_pb2.SaveReply]
     """Copies sealed blocks into the host tier. The worker keeps them pinned until this returns."""
     Publish: _grpc.StreamUnaryMultiCallable[_kv_transfer_pb2.BlockEvents, _kv_transfer_pb2.PublishReply]
@@ -67,6 +71,10 @@ class KvTransferAsyncStub(KvTransferStub):
     """
     Pull: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.PullRequest, _kv_transfer_pb2.PullReply]  # type: ignore[assignment]
     """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
+    EndPulls: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.EndPullsRequest, _kv_transfer_pb2.EndPullsReply]  # type: ignore[assignment]
+    """Proof for pulls that the worker never got an answer to. When this returns none of them writes any more, and none that
+    has not begun ever will.
+    """
     Save: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.SaveRequest, _kv_transfer_pb2.SaveReply]  # type: ignore[assignment]
     """Copies sealed blocks into the host tier. The worker keeps them pinned until this returns."""
     Publish: _aio.StreamUnaryMultiCallable[_kv_transfer_pb2.BlockEvents, _kv_transfer_pb2.PublishReply]  # type: ignore[assignment]
@@ -104,6 +112,16 @@ class KvTransferServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kv_transfer_pb2.PullReply, _abc.Awaitable[_kv_transfer_pb2.PullReply]]:
         """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
+
+    @_abc_1.abstractmethod
+    def EndPulls(
+        self,
+        request: _kv_transfer_pb2.EndPullsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_transfer_pb2.EndPullsReply, _abc.Awaitable[_kv_transfer_pb2.EndPullsReply]]:
+        """Proof for pulls that the worker never got an answer to. When this returns none of them writes any more, and none that
+        has not begun ever will.
+        """
 
     @_abc_1.abstractmethod
     def Save(

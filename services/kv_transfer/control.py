@@ -16,6 +16,7 @@ from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.attachment import Attachment
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings
+from services.kv_transfer.open_pulls import OpenPulls
 from services.kv_transfer.prefault import prefault
 from services.kv_transfer.pull import Puller, PullJob, PullOutcome
 from services.kv_transfer.seal_checks import check_all, keep_checking, matching
@@ -61,6 +62,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         self._hints = hints
         self._puller = puller
         self._executor = executor
+        self._pulls = OpenPulls()
         self._on_attachment = on_attachment
         self._on_pull = on_pull
         self.is_draining = False
@@ -145,8 +147,11 @@ class KvTransferServicer(rpc.KvTransferServicer):
             block_hashes=_hashes(request.block_hashes),
             block_ids=list(request.block_ids),
             timeout_s=request.timeout_s,
+            pull_id=request.pull_id,
         )
-        outcome = await self._puller.pull(job, self._attached())
+        attachment = self._attached()
+        with self._pulls.running((attachment.incarnation, job.pull_id)):
+            outcome = await self._puller.pull(job, attachment)
         self._on_pull(job, outcome)
         return pb.PullReply(
             verified=outcome.verified,
@@ -157,6 +162,14 @@ class KvTransferServicer(rpc.KvTransferServicer):
             mismatched=outcome.mismatched,
             error=outcome.error,
         )
+
+    async def EndPulls(  # noqa: N802
+        self, request: pb.EndPullsRequest, context: ServicerContext[pb.EndPullsRequest, pb.EndPullsReply]
+    ) -> pb.EndPullsReply:
+        """Returns when the pulls named are over for good."""
+        incarnation = self._attached().incarnation
+        await self._pulls.end((incarnation, pull_id) for pull_id in request.pull_ids)
+        return pb.EndPullsReply()
 
     async def Save(  # noqa: N802
         self, request: pb.SaveRequest, context: ServicerContext[pb.SaveRequest, pb.SaveReply]

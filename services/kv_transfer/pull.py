@@ -43,6 +43,7 @@ class PullJob:
         holder_id: Worker id; "" or the own one = the own tiers.
         holder_incarnation: Of the holder's kv_transfer; "" = whichever lives now.
         block_ids: Destination slots, one per hash.
+        pull_id: One per pull in the worker's life; 0 = none.
     """
 
     session_id: str
@@ -51,6 +52,7 @@ class PullJob:
     block_hashes: Sequence[BlockHash]
     block_ids: Sequence[int]
     timeout_s: float
+    pull_id: int = 0
 
 
 @dataclass(slots=True)

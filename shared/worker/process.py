@@ -263,7 +263,7 @@ def _link(
         ),
         pull_timeout_s=settings.pull_timeout_s,
         sealed_hashes=loaded.engine.sealed_hashes,
-        on_replaced=loaded.engine.release_quarantined,
+        on_quiet=loaded.engine.release_quarantined,
     )
 
 

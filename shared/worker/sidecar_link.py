@@ -3,13 +3,15 @@
 The link is a task that keeps one `Attach` call open and re-opens it for ever. kv_transfer may die at any time: the
 worker and its KV are unharmed, pulls fail, and when the next incarnation answers, everything sealed is published again.
 
-A pull whose reply never came leaves slots that UCX might still write. They are quarantined until another incarnation of
-kv_transfer attaches: it holds an exclusive lock on the socket, so the old process, and with it its UCX, is gone.
+A pull whose reply never came leaves slots that UCX might still write. They are quarantined until kv_transfer says that
+the pull is over: this incarnation because it ended it, or the next one because it holds an exclusive lock on the
+socket, so that the old process, and with it its UCX, is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +59,7 @@ class SidecarLink:
 
     Args:
         sealed_hashes: Everything the pool has sealed now; published whole after each attach.
-        on_replaced: Called when a new incarnation attached, with the slots of pulls that the old one never answered:
-            no transport writes them any more.
+        on_quiet: Called with the slots of pulls that were never answered, once no transport writes them any more.
     """
 
     def __init__(
@@ -68,17 +69,19 @@ class SidecarLink:
         *,
         pull_timeout_s: float,
         sealed_hashes: Callable[[], list[BlockHash]],
-        on_replaced: Callable[[list[BlockId]], None],
+        on_quiet: Callable[[list[BlockId]], None],
     ) -> None:
         self._attach = attach
         self._pull_timeout_s = pull_timeout_s
         self._sealed_hashes = sealed_hashes
-        self._on_replaced = on_replaced
+        self._on_quiet = on_quiet
         self._channel = open_channel(unix_target(socket))
         self._stub = rpc.KvTransferStub(self._channel)
         self._attached = asyncio.Event()
         self._incarnation: Incarnation | None = None
-        self._unanswered: list[BlockId] = []
+        self._unanswered: dict[int, list[BlockId]] = {}
+        self._lost_one = asyncio.Event()
+        self._pull_ids = itertools.count(1)
         self._pending: dict[BlockHash, bool] = {}  # True = sealed, False = evicted; the last word wins
         self._pending_event = asyncio.Event()
         self.bytes_per_s = 0.0
@@ -116,7 +119,7 @@ class SidecarLink:
         """Asks for blocks. On return no transport writes the destination slots any more.
 
         Raises:
-            SidecarLost: No reply; the caller quarantines the slots, `on_replaced` frees them.
+            SidecarLost: No reply; the caller quarantines the slots, `on_quiet` frees them.
         """
         request = pb.PullRequest(
             session_id=pull.session_id,
@@ -125,12 +128,14 @@ class SidecarLink:
             block_hashes=join_hashes(pull.block_hashes),
             block_ids=pull.block_ids,
             timeout_s=self._pull_timeout_s,
+            pull_id=next(self._pull_ids),
         )
         try:
             # kv_transfer enforces the deadline itself, since only it can close the endpoint; ours is for its death.
             reply: pb.PullReply = await self._stub.Pull(request, timeout=2 * self._pull_timeout_s + 5)
         except grpc.aio.AioRpcError as exc:
-            self._unanswered.extend(pull.block_ids)
+            self._unanswered[request.pull_id] = list(pull.block_ids)
+            self._lost_one.set()
             raise SidecarLost(f"kv_transfer: {exc.code().name}: {exc.details()}") from exc
         if pull.holder_id and reply.bytes >= _RATE_MIN_BYTES and reply.seconds > 0:
             rate = reply.bytes / reply.seconds
@@ -162,18 +167,35 @@ class SidecarLink:
         call = self._stub.Attach(self._attach, wait_for_ready=True)
         async for attached in call:
             incarnation = Incarnation(attached.transfer_incarnation)
-            if self._incarnation not in (None, incarnation):
-                unanswered, self._unanswered = self._unanswered, []
-                self._on_replaced(unanswered)
             self._incarnation = incarnation
             self._attached.set()
             log.info("kv_transfer_attached", incarnation=incarnation, tier_blocks=attached.tier_blocks)
-            publisher = asyncio.create_task(self._publish_until_cancelled())
+            beside = [asyncio.create_task(work) for work in (self._publish_until_cancelled(), self._prove_ends())]
             try:
                 async for _ in call:
                     pass
             finally:
-                publisher.cancel()
+                for task in beside:
+                    task.cancel()
+
+    async def _prove_ends(self) -> None:
+        """Has the end of each pull that was lost sight of proven, then gives its slots back."""
+        while True:
+            lost = dict(self._unanswered)
+            if not lost:
+                self._lost_one.clear()
+                await self._lost_one.wait()
+                continue
+            try:
+                await self._stub.EndPulls(pb.EndPullsRequest(pull_ids=lost), timeout=self._pull_timeout_s)
+            except grpc.aio.AioRpcError as exc:
+                log.warning("ends_not_proven", pulls=len(lost), status=exc.code().name, detail=exc.details())
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            for pull_id, block_ids in lost.items():
+                del self._unanswered[pull_id]
+                self._on_quiet(block_ids)
+            log.info("quarantine_released", pulls=len(lost), blocks=sum(map(len, lost.values())))
 
     async def _publish_until_cancelled(self) -> None:
         call = self._stub.Publish()
