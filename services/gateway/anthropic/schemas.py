@@ -9,9 +9,6 @@ from pydantic import BaseModel, Field
 from services.gateway.schemas.body import INT32_MAX, Body, Refusal
 from services.gateway.schemas.reply import Reply
 
-NO_TOOLS = "tool calling is not built"
-NO_THINKING = "the model's thinking is not told apart from its text"
-
 
 class Message(Body):
     """One turn: text, or a list of content blocks."""
@@ -24,9 +21,6 @@ class PromptBody(Body):
     """What counting and creating have in common. `cache_control` is moot: every prompt's KV is cached by content."""
 
     refused: ClassVar[dict[str, Refusal]] = {
-        "tools": Refusal(NO_TOOLS, ([],)),
-        "tool_choice": Refusal(NO_TOOLS, ({"type": "auto"}, {"type": "none"})),
-        "thinking": Refusal(NO_THINKING, ({"type": "disabled"},)),
         "mcp_servers": Refusal("there are no MCP connections", ([],)),
         "context_management": Refusal("conversations are never edited"),
         "output_config": Refusal("there is no output configuration", ({},)),
@@ -40,6 +34,9 @@ class PromptBody(Body):
     messages: list[Message] = Field(min_length=1)
     system: object = None
     cache_control: dict[str, object] | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: dict[str, object] | None = None
+    thinking: dict[str, object] | None = None
 
 
 class CountTokensBody(PromptBody):

@@ -1,23 +1,14 @@
-"""An Anthropic body as a chat body: `system` becomes the first turn, content blocks become parts."""
+"""An Anthropic body as a chat body: `system` becomes the first turn, content blocks become parts, calls and results."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from services.gateway.anthropic.schemas import NO_THINKING, NO_TOOLS, Message, MessagesBody, PromptBody
+from services.gateway.anthropic.blocks import Turn, assistant_turn, blocks_of, system_parts, user_turns
+from services.gateway.anthropic.schemas import MessagesBody, PromptBody
 from services.gateway.body_reader import UnknownFields, check_extra, validate
 from services.gateway.schemas.chat import ChatBody
 from shared.errors import InvalidRequest, UnsupportedField
-
-_REFUSED_BLOCKS = {
-    "image": "the model reads text only",
-    "document": "the model reads text only; send the document's text as a text block",
-    "search_result": "the model reads text only; send the result's text as a text block",
-    "tool_use": NO_TOOLS,
-    "tool_result": NO_TOOLS,
-    "thinking": NO_THINKING,
-    "redacted_thinking": NO_THINKING,
-}
 
 
 def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
@@ -26,7 +17,10 @@ def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
     Raises:
         InvalidRequest: A turn, block or field that cannot be served.
     """
-    content: dict[str, Any] = {"model": body.model, "messages": _turns(body, unknown_fields)}
+    turns = _turns(body, unknown_fields)
+    content: dict[str, Any] = {"model": body.model, "messages": turns, **_tools(body), **_thinking(body)}
+    if turns[-1]["role"] == "assistant":
+        content |= {"continue_final_message": True, "add_generation_prompt": False}
     if isinstance(body, MessagesBody):
         if body.metadata is not None:
             check_extra(body.metadata, {}, unknown_fields, where="metadata.")
@@ -36,48 +30,65 @@ def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
     return validate(content, ChatBody, unknown_fields)
 
 
-def _turns(body: PromptBody, unknown_fields: UnknownFields) -> list[dict[str, object]]:
-    turns: list[dict[str, Any]] = []
+def _turns(body: PromptBody, unknown_fields: UnknownFields) -> list[Turn]:
+    turns: list[Turn] = []
     if body.system not in (None, "", []):
-        turns.append({"role": "system", "content": _parts(body.system, "system", unknown_fields)})
+        turns.append({"role": "system", "content": system_parts(body.system, unknown_fields)})
     for index, message in enumerate(body.messages):
-        parts = _turn_parts(message, index, unknown_fields)
-        if turns and turns[-1]["role"] == message.role:
-            turns[-1]["content"] += parts  # Anthropic's API joins turns of one role
-        else:
-            turns.append({"role": message.role, "content": parts})
-    if turns[-1]["role"] == "assistant":
-        raise UnsupportedField(
-            "the last message must be the user's: continuing a given beginning of the assistant's turn is not built",
-            param=f"messages.{len(body.messages) - 1}.role",
+        check_extra(message, {}, unknown_fields, where=f"messages.{index}.")
+        where = f"messages.{index}.content"
+        blocks = blocks_of(message.content, where, unknown_fields)
+        said = (
+            [assistant_turn(blocks, where)]
+            if message.role == "assistant"
+            else user_turns(blocks, where, unknown_fields)
         )
+        if turns and said and turns[-1]["role"] == "user" == said[0]["role"]:
+            turns[-1]["content"] += said.pop(0)["content"]  # Anthropic's API joins turns of one role
+        turns += said
     return turns
 
 
-def _turn_parts(message: Message, index: int, unknown_fields: UnknownFields) -> list[dict[str, object]]:
-    where = f"messages.{index}"
-    check_extra(message, {}, unknown_fields, where=f"{where}.")
-    return _parts(message.content, f"{where}.content", unknown_fields)
+def _tools(body: PromptBody) -> dict[str, Any]:
+    tools = [_tool(tool, f"tools.{i}") for i, tool in enumerate(body.tools or ())]
+    fields: dict[str, Any] = {"tools": tools} if tools else {}
+    choice = body.tool_choice
+    if choice is None:
+        return fields
+    match choice.get("type"):
+        case "auto" | "none" as same:
+            fields["tool_choice"] = same if tools else None
+        case "any":
+            fields["tool_choice"] = "required"
+        case "tool":
+            fields["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
+        case _:
+            raise InvalidRequest("'tool_choice.type' must be auto, any, tool or none", param="tool_choice")
+    if choice.get("disable_parallel_tool_use"):
+        fields["parallel_tool_calls"] = False
+    return fields
 
 
-def _parts(content: object, where: str, unknown_fields: UnknownFields) -> list[dict[str, object]]:
-    """Text, or blocks, as chat parts."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list) or not content:
-        raise InvalidRequest(f"{where} must be text or a non-empty list of content blocks", param=where)
-    return [_part(block, f"{where}.{i}", unknown_fields) for i, block in enumerate(content)]
+def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
+    if (kind := tool.get("type") or "custom") != "custom":
+        raise UnsupportedField(f"{where}: there is no server tool {str(kind)[:64]!r}", param=where)
+    if refused := sorted(set(tool) - {"type", "name", "description", "input_schema", "strict", "cache_control"}):
+        raise UnsupportedField(f"{where}.{refused[0][:64]!r} is not supported", param=where)
+    function = {
+        "name": tool.get("name"),
+        "description": tool.get("description"),
+        "parameters": tool.get("input_schema"),
+    }
+    return {"type": "function", "function": {**function, "strict": tool.get("strict")}}
 
 
-def _part(block: object, where: str, unknown_fields: UnknownFields) -> dict[str, object]:
-    kind = block.get("type") if isinstance(block, dict) else None
-    if isinstance(kind, str) and kind in _REFUSED_BLOCKS:
-        raise UnsupportedField(f"{where}: a {kind!r} block is not supported: {_REFUSED_BLOCKS[kind]}", param=where)
-    if not isinstance(block, dict) or kind != "text" or not isinstance(block.get("text"), str):
-        raise InvalidRequest(f'{where} must be {{"type": "text", "text": ...}}', param=where)
-    if block.get("citations"):
-        raise UnsupportedField(f"{where}.citations: there are no citations", param=f"{where}.citations")
-    extra = sorted(set(block) - {"type", "text", "cache_control", "citations"})
-    if extra and unknown_fields == "refuse":
-        raise InvalidRequest(f"unknown field {where}.{extra[0]!r}"[:200], param=f"{where}.{extra[0]}"[:200])
-    return {"type": "text", "text": block["text"]}
+def _thinking(body: PromptBody) -> dict[str, Any]:
+    match (body.thinking or {}).get("type"):
+        case None | "adaptive":
+            return {}
+        case "disabled":
+            return {"include_reasoning": False}
+        case "enabled":
+            return {"thinking_token_budget": (body.thinking or {}).get("budget_tokens")}
+        case _:
+            raise InvalidRequest("'thinking.type' must be enabled, adaptive or disabled", param="thinking")

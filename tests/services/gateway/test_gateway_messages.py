@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anthropic
 import httpx2
 import pytest
 
+from services.gateway.served_model import load_model
+from services.gateway.settings import GatewaySettings
 from shared.errors import CapacityExceeded, WorkerLost
+
+MODEL_DIR = Path("shared/assets/pydoc-mini")
 
 TURNS = [{"role": "user", "content": "What does json.dumps do?"}]
 ARGUMENTS = {"model": "pydoc-mini", "max_tokens": 50, "messages": TURNS}
@@ -42,14 +48,14 @@ async def test_a_stream_adds_up_to_the_whole_message(running, client, text_ids):
     assert final.content[0].text == whole.content[0].text == "Grüße, 世界 🎉! Serialize."
     assert final.usage == whole.usage
     assert (final.stop_reason, final.model) == ("end_turn", "pydoc-mini")
-    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert [kind for kind in kinds if kind != "ping"][:2] == ["message_start", "content_block_start"]
     assert kinds[-1] == "message_stop"
 
 
 async def test_raw_events_come_in_anthropics_order(running, client, text_ids):
     running.worker.script.token_ids = text_ids("ok")
     events = [event async for event in await client.messages.create(**ARGUMENTS, stream=True)]
-    kinds = [event.type for event in events if event.type != "content_block_delta"]
+    kinds = [event.type for event in events if event.type not in ("content_block_delta", "ping")]
     assert kinds == ["message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"]
     raw = await running.http.post("/v1/messages", json={**ARGUMENTS, "stream": True})
     assert "event: ping\n" in raw.text
@@ -101,10 +107,12 @@ async def test_counting_tokens_equals_what_generation_submits(running, client):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tool"),
+        ({"tools": [{"name": "not a name", "input_schema": {}}]}, "name"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"thinking": {"type": "maybe"}}, "thinking"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text only"),
-        ({"messages": [*TURNS, {"role": "assistant", "content": "The answer is"}]}, "last message"),
+        ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "server tool"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "a", "name": "f"}]}]}, "tool block"),
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"bananas": 1}, "bananas"),
@@ -138,3 +146,79 @@ async def test_a_workers_refusal_is_a_status_and_a_late_loss_an_error_event(runn
             pass
     assert WorkerLost.http_status == 503
     assert caught.value.body["error"]["type"] == "overloaded_error"
+
+
+CALL = '<tool_call>\n{"name": "look_up", "arguments": {"name": "json.dumps"}}\n</tool_call>'
+TOOLS = [
+    {
+        "name": "look_up",
+        "description": "Finds a function",
+        "input_schema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    }
+]
+
+
+@pytest.fixture
+async def calling(start_gateway, text_ids):
+    """A gateway of a model that calls tools, whose worker makes a call; and its client."""
+    model = load_model(GatewaySettings(model=str(MODEL_DIR), tool_parser="hermes"), created=1)
+    async with start_gateway(model_override=model) as running, httpx2.AsyncClient(timeout=20, verify=False) as http:
+        running.worker.script.token_ids = text_ids("Let me see. " + CALL)
+        yield (
+            running,
+            anthropic.AsyncAnthropic(base_url=running.url, api_key="none", max_retries=0, http_client=http),
+        )
+
+
+async def test_a_call_is_a_block_streamed_or_not(calling):
+    _, client = calling
+    whole = await client.messages.create(**ARGUMENTS, tools=TOOLS)
+    assert [block.type for block in whole.content] == ["text", "tool_use"]
+    assert (whole.content[1].name, whole.content[1].input) == ("look_up", {"name": "json.dumps"})
+    assert whole.stop_reason == "tool_use"
+    async with client.messages.stream(**ARGUMENTS, tools=TOOLS) as stream:
+        final = await stream.get_final_message()
+    assert [block.type for block in final.content] == ["text", "tool_use"]
+    assert final.content[1].input == {"name": "json.dumps"}
+    assert final.content[0].text == whole.content[0].text
+    assert (final.stop_reason, final.usage) == ("tool_use", whole.usage)
+
+
+async def test_calls_and_results_make_the_prompt_that_chat_makes_of_them(calling):
+    running, client = calling
+    whole = await client.messages.create(**ARGUMENTS, tools=TOOLS)
+    call = whole.content[1]
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "It serializes."}]}
+    said = [block.model_dump(exclude_none=True) for block in whole.content]
+    turns = [*TURNS, {"role": "assistant", "content": said}, {"role": "user", "content": [result]}]
+    await client.messages.create(model="pydoc-mini", max_tokens=50, messages=turns, tools=TOOLS)
+    function = {"name": "look_up", "arguments": '{"name": "json.dumps"}'}
+    await running.openai.chat.completions.create(
+        model="pydoc-mini",
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": "look_up",
+                    "description": "Finds a function",
+                    "parameters": TOOLS[0]["input_schema"],
+                },
+            }
+        ],
+        messages=[
+            *TURNS,
+            {
+                "role": "assistant",
+                "content": whole.content[0].text,
+                "tool_calls": [{"id": call.id, "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": call.id, "content": "It serializes."},
+        ],
+    )
+    assert running.worker.submits[1].prompt_token_ids == running.worker.submits[2].prompt_token_ids
+
+
+async def test_the_assistants_turn_can_be_begun_for_it(running, client, model_files):
+    turns = [*TURNS, {"role": "assistant", "content": "It turns an"}]
+    await client.messages.create(model="pydoc-mini", max_tokens=5, messages=turns)
+    assert model_files.decode(running.worker.submits[0].prompt_token_ids).endswith("It turns an")
