@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Collection
 import structlog
 
 from protos import worker_pb2 as pb
+from services.decode.beam_session import BeamSession
+from services.decode.beams import Beam
+from services.decode.routes import Routes
 from services.decode.session import DecodeSession
 from services.decode.wire import logprobs_to_wire, prompt_scores_to_wire
 from shared.engine.sequence import FinishReason, Sequence
@@ -22,12 +25,10 @@ from shared.errors import (
     WorkerDraining,
     WorkerLost,
 )
-from shared.identity import SequenceId, SessionId
+from shared.identity import SessionId
 from shared.worker.process import WorkerParts
 
 log = structlog.get_logger(__name__)
-
-Routes = dict[SequenceId, tuple["GatewayStream", DecodeSession]]
 
 
 class GatewayStream:
@@ -158,7 +159,7 @@ class GatewayStream:
                 raise WorkerDraining(f"worker {self._parts.status.identity.worker_id} is draining")
             if session_id in self._sessions:
                 raise InvalidRequest(f"session {session_id} is already running")
-            session = DecodeSession(self._parts, submit)
+            session = self._new_session(submit)
             if not session.must_be_guided:
                 self._parts.engine.submit(session.sequences)
         except TandemError as exc:
@@ -166,11 +167,32 @@ class GatewayStream:
             return
         self._sessions[session_id] = session
         for sequence in session.sequences:
-            self._routes[sequence.sequence_id] = (self, session)
+            self._routes[sequence.sequence_id] = (session if isinstance(session, BeamSession) else self, session)
         if submit.timeout_s > 0:
             error = RequestTimeout(f"not finished within the request's {submit.timeout_s:g} s")
             session.deadline = asyncio.get_running_loop().call_later(submit.timeout_s, self.fail, session, error)
         session.acquisition = asyncio.create_task(self._acquire(session))
+
+    def _new_session(self, submit: pb.Submit) -> DecodeSession:
+        if submit.sampling.beam_width:
+            return BeamSession(self._parts, submit, self._routes, self._deliver_beams, self.fail)
+        return DecodeSession(self._parts, submit)
+
+    def _deliver_beams(self, session: BeamSession, beams: list[Beam]) -> None:
+        """Sends the best beams as the session's choices, whole, and ends it."""
+        if self._sessions.pop(session.session_id, None) is None:
+            return
+        session.end()
+        step = pb.StepOutput(started=[session.started_message()])
+        for number in range(session.num_choices):
+            beam = beams[number] if number < len(beams) else Beam()
+            for token_id, logprobs in zip(beam.token_ids, beam.logprobs, strict=True):
+                if session.returns_logprobs:
+                    step.logprobs.append(logprobs_to_wire(len(step.token_ids), logprobs))
+                step.sequences.append(session.first_sequence + number)
+                step.token_ids.append(token_id)
+            step.finishes.append(session.beam_finish_message(number, beam))
+        self._outgoing.put_nowait(step)
 
     async def _acquire(self, session: DecodeSession) -> None:
         try:

@@ -14,7 +14,8 @@ import structlog
 
 from protos import worker_pb2 as pb
 from services.decode.embedder import Embedder
-from services.decode.gateway_stream import GatewayStream, Routes
+from services.decode.gateway_stream import GatewayStream
+from services.decode.routes import Routes, StepReader
 from shared.engine.step import StepOutputs
 from shared.errors import InternalError
 from shared.worker.drain import RoleServicer
@@ -79,7 +80,7 @@ class DecodeServicer(RoleServicer):
             stream.end()
 
     def _on_step(self, outputs: StepOutputs) -> None:
-        routes, touched = self._routes, dict[GatewayStream, None]()
+        routes, touched = self._routes, dict[StepReader, None]()
         for scores in outputs.prompt_scores:
             if route := routes.get(scores.sequence.sequence_id):
                 stream, session = route

@@ -50,6 +50,8 @@ def sampling_from_wire(wire: pb.SamplingParams) -> SamplingParams:
         grammar=wire.grammar,
         thinking=_thinking_from_wire(wire.thinking) if wire.HasField("thinking") else None,
         num_prompt_logprobs=wire.num_prompt_logprobs if wire.HasField("num_prompt_logprobs") else None,
+        beam_width=wire.beam_width,
+        length_penalty=wire.length_penalty,
     )
 
 

@@ -92,7 +92,9 @@ class CompletionReply:
             return list(choices)
         best: list[CollectedChoice] = []
         for first in range(0, len(choices), made):
-            ranked = sorted(choices[first : first + made], key=lambda choice: -choice.mean_logprob)
+            ranked = list(choices[first : first + made])
+            if not self._request.sampling.beam_width:  # beams come ranked
+                ranked.sort(key=lambda choice: -choice.mean_logprob)
             best += ranked[:returned]
         return best
 

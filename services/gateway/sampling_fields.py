@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from services.gateway.schemas.body import GenerationBody
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
-from shared.engine.sampling_params import SamplingParams
+from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.thinking import Thinking
 from shared.errors import InvalidRequest
 
 MAX_BAD_WORDS = 256
+_NEUTRAL: tuple[object, ...] = (None, 0, 1, -1, [], {})  # none of the fields below asks for anything with these
+_NOT_WITH_BEAMS = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "logit_bias", "min_tokens", "stop",
+)  # fmt: skip
 _TOKEN_ID = re.compile(r"\d{1,10}")
 
 
@@ -59,7 +64,26 @@ def sampling_of(body: GenerationBody, model: ServedModel, *, grammar: str, think
         grammar=grammar,
         thinking=thinking,
         num_prompt_logprobs=body.prompt_logprobs,
+        length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
     )
+
+
+def check_beams(body: GenerationBody, sampling: SamplingParams, width: int) -> None:
+    """Passes if what the body asks for can be searched with beams, which compares whole outputs and draws nothing.
+
+    Raises:
+        InvalidRequest: It asks for what only sampling gives, or for too many beams.
+    """
+    if width > MAX_LOGPROBS // 2:
+        raise InvalidRequest(f"{width} beams, at most {MAX_LOGPROBS // 2} are searched", param="n")
+    for field in _NOT_WITH_BEAMS:
+        if getattr(body, field) not in _NEUTRAL:
+            raise InvalidRequest(f"{field!r} belongs to sampling, not to 'use_beam_search'", param=field)
+    if sampling.is_guided or sampling.num_prompt_logprobs is not None:
+        raise InvalidRequest(
+            "'use_beam_search' goes with neither structured output nor limits on tokens nor scores of the prompt",
+            param="use_beam_search",
+        )
 
 
 def stop_strings(stop: str | list[str] | None, settings: GatewaySettings) -> tuple[str, ...]:

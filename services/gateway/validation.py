@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 
 from services.gateway.request import Endpoint, GenerationRequest
-from services.gateway.sampling_fields import checked_token_ids, sampling_of, stop_strings
+from services.gateway.sampling_fields import check_beams, checked_token_ids, sampling_of, stop_strings
 from services.gateway.schemas.body import GenerationBody
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
@@ -61,6 +61,10 @@ def chat_request(
         grammar=_grammar(structure, rules),
         thinking=thinking,
     )
+    if body.use_beam_search:
+        if body.max_output_tokens is None:
+            raise InvalidRequest("'use_beam_search' needs 'max_tokens'", param="max_tokens")
+        request = _with_beams(request, body)
     syntax = ReplySyntax(
         tools=model.syntax.tools if rules is not None else None,
         reasoning=marks,
@@ -109,9 +113,11 @@ def completion_request(
         sampling = replace(sampling, num_prompt_logprobs=body.logprobs)
     if request.num_choices > num_choices and sampling.num_logprobs is None:
         sampling = replace(sampling, num_logprobs=0)  # what the best is judged by
+    request = replace(request, sampling=sampling)
+    if body.use_beam_search:
+        request = _with_beams(request, body)
     return replace(
         request,
-        sampling=sampling,
         num_returned=num_choices,
         add_special_tokens=True,
         default_max_tokens=COMPLETION_DEFAULT_MAX_TOKENS,
@@ -128,6 +134,12 @@ def _grammar(structure: Structure | None, rules: CallRules | None) -> str:
     except ValueError as exc:
         field = structure.field if structure is not None else "tools"
         raise InvalidRequest(f"{field!r}: {str(exc)[:300]}", param=field) from exc
+
+
+def _with_beams(request: GenerationRequest, body: GenerationBody) -> GenerationRequest:
+    """Every choice is a beam, the best one first."""
+    check_beams(body, request.sampling, request.num_choices)
+    return replace(request, sampling=replace(request.sampling, beam_width=request.num_choices, temperature=0.0))
 
 
 def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len: int, cache_len: int) -> int:

@@ -293,6 +293,8 @@ def _sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
         grammar=sampling.grammar,
         thinking=None if sampling.thinking is None else _thinking_to_wire(sampling.thinking),
         num_prompt_logprobs=sampling.num_prompt_logprobs,
+        beam_width=sampling.beam_width,
+        length_penalty=sampling.length_penalty,
     )
 
 

@@ -33,6 +33,8 @@ class SamplingParams:
         bad_words: Token sequences that must not be completed in the output; each at least one token.
         grammar: What the output, but for its reasoning, must match, in llguidance's format; "" = free text.
         num_prompt_logprobs: None, or how many alternatives to each prompt token are wanted with its log-probability.
+        beam_width: The choices are the best of so many beams; 0 = tokens are sampled. The engine knows no beams.
+        length_penalty: Beams are compared by their log-probability divided by length to this power.
         thinking: How reasoning is told from the rest, where that matters to the engine: with a grammar or a budget.
     """
 
@@ -55,6 +57,8 @@ class SamplingParams:
     grammar: str = ""
     thinking: Thinking | None = None
     num_prompt_logprobs: int | None = None
+    beam_width: int = 0
+    length_penalty: float = 1.0
 
     @property
     def is_guided(self) -> bool:

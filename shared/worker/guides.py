@@ -35,7 +35,7 @@ class Guides:
     ) -> None:
         self._directory = directory
         self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
         self._compiler: GrammarCompiler | None = None
@@ -56,7 +56,7 @@ class Guides:
                 grammars = await asyncio.wait_for(compiling, self._timeout_s)
             except TimeoutError:
                 raise InvalidRequest(f"the grammar was not compiled within {self._timeout_s:g} s") from None
-        return [OutputGuide(params, grammar, self._eos_token_ids, self._vocab_size) for grammar in grammars]
+        return [OutputGuide(params, grammar, self.eos_token_ids, self._vocab_size) for grammar in grammars]
 
     def close(self) -> None:
         """Takes no more work."""
@@ -70,8 +70,8 @@ class Guides:
         with self._lock:
             if self._compiler is None:
                 file = self._directory / "tokenizer.json"
-                if not file.is_file() or not self._eos_token_ids:
+                if not file.is_file() or not self.eos_token_ids:
                     raise InvalidRequest("constrained output needs a tokenizer.json and an end-of-sequence token")
                 tokenizer_json = file.read_text(encoding="utf-8")
-                self._compiler = GrammarCompiler(tokenizer_json, self._vocab_size, sorted(self._eos_token_ids))
+                self._compiler = GrammarCompiler(tokenizer_json, self._vocab_size, sorted(self.eos_token_ids))
             return self._compiler

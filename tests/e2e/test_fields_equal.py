@@ -143,3 +143,39 @@ def test_streamed_call_is_the_whole_one(suite):
     pieces = [piece for chunk in stream for piece in chunk.choices[0].delta.tool_calls or []]
     assert "".join(piece.function.arguments for piece in pieces) == whole.function.arguments
     assert pieces[0].function.name == "f"
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["completion", "chat"])
+def test_beams_are_equal_and_scored_by_their_tokens(suite, chat):
+    fields = {"use_beam_search": True, "n": 3, "max_tokens": 20, "length_penalty": 0.5, "return_token_ids": True}
+    if chat:
+        fields |= {"messages": [{"role": "user", "content": FILLER}], "logprobs": True}
+    else:
+        fields |= {"prompt": FILLER, "logprobs": 0}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    remote, local = (post(url, path, fields) for url in (suite.url, suite.local_url))
+    assert plain(remote) == plain(local)
+    assert remote["timing"]["sessions"][0]["mode"] == "remote_prefill"
+    scores, outputs = [], set()
+    for choice in remote["choices"]:
+        logprobs = choice["logprobs"]
+        values = [entry["logprob"] for entry in logprobs["content"]] if chat else logprobs["token_logprobs"]
+        outputs.add(tuple(choice["token_ids"]))
+        if choice["finish_reason"] == "length":
+            scores.append(sum(values) / len(values) ** 0.5)
+    assert len(outputs) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_one_beam_of_a_prompt_is_its_greedy_output(suite):
+    beam = post(suite.url, "/v1/completions", {"prompt": FILLER, "use_beam_search": True, "max_tokens": 1})
+    greedy = post(suite.url, "/v1/completions", {"prompt": FILLER, "temperature": 0, "max_tokens": 1})
+    assert beam["choices"][0]["text"] == greedy["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("fields", [{"n": 11}, {"temperature": 0.7}, {"stop": "x"}, {"guided_regex": "a"}], ids=str)
+def test_what_beams_cannot_do_is_refused(suite, fields):
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 4, "use_beam_search": True, **fields}
+    reply = httpx.post(f"{suite.url}/v1/completions", json=body, timeout=60)
+    assert reply.status_code == 400
+    assert "beam" in reply.json()["error"]["message"]

@@ -48,8 +48,6 @@ class GenerationBody(Body):
     """Fields of both `/v1/chat/completions` and `/v1/completions`; vLLM's names where OpenAI has none."""
 
     refused: ClassVar[dict[str, Refusal]] = {
-        "use_beam_search": Refusal("beam search is not built", (False,)),
-        "length_penalty": Refusal("it belongs to beam search, which is not built", (1.0,)),
         "guided_decoding_backend": Refusal("there is one library for constrained output", ("auto", "guidance")),
         "structural_tag": Refusal("use tools, or structured_outputs with a grammar"),
         "spaces_between_special_tokens": Refusal("text is what its tokens spell", (True, False)),
@@ -81,6 +79,8 @@ class GenerationBody(Body):
     logit_bias: dict[str, float] | None = None
     min_tokens: int | None = Field(default=None, ge=0, le=INT32_MAX)
     ignore_eos: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = Field(default=None, ge=-10, le=10)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     allowed_token_ids: list[int] | None = Field(default=None, min_length=1)
     bad_words: list[str] | None = None

@@ -1,0 +1,92 @@
+"""Beam search: a session whose choices are the best of all continuations, found a token at a time.
+
+    outputs of step n (each beam's 2 x width likeliest tokens) --> the best `width` of all --> sequences of step n + 1
+                                                               `-> beams that ended, kept apart
+
+Each beam of each step is a sequence of one token. Beams share memory as all sequences do: full blocks are sealed and
+found again by their hashes, whoever continues them; what one of them has in its last, unsealed block (fewer tokens than
+a block) is computed again. The search depends on the model's log-probabilities alone, so it is deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shared.engine.sampling_params import SamplingParams
+from shared.engine.step import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """One continuation of the prompt.
+
+    Attributes:
+        token_ids: Generated so far.
+        logprobs: Of each of them, with the likeliest ones that the client asked for.
+        total: Sum of their log-probabilities.
+        stop_token_id: The token that ended it; -1 = none did.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    total: float = 0.0
+    stop_token_id: int = -1
+
+    def score(self, length_penalty: float) -> float:
+        """What beams are compared by in the end; higher is better."""
+        return self.total / float(max(1, len(self.token_ids)) ** length_penalty)
+
+
+class BeamSearch:
+    """The search itself; knows no engine. Mutable.
+
+    Args:
+        params: Of the session; `num_logprobs` as the client asked for.
+        end_token_ids: What ends a beam.
+    """
+
+    def __init__(self, params: SamplingParams, end_token_ids: frozenset[int]) -> None:
+        self._params = params
+        self._end_token_ids = end_token_ids
+        self._ended: list[Beam] = []
+        self.beams = [Beam()]
+
+    @property
+    def is_over(self) -> bool:
+        """No beam can be continued."""
+        return not self.beams
+
+    def advance(self, likeliest: list[TokenLogprobs]) -> None:
+        """Replaces the beams by their best continuations.
+
+        Args:
+            likeliest: For each of `beams`, its `2 * width` likeliest next tokens.
+        """
+        candidates = [
+            (beam.total + logprob, -number, -rank, beam, token_id)
+            for number, (beam, top) in enumerate(zip(self.beams, likeliest, strict=True))
+            for rank, (token_id, logprob) in enumerate(zip(top.top_token_ids, top.top_logprobs, strict=True))
+        ]
+        candidates.sort(key=lambda candidate: candidate[:3], reverse=True)
+        tops = {id(beam): top for beam, top in zip(self.beams, likeliest, strict=True)}
+        beams: list[Beam] = []
+        for total, _, _, beam, token_id in candidates[: 2 * self._params.beam_width]:
+            longer = self._continued(beam, token_id, total, tops[id(beam)])
+            if token_id in self._end_token_ids:
+                self._ended.append(replace(longer, stop_token_id=token_id))
+            elif len(beams) < self._params.beam_width:
+                beams.append(longer)
+        if beams and len(beams[0].token_ids) >= self._params.max_tokens:
+            self._ended += beams
+            beams = []
+        self.beams = beams
+
+    def best(self) -> list[Beam]:
+        """The `width` best, best first; fewer only if the vocabulary gave no more."""
+        found = self._ended + self.beams
+        return sorted(found, key=lambda beam: -beam.score(self._params.length_penalty))[: self._params.beam_width]
+
+    def _continued(self, beam: Beam, token_id: int, total: float, top: TokenLogprobs) -> Beam:
+        count = self._params.num_logprobs or 0
+        entry = TokenLogprobs(total - beam.total, top.top_token_ids[:count], top.top_logprobs[:count])
+        return Beam((*beam.token_ids, token_id), (*beam.logprobs, entry), total)
