@@ -67,7 +67,7 @@ class Fleet:
                 return time.perf_counter()
             if time.perf_counter() > deadline_s:
                 raise TimeoutError(f"blocks still held after {timeout_s:g} s: {held}")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.004)
 
     async def until_ready(self, num_workers: int, timeout_s: float = 60.0) -> None:
         """Waits until so many workers are ready, e.g. after one was restarted.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.rpc import TlsFiles
@@ -52,7 +52,7 @@ class WorkerSettings(ServiceSettings):
     transfer_socket: Path
     run_dir: Path
     arena_dir: Path = Path("/dev/shm")
-    block_size: Literal[16, 32, 64, 128] = 16
+    block_size: Annotated[Literal[16, 32, 64, 128], BeforeValidator(int)] = 16  # the environment has text
     kv_cache_bytes: int = Field(default=512 << 20, gt=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "int4"] = "none"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import random
-import time
 
 import httpx
 
+from loadtest.cancel_bench import run_cancels
+from loadtest.fleet import Fleet
 from loadtest.streams import run_streams
 from loadtest.workload import draw
 
@@ -22,25 +22,11 @@ BODY = {
 }
 
 
-def disconnect_after(url: str, delay_s: float, n: int) -> None:
-    try:
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json={**BODY, "n": n}, timeout=delay_s) as response:
-            for _ in response.iter_raw():
-                pass
-    except httpx.TimeoutException:
-        pass
-
-
-def test_disconnects_at_random_instants_free_every_block(suite):
-    rng = random.Random(5)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for job in [
-            pool.submit(disconnect_after, suite.url, rng.uniform(0.001, 0.2), rng.choice([1, 1, 3])) for _ in range(60)
-        ]:
-            job.result()
-    started_s = time.monotonic()
-    suite.wait_for_baseline()
-    print(f"baseline after {time.monotonic() - started_s:.3f} s")
+async def test_disconnects_at_random_instants_free_every_block(suite):
+    async with Fleet(suite.redis_url) as fleet:
+        outcome = await run_cancels(suite.url, fleet, cancels=96, sessions=8, window_s=0.3, seed=5)
+        print(outcome.summary())
+        assert outcome.stages.keys() >= {"streaming", "sent"}
 
 
 def test_refused_requests_hold_nothing(suite):
