@@ -15,11 +15,12 @@ import orjson
 
 from services.gateway.choice_text import Delta
 from services.gateway.generation import Usage
-from services.gateway.logprobs import TokenNames, chat_logprobs
-from services.gateway.replies import CollectedChoice
+from services.gateway.logprobs import TokenNames
 from services.gateway.request import GenerationRequest
-from services.gateway.responses.items import Item
+from services.gateway.responses.input_items import Item
+from services.gateway.responses.output import OutputItems
 from services.gateway.responses.schemas import ResponseBody
+from services.gateway.syntax.families import ToolFamily
 from shared.errors import TandemError, Unavailable
 from shared.tokenization.tokenizer import Tokenizer
 
@@ -38,12 +39,12 @@ class ResponseBuilder:
         self.is_stored = body.store is not False
         self.is_background = bool(body.background)
         self._body = body
-        self._names = TokenNames(tokenizer, by_id=False)
-        self._item_id = f"msg_{secrets.token_hex(24)}"
-        self._choice = CollectedChoice(0)
-        self._has_begun = False
+        self._finish_reason: str | None = None
         self._stopped: TandemError | None = None
         self._object = _new_object(self.response_id, body, request)
+        family = (request.syntax.tools if request.syntax is not None else None) or ToolFamily.HERMES
+        names = TokenNames(tokenizer, by_id=False)
+        self._items = OutputItems(self._event, names, family, has_logprobs=body.wants_logprobs)
 
     @property
     def status(self) -> str:
@@ -75,19 +76,13 @@ class ResponseBuilder:
 
     def add(self, deltas: Sequence[Delta]) -> None:
         """More of the text."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", []))
-            self._part_event("response.content_part.added", part=_text_part("", []))
         for delta in deltas:
-            self._choice.add(delta)
-            if delta.text or delta.tokens:
-                logprobs = self._logprobs(delta)
-                self._part_event("response.output_text.delta", delta=delta.text, logprobs=logprobs)
+            self._items.add(delta)
+            self._finish_reason = delta.finish_reason or self._finish_reason
 
     def end(self, usage: Usage) -> None:
         """All was said."""
-        is_cut = self._choice.finish_reason == "length"
+        is_cut = self._finish_reason == "length"
         self._object["usage"] = _usage(usage)
         self._object["incomplete_details"] = {"reason": "max_output_tokens"} if is_cut else None
         self._close("incomplete" if is_cut else "completed")
@@ -109,36 +104,14 @@ class ResponseBuilder:
         self._stopped = Unavailable(reason)
 
     def _close(self, status: str) -> None:
-        if self._has_begun:
-            item_status = "completed" if status == "completed" else "incomplete"
-            part = _text_part(self._choice.text, self._logprobs(self._choice))
-            item = self._message(item_status, [part])
-            self._object["output"] = [item]
-            self._part_event("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
-            self._part_event("response.content_part.done", part=part)
-            self._event("response.output_item.done", output_index=0, item=item)
+        self._items.close("completed" if status == "completed" else "incomplete")
+        self._object["output"] = self._items.items
         self._object["status"] = status
         self._object["completed_at"] = int(time.time()) if status == "completed" else None
 
     def last_event(self) -> None:
         """Tells how it ended; after it was stored, because the event says whether it was."""
         self._event(f"response.{self.status}", response=self.as_json())
-
-    def _message(self, status: str, content: list[Item]) -> Item:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
-
-    def _logprobs(self, source: Delta | CollectedChoice) -> list[object]:
-        content = chat_logprobs(source.tokens, self._names)["content"]
-        return content if isinstance(content, list) else []
-
-    def _part_event(self, kind: str, **fields: object) -> None:
-        self._event(kind, item_id=self._item_id, output_index=0, content_index=0, **fields)
 
     def _event(self, kind: str, **fields: object) -> None:
         if self._body.stream:
@@ -162,26 +135,22 @@ def _new_object(response_id: str, body: ResponseBody, request: GenerationRequest
         "metadata": body.metadata or {},
         "model": body.model,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None, "summary": None, **(body.reasoning or {})},
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
         "temperature": request.sampling.temperature,
         "text": {"format": (body.text and body.text.format) or {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "tool_choice": body.tool_choice or "auto",
+        "tools": [{"strict": None, "parameters": None, **tool} for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": request.sampling.top_p,
         "truncation": "disabled",
         "usage": None,
         "user": body.user,
     }
-
-
-def _text_part(text: str, logprobs: list[object]) -> Item:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def _usage(usage: Usage) -> dict[str, object]:

@@ -16,7 +16,7 @@ from services.gateway.body_reader import parse_body, read_body
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
-from services.gateway.responses.items import Item, chat_body, input_items
+from services.gateway.responses.input_items import Item, input_items
 from services.gateway.responses.reply import ResponseBuilder
 from services.gateway.responses.runs import ResponseRun
 from services.gateway.responses.schemas import (
@@ -29,6 +29,7 @@ from services.gateway.responses.schemas import (
 )
 from services.gateway.responses.store import IN_WORK
 from services.gateway.responses.stream import ReplayedEvents, ResponseEvents
+from services.gateway.responses.translate import chat_body
 from shared.errors import InvalidRequest, NotFound
 
 Order = Literal["asc", "desc"]

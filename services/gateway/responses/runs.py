@@ -9,7 +9,7 @@ import structlog
 
 from services.gateway.access.caller import current_caller
 from services.gateway.generation import Generation
-from services.gateway.responses.items import Item
+from services.gateway.responses.input_items import Item
 from services.gateway.responses.reply import ResponseBuilder
 from services.gateway.responses.store import ResponseRecord, ResponseStore
 from shared.errors import InternalError, Overloaded, TandemError

@@ -10,7 +10,6 @@ from services.gateway.schemas.body import Body, Refusal
 from services.gateway.schemas.reply import JsonObject, Reply
 from shared.engine.sampling_params import MAX_LOGPROBS
 
-NO_TOOLS = "tool calling is not built on this endpoint"
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -34,10 +33,6 @@ class PromptBody(Body):
     """What counting and creating have in common."""
 
     refused: ClassVar[dict[str, Refusal]] = {
-        "tools": Refusal(NO_TOOLS, ([],)),
-        "tool_choice": Refusal(NO_TOOLS, ("none", "auto")),
-        "parallel_tool_calls": Refusal(NO_TOOLS, (True, False)),
-        "reasoning": Refusal("the model's reasoning is not told apart from its text", ({},)),
         "conversation": Refusal("there are no conversation objects; use 'previous_response_id'"),
         "truncation": Refusal("prompts are never truncated in silence", ("disabled",)),
     }
@@ -47,13 +42,17 @@ class PromptBody(Body):
     instructions: str | None = None
     previous_response_id: str | None = Field(default=None, max_length=256)
     text: TextOptions | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: str | dict[str, object] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: dict[str, object] | None = None
 
 
 class ResponseBody(PromptBody):
     """A prompt to be answered."""
 
     refused: ClassVar[dict[str, Refusal]] = PromptBody.refused | {
-        "max_tool_calls": Refusal(NO_TOOLS),
+        "max_tool_calls": Refusal("there are no hosted tools, which it limits"),
         "prompt": Refusal("there are no stored prompt templates"),
         "service_tier": Refusal("there is one service tier", ("auto", "default")),
         "context_management": Refusal("conversations are never compacted"),

@@ -11,7 +11,7 @@ import structlog
 
 from services.gateway.access.caller import current_caller
 from services.gateway.object_store import ObjectStore
-from services.gateway.responses.items import Item
+from services.gateway.responses.input_items import Item
 from shared.errors import InvalidRequest, NotFound, TandemError
 
 log = structlog.get_logger(__name__)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import pairwise
 
 import openai
 import pytest
 
+from services.gateway.choice_text import Delta
+from services.gateway.responses.input_items import chat_turns
+from services.gateway.responses.output import OutputItems
+from services.gateway.syntax.families import ToolFamily
 from shared.access.api_keys import mint
 from shared.access.key_store import FileKeys
 from shared.errors import CapacityExceeded
@@ -251,9 +256,11 @@ async def test_without_redis_a_stateless_response_still_comes(start_gateway, tex
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"input": []}, "input"),
-        ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "input[0]"),
+        ({"input": [{"type": "function_call_output", "call_id": "a"}]}, "input[0].output"),
+        ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
@@ -300,3 +307,82 @@ async def test_a_stored_response_is_found_by_its_tenant_only(start_gateway, tmp_
         assert (await running.http.get(path, headers=headers[1])).status_code == 404
         assert (await running.http.delete(path, headers=headers[1])).status_code == 404
         assert (await running.http.get(path, headers=headers[0])).status_code == 200
+
+
+CALL = '<tool_call>\n{"name": "look_up", "arguments": {"name": "json.dumps"}}\n</tool_call>'
+PARAMETERS = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+TOOLS = [{"type": "function", "name": "look_up", "description": "Finds", "parameters": PARAMETERS, "strict": None}]
+
+
+async def test_a_call_is_an_item_streamed_or_not(running, text_ids):
+    running.worker.script.token_ids = text_ids("Let me see. " + CALL)
+    whole = await running.openai.responses.create(model="pydoc-mini", input="hi", tools=TOOLS)
+    assert [item.type for item in whole.output] == ["message", "function_call"]
+    call = whole.output[1]
+    assert (call.name, call.status) == ("look_up", "completed")
+    assert json.loads(call.arguments) == {"name": "json.dumps"}
+    stream = await running.openai.responses.create(model="pydoc-mini", input="hi", tools=TOOLS, stream=True)
+    events = [event async for event in stream]
+    kinds = [event.type for event in events if not event.type.endswith(".delta")]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.output_item.added",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    arguments = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(arguments) == events[-1].response.output[1].arguments == call.arguments
+
+
+async def test_a_calls_result_makes_the_prompt_that_chat_makes_of_it(running, text_ids):
+    running.worker.script.token_ids = text_ids("Let me see. " + CALL)
+    first = await running.openai.responses.create(model="pydoc-mini", input="hi", tools=TOOLS)
+    call = first.output[1]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "It serializes."}
+    await running.openai.responses.create(
+        model="pydoc-mini", input=[result], previous_response_id=first.id, tools=TOOLS
+    )
+    function = {"name": "look_up", "arguments": call.arguments}
+    await running.openai.chat.completions.create(
+        model="pydoc-mini",
+        tools=[
+            {
+                "type": "function",
+                "function": {"name": "look_up", "description": "Finds", "parameters": PARAMETERS},
+            }
+        ],
+        messages=[
+            {"role": "user", "content": "hi"},
+            {
+                "role": "assistant",
+                "content": first.output_text,
+                "tool_calls": [{"id": call.call_id, "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": call.call_id, "content": "It serializes."},
+        ],
+    )
+    assert running.worker.submits[1].prompt_token_ids == running.worker.submits[2].prompt_token_ids
+
+
+def test_reasoning_is_an_item_of_its_own_and_comes_back_with_its_turn():
+    told = []
+    items = OutputItems(lambda kind, **fields: told.append(kind), None, ToolFamily.HERMES, has_logprobs=False)
+    items.add(Delta(0, reasoning="First "))
+    items.add(Delta(0, reasoning="this.", text="Then that."))
+    items.close("completed")
+    assert [item["type"] for item in items.items] == ["reasoning", "message"]
+    assert told.count("response.reasoning_text.delta") == 2
+    assert chat_turns(items.items) == [
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "Then that."}],
+            "reasoning_content": "First this.",
+        }
+    ]

@@ -1,0 +1,93 @@
+"""A Responses body as a chat body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.gateway.body_reader import UnknownFields, check_extra, validate
+from services.gateway.responses.input_items import Item, chat_turns
+from services.gateway.responses.schemas import LOGPROBS, PromptBody, ResponseBody
+from services.gateway.schemas.chat import ChatBody
+from shared.errors import InvalidRequest, UnsupportedField
+
+_METADATA_KEYS, _KEY_CHARS, _VALUE_CHARS = 16, 64, 512
+
+
+def chat_body(body: PromptBody, items: Sequence[Item], unknown_fields: UnknownFields) -> ChatBody:
+    """The chat that the items and instructions make up.
+
+    Raises:
+        InvalidRequest: A field that cannot be served.
+    """
+    turns: list[Item] = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    turns += chat_turns(items)
+    content: dict[str, Any] = {"model": body.model, "messages": turns, **_tools(body), **_reasoning(body)}
+    if body.text is not None:
+        check_extra(body.text, body.text.refused, unknown_fields, where="text.")
+        content["response_format"] = _response_format(body.text.format)
+    if isinstance(body, ResponseBody):
+        content |= {"temperature": body.temperature, "top_p": body.top_p, "stream": body.stream}
+        content |= {"max_completion_tokens": body.max_output_tokens, "user": body.user}
+        if body.wants_logprobs:
+            content |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
+        _check_options(body, unknown_fields)
+    return validate(content, ChatBody, unknown_fields)
+
+
+def _check_options(body: ResponseBody, unknown_fields: UnknownFields) -> None:
+    if body.stream_options is not None:
+        check_extra(body.stream_options, body.stream_options.refused, unknown_fields, where="stream_options.")
+    for name in body.include or ():
+        if name != LOGPROBS:
+            raise UnsupportedField(f"'include': {name[:64]!r} is not supported, only {LOGPROBS!r} is", param="include")
+    metadata = body.metadata or {}
+    if len(metadata) > _METADATA_KEYS:
+        raise InvalidRequest(f"'metadata' has {len(metadata)} keys, at most {_METADATA_KEYS}", param="metadata")
+    for key, value in metadata.items():
+        if len(key) > _KEY_CHARS or len(value) > _VALUE_CHARS:
+            raise InvalidRequest(
+                f"'metadata': a key of {len(key)} and a value of {len(value)} characters, "
+                f"at most {_KEY_CHARS} and {_VALUE_CHARS}",
+                param="metadata",
+            )
+    if body.background and body.store is False:
+        raise InvalidRequest("'background' needs 'store': the response is read from there later", param="store")
+
+
+def _response_format(wanted: dict[str, object] | None) -> dict[str, object] | None:
+    """`text.format` as chat's `response_format`, which nests what is flat here."""
+    if wanted is None or wanted.get("type") != "json_schema":
+        return wanted
+    return {"type": "json_schema", "json_schema": {k: v for k, v in wanted.items() if k != "type"}}
+
+
+def _tools(body: PromptBody) -> dict[str, Any]:
+    """Functions, which chat nests."""
+    fields: dict[str, Any] = {"parallel_tool_calls": body.parallel_tool_calls}
+    if body.tools:
+        fields["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools)]
+    choice = body.tool_choice
+    if isinstance(choice, dict):
+        if choice.get("type") != "function":
+            raise UnsupportedField("'tool_choice' may name a function only", param="tool_choice")
+        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    if body.tools or choice not in ("none", "auto"):
+        fields["tool_choice"] = choice
+    return fields
+
+
+def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
+    if (kind := tool.get("type")) != "function":
+        raise UnsupportedField(f"{where}: there is no hosted tool {str(kind)[:64]!r}, only functions", param=where)
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _reasoning(body: PromptBody) -> dict[str, Any]:
+    reasoning = body.reasoning or {}
+    for name, value in reasoning.items():
+        if name not in ("effort", "summary", "generate_summary"):
+            raise UnsupportedField(f"'reasoning.{name[:64]}' is not supported", param="reasoning")
+        if name != "effort" and value not in (None, "auto"):
+            raise UnsupportedField(f"'reasoning.{name}': reasoning is shown whole, not in summary", param="reasoning")
+    return {"reasoning_effort": reasoning["effort"]} if reasoning.get("effort") else {}
