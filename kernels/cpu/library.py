@@ -79,7 +79,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_team_place": (None, (_P, POINTER(c_int), _I, _I)),
     "tandem_team_free": (None, (_P,)),
     "tandem_packed_bytes": (_L, (_I, _I, _I)),
-    "tandem_pack": (None, (_P, _I, _I, _I, _P, _P, _P, _P)),
+    "tandem_pack": (None, (_P, _I, _I, _I, _P, _I, _P, _P)),
     "tandem_linear": (_P, (_I, _I, _I, _P)),
     "tandem_linear_free": (None, (_P,)),
     "tandem_multiply": (None, (_P, _P, _P, _P, _F, _I, _P)),

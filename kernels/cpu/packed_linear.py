@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kernels.cpu.library import Format, Library
+from kernels.cpu.library import TYPES, Format, Library
 from kernels.cpu.weight_memory import Bytes
-from kernels.quantization import Quantization, quantize_weight
+from kernels.quantization import Quantization
 
 FORMATS = {torch.float32: Format.F32, torch.bfloat16: Format.BF16}
 QUANTIZED_FORMATS = {Quantization.INT8: Format.INT8, Quantization.INT4: Format.INT4}
@@ -18,11 +18,9 @@ def format_of(dtype: torch.dtype, quantization: Quantization) -> Format:
     Raises:
         ValueError: A dtype that the kernels do not have.
     """
-    if quantization is not Quantization.NONE:
-        return QUANTIZED_FORMATS[quantization]
     if dtype not in FORMATS:
         raise ValueError(f"native CPU kernels have no {dtype}; use float32 or bfloat16")
-    return FORMATS[dtype]
+    return FORMATS[dtype] if quantization is Quantization.NONE else QUANTIZED_FORMATS[quantization]
 
 
 def packed_bytes(library: Library, form: Format, outputs: int, inputs: int) -> int:
@@ -38,13 +36,15 @@ def pack(
     quantization: Quantization,
     packed: Bytes,
 ) -> None:
-    """Packs `weight` `[out, in]` and `bias` `[out]` into `packed` of `packed_bytes`, quantizing first if asked to."""
+    """Packs `weight` `[out, in]`, float32 or bfloat16, and `bias` `[out]` into `packed` of `packed_bytes`.
+
+    Quantizes as `kernels.quantization.quantize_weight` does, to the bit.
+
+    Raises:
+        ValueError: A dtype that the kernels do not have.
+    """
     outputs, inputs = weight.shape
-    scales = None
     form = format_of(weight.dtype, quantization)
-    if quantization is not Quantization.NONE:
-        quantized = quantize_weight(weight, quantization)
-        weight, scales = quantized.codes, quantized.scales.contiguous()
     weight = weight.contiguous()
     wide_bias = None if bias is None else bias.float().contiguous()
     library.calls.tandem_pack(
@@ -53,7 +53,7 @@ def pack(
         outputs,
         inputs,
         weight.data_ptr(),
-        None if scales is None else scales.data_ptr(),
+        TYPES[weight.dtype],
         None if wide_bias is None else wide_bias.data_ptr(),
         packed.ctypes.data,
     )

@@ -12,7 +12,6 @@ from typing import Protocol
 import structlog
 import torch
 
-import kernels.quantization
 from kernels.cpu.build import SOURCE
 from kernels.cpu.library import Library
 from kernels.cpu.packed_linear import NativeLinear, format_of, pack, packed_bytes
@@ -89,6 +88,6 @@ class NativeWeights:
         """Equal where the packed bytes are: same weights, element types, rounding and layout."""
         digest = hashlib.blake2b(checkpoint_digest(self._checkpoint), digest_size=12)
         digest.update(f"{part} {self._dtype} {quantization.value}".encode())
-        for source in (SOURCE / "formats.hpp", SOURCE / "pack.hpp", Path(kernels.quantization.__file__)):
-            digest.update(source.read_bytes())
+        for source in ("formats.hpp", "pack.hpp", "quantize.hpp"):
+            digest.update((SOURCE / source).read_bytes())
         return f"{part}-{digest.hexdigest()}"

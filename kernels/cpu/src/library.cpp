@@ -15,10 +15,10 @@ void tandem_team_free(Team* team) { delete team; }
 int64_t tandem_packed_bytes(int format, int outputs, int inputs) {
   return static_cast<int64_t>(Geometry(static_cast<Format>(format), outputs, inputs).total_words()) * 4;
 }
-// weight [outputs, inputs] as `Source` says -> packed [tandem_packed_bytes]
-void tandem_pack(Team* team, int format, int outputs, int inputs, const void* weight, const float* scales,
-                 const float* bias, void* packed) {
-  pack_weight(*team, Geometry(static_cast<Format>(format), outputs, inputs), {weight, scales, bias},
+// weight [outputs, inputs] of `type` as `Source` says -> packed [tandem_packed_bytes]
+void tandem_pack(Team* team, int format, int outputs, int inputs, const void* weight, int type, const float* bias,
+                 void* packed) {
+  pack_weight(*team, Geometry(static_cast<Format>(format), outputs, inputs), {weight, static_cast<Type>(type), bias},
               static_cast<uint32_t*>(packed));
 }
 // A view of a packed weight, which outlives it.

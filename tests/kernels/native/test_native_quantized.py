@@ -95,3 +95,16 @@ def test_extreme_codes_do_not_saturate(library, scheme):
     same = torch.full((32, 256), -1.0)
     expected = reference.quantized_linear(same, quantize_weight(same, scheme), None)
     torch.testing.assert_close(native_linear(library, scheme, same, None).multiply(same), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_rounding_is_the_specified_one_to_the_bit(library, scheme, dtype):
+    """Every code and scale, read out of the product with rows of the unit matrix, whose codes are 127 or 0."""
+    weight = randn(45, 130, seed=4).to(dtype)
+    weight[3] = 0
+    weight[4, 64:128] = 0
+    product = native_linear(library, scheme, weight, None).multiply(torch.eye(130))
+    expected = reference.quantized_linear(torch.eye(130), quantize_weight(weight, scheme), None)
+    torch.testing.assert_close(product, expected, rtol=3e-7, atol=0)
