@@ -1,6 +1,6 @@
 """What the block hints cost on a real Redis: memory per block and time per lookup, bitmaps against sets.
 
-    python -m loadtest.directory_bench [--blocks 100000] [--holders 1 4] [--redis-url URL of an empty database]
+    python -m loadtest.directory_bench [--blocks 100000 1000000] [--holders 1 4] [--redis-url URL of an empty database]
 
 Bitmaps go through `shared.directory` as the services use it. The sets are the obvious alternative: a set of holder
 indices per block, written and expired in pipelines of the same size, read by one pipeline of SMEMBERS.
@@ -34,6 +34,7 @@ from shared.log import configure_logging
 PROMPT_BLOCKS = 1000
 BATCH_BLOCKS = 256
 REPEATS = 50
+EXTRAPOLATED_BLOCKS = 10_000_000
 MISSING = prompt_hashes(Fingerprint("nobody has it"), "", [0] * 16 * PROMPT_BLOCKS, 16)
 
 
@@ -159,33 +160,51 @@ async def flush(url: str) -> None:
         await client.flushdb()
 
 
-async def main(url: str, num_blocks: int, holder_counts: Sequence[int]) -> None:
+async def main(url: str, sizes: Sequence[int], holder_counts: Sequence[int], schemes: Sequence[str]) -> None:
     """Measures and prints."""
     async with connection(url) as client:
         if await client.dbsize():
             sys.exit(f"{url} is not empty; this measurement empties it")
         version = (await client.info("server"))["redis_version"]
-    chains = [
-        prompt_hashes(Fingerprint("bench"), str(index), [index] * 16 * PROMPT_BLOCKS, 16)
-        for index in range(num_blocks // PROMPT_BLOCKS)
-    ]
-    rows = []
-    for num_holders in holder_counts:
-        for measure in (measure_bitmaps, measure_sets):
-            rows.append(await measure(url, chains, num_holders))
-    print(f"Redis {version}, redis-py {redis.__version__}, {len(chains) * PROMPT_BLOCKS:,} blocks, TTL on every key")
-    print(f"{'':8}{'holders':>8}{'bytes/block':>13}{'publish us':>12}{'1,000-block hit us':>20}{'miss us':>10}")
-    for r in rows:
+    print(f"Redis {version}, redis-py {redis.__version__}, TTL on every key")
+    print(
+        f"{'':8}{'blocks':>12}{'holders':>8}{'bytes/block':>13}{'publish us':>12}"
+        f"{'1,000-block hit us':>20}{'miss us':>10}"
+    )
+    largest: Row | None = None
+    for num_blocks in sizes:
+        chains = [
+            prompt_hashes(Fingerprint("bench"), str(index), [index] * 16 * PROMPT_BLOCKS, 16)
+            for index in range(num_blocks // PROMPT_BLOCKS)
+        ]
+        for num_holders in holder_counts:
+            for scheme in schemes:
+                r = await MEASURES[scheme](url, chains, num_holders)
+                largest = r if scheme == "bitmap" else largest
+                print(
+                    f"{r.scheme:8}{len(chains) * PROMPT_BLOCKS:12,}{r.holders:8}{r.bytes_per_block:13.0f}"
+                    f"{r.publish_us:12.1f}{r.hit_us:20.0f}{r.miss_us:10.0f}",
+                    flush=True,
+                )
+    if largest is not None:
         print(
-            f"{r.scheme:8}{r.holders:8}{r.bytes_per_block:13.0f}{r.publish_us:12.1f}{r.hit_us:20.0f}{r.miss_us:10.0f}"
+            f"extrapolated, not measured: {EXTRAPOLATED_BLOCKS:,} blocks at {largest.bytes_per_block:.0f} bytes take "
+            f"{EXTRAPOLATED_BLOCKS * largest.bytes_per_block / 2**30:.1f} GiB; a lookup is one hash table probe per "
+            "block, whatever their number"
         )
+
+
+MEASURES = {"bitmap": measure_bitmaps, "set": measure_sets}
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=100_000, help=f"rounded down to a multiple of {PROMPT_BLOCKS}")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[100_000], help=f"rounded down to multiples of {PROMPT_BLOCKS}"
+    )
     parser.add_argument("--holders", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--schemes", nargs="+", choices=sorted(MEASURES), default=sorted(MEASURES))
     parser.add_argument("--redis-url", default="", help="default: a server of its own")
     return parser.parse_args()
 
@@ -193,6 +212,6 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     arguments = parse_arguments()
     configure_logging("directory_bench", "error")
-    with tempfile.TemporaryDirectory() as directory_name, RedisServer() as server:
+    with tempfile.TemporaryDirectory() as directory_name, RedisServer(settings={"maxmemory": "4gb"}) as server:
         redis_url = arguments.redis_url or server.start(Path(directory_name))
-        uvloop.run(main(redis_url, arguments.blocks, arguments.holders))
+        uvloop.run(main(redis_url, arguments.blocks, arguments.holders, arguments.schemes))

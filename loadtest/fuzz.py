@@ -65,6 +65,13 @@ FETCH_METHODS = (
     Method("/tandem.KvFetch/TransferStatus", kv_transfer_pb2.TransferStatusRequest),
     Method("/tandem.KvTransfer/Attach", kv_transfer_pb2.AttachRequest),  # not served there
 )
+LOCAL_METHODS = (  # on the Unix socket between a worker and its kv_transfer; Attach is left to the worker
+    Method("/tandem.KvTransfer/Pull", kv_transfer_pb2.PullRequest),
+    Method("/tandem.KvTransfer/Save", kv_transfer_pb2.SaveRequest),
+    Method("/tandem.KvTransfer/Publish", kv_transfer_pb2.BlockEvents, is_stream=True),
+    Method("/tandem.KvTransfer/NoSuchCall", kv_transfer_pb2.PinRequest),
+)
+HOST_METHODS = (Method("/tandem.BlockHost/Pin", kv_transfer_pb2.PinRequest),)
 
 
 @dataclass
@@ -234,13 +241,14 @@ async def fuzz_port(
 ) -> dict[str, int]:
     """Fuzzes one server for a while, eight callers at a time; gives the outcomes by status code."""
     host, _, port = address.rpartition(":")
+    noise_share = 0.0 if address.startswith("unix:") else 0.15
     fuzzer = Fuzzer(random.Random(seed), known)
     deadline_s = time.monotonic() + seconds
 
     async def caller() -> None:
         async with open_channel(address) as channel:
             while time.monotonic() < deadline_s:
-                if fuzzer.rng.random() < 0.15:
+                if fuzzer.rng.random() < noise_share:
                     await fuzzer.tcp(host, int(port))
                 else:
                     await fuzzer.call(channel, fuzzer.rng.choice(methods))

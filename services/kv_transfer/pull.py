@@ -19,6 +19,7 @@ from protos import kv_transfer_pb2 as pb
 from services.kv_transfer.attachment import Attachment
 from services.kv_transfer.peers import TransferPeers
 from services.kv_transfer.tiers import Tiers
+from shared.directory.records import TransferRecord
 from shared.errors import InternalError, InvalidRequest, RequestTimeout, TandemError, WorkerLost, error_from_code
 from shared.identity import BlockHash
 from shared.rpc import error_from_rpc
@@ -158,7 +159,7 @@ class Puller:
             outcome.missing = len(slots) - len(available)
             if not available:
                 return
-            host = granted.ucx_host or holder.fetch_address.rpartition(":")[0].strip("[]")
+            host = _data_host(granted, holder)
             hashes = [job.block_hashes[i] for i in available]
             claims = Claims.of(
                 bytes.fromhex(granted.transfer_id),
@@ -221,6 +222,18 @@ def _checked_indices(reply: pb.FetchReply, num_blocks: int, block_bytes: int) ->
     ):
         raise InternalError("the holder's grant is malformed")
     return available
+
+
+def _data_host(granted: pb.FetchReply, holder: TransferRecord) -> str:
+    """Where the bytes are: on the holder's host, as the directory names it, and nowhere else.
+
+    Raises:
+        InternalError: The holder points to another host.
+    """
+    host = holder.fetch_address.rpartition(":")[0].strip("[]")
+    if granted.ucx_host not in ("", host):
+        raise InternalError(f"the holder at {host} points to {granted.ucx_host}")
+    return host
 
 
 async def _while_granted(call: _FetchCall, receive: Coroutine[None, None, Received]) -> Received:

@@ -7,8 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.fuzz import FETCH_METHODS, Usage, fuzz_port, known_values, worker_methods
+from loadtest.fuzz import FETCH_METHODS, HOST_METHODS, LOCAL_METHODS, Usage, fuzz_port, known_values, worker_methods
 from loadtest.fuzz_ucx import be_admitted, fuzz_ucx, ucx_port
+from shared.rpc import unix_target
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -49,6 +50,10 @@ async def test_no_garbage_ends_a_process_that_speaks_grpc(fuzzed):
         ):
             outcomes = await fuzz_port(address, methods, known_values(worker), seed=5, seconds=GRPC_SECONDS)
             assert len(outcomes) > 3, outcomes
+    for socket, methods in (("prefill-0.transfer.sock", LOCAL_METHODS), ("prefill-0.host.sock", HOST_METHODS)):
+        await fuzz_port(
+            unix_target(fuzzed.run_dir / socket), methods, known_values(workers[0]), seed=5, seconds=GRPC_SECONDS
+        )
     fuzzed.wait_for_baseline()
     after = usage_of(fuzzed)
     assert {name: usage.pid for name, usage in after.items()} == {name: usage.pid for name, usage in before.items()}
