@@ -138,7 +138,8 @@ class Fuzzer:
             for _ in range(self.rng.randint(0, 3)):
                 getattr(message, name)[self.rng.choice((0, 1, -1, 10**6))] = self.rng.choice(_FLOATS)
         elif descriptor.is_repeated:
-            count = self.rng.choice((0, 1, 2, 17, 40, 40, 3000)) if depth < 2 else 1
+            sizes = (0, 1, 2, 17, 40, 3000) if descriptor.message_type is None else (0, 1, 2, 20)
+            count = self.rng.choice(sizes) if depth < 2 else 1
             values = [self._value(message, descriptor, depth) for _ in range(count)]
             if name in self.known and self.rng.random() < 0.7:
                 values = list(self.rng.choice(self.known[name]))

@@ -14,7 +14,7 @@ from shared.rpc import unix_target
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 PROMPT = "What does json.dumps do? " * 20
-GRPC_SECONDS, UCX_SECONDS = 3, 5
+GRPC_SECONDS, UCX_SECONDS = 2, 4
 MAX_GROWTH_BYTES, MAX_GROWTH_DESCRIPTORS = 96 << 20, 24
 
 
