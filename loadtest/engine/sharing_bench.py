@@ -6,7 +6,7 @@ Saved = (blocks if every choice had its own - blocks held) / (blocks if every ch
 For sampling the blocks held are what the block pool says; for beams they follow from which prefixes are equal, because
 equal full blocks are one block by construction and a beam's last block is its own.
 
-Measured (2026-11-23, pydoc-mini, blocks of 16 tokens; counts of blocks, so the machine does not matter), 2, 4, 6 choices:
+Measured (2026-11-23, pydoc-mini, blocks of 16 tokens; counts of blocks, so the machine does not matter), 2, 4, 6 wide:
 
     19 tokens in, 58 out     samples 14 %, 23 %, 25 %     beams 26 %, 46 %, 51 %
     161 tokens in, 338 out   samples 26 %, 39 %, 43 %     beams 44 % (2)
