@@ -153,11 +153,18 @@ async def _median_s(rounds: int, run: Callable[[], Awaitable[object]]) -> float:
     return statistics.median(times)
 
 
+def _unnamed_arena(name: str, num_blocks: int, block_bytes: int) -> np.ndarray:
+    arena = SharedArena.create(Path(f"/dev/shm/tandem-bench-{os.getpid()}-{name}"), num_blocks, block_bytes)
+    arena.unlink()
+    return arena.blocks
+
+
 def _serve_raw(tls: str, num_blocks: int, block_bytes: int) -> None:
     """The other process of the bare UCX measurement: prints its port, then answers each tag base with the blocks."""
 
     async def serve() -> None:
-        source = np.random.default_rng(0).integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
+        source = _unnamed_arena("raw-source", num_blocks, block_bytes)
+        source[:] = np.random.default_rng(0).integers(0, 256, source.shape, dtype=np.uint8)
         endpoints: asyncio.Queue[Endpoint] = asyncio.Queue()
         transport = UcxTransport(tls, "127.0.0.1", 0, on_failure=lambda error: os._exit(1))
         await transport.start(endpoints.put_nowait)
@@ -240,7 +247,8 @@ async def _report(
         assert all(reply.verified), reply
         verify.append(reply.verify_s)
 
-    async with _raw(tls, np.empty((num_blocks, block_bytes), np.uint8)) as fetch_raw:
+    # Of the same kind of memory: pages of shared memory are small, and that costs either of them.
+    async with _raw(tls, _unnamed_arena("raw-target", num_blocks, block_bytes)) as fetch_raw:
         targets = puller.arena.blocks
         pulls, raws, copies = await _interleaved(
             rounds, pull_all, lambda: fetch_raw(num_blocks), lambda: _copy(holder.arena.blocks, targets, block_ids)

@@ -15,6 +15,8 @@ from protos import worker_pb2 as pb
 PROMPT = [(43 * i + 5) % 1500 + 300 for i in range(400)]
 BLOCKS = 24
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def small(start_another):
