@@ -3,7 +3,7 @@
     python3 loadtest/native_isa_check.py [--threads N] [--quick]
 
 Needs torch, numpy, pytest and g++, nothing else of the project's dependencies: made for a machine lent for minutes.
-Prints the processor, the outcome of tests/kernels/native, what order AMX adds in, and times per instruction set.
+Prints the processor, the outcome of the kernels' tests, and times per instruction set.
 """
 
 from __future__ import annotations
@@ -47,34 +47,6 @@ def print_machine() -> None:
     print(subprocess.run(["g++", "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0])
 
 
-def amx_order() -> None:
-    """Which order of additions gives AMX's bits: the one documented, pair by pair as AVX-512 does, or neither."""
-    import torch
-
-    from kernels.cpu.build import Isa, supported_isas
-    from kernels.cpu.library import Library
-    from kernels.cpu.packed_linear import native_linear
-    from kernels.quantization import Quantization
-
-    if Isa.AMX not in supported_isas():
-        print("no AMX here: neither its path nor its order of additions was run")
-        return
-    library = Library(Isa.AMX, 1)
-    for inputs in (32, 64, 576):
-        weight, x = torch.randn(64, inputs).bfloat16(), torch.randn(40, inputs).bfloat16()
-        actual = native_linear(library, Quantization.NONE, weight, None).multiply(x.float())
-        products = x.float()[:, None, :] * weight.float()[None]  # exact
-        documented, pairwise = torch.zeros(40, 64), torch.zeros(40, 64)
-        for tile in products.split(32, -1):
-            even, odd = torch.zeros(40, 64), torch.zeros(40, 64)
-            for k in range(0, 32, 2):
-                even, odd = even + tile[..., k], odd + tile[..., k + 1]
-                pairwise = pairwise + tile[..., k] + tile[..., k + 1]
-            documented = documented + (even + odd)
-        for name, candidate in (("documented", documented), ("pairwise", pairwise)):
-            print(f"AMX order, {inputs} inputs: {name} equal bits in {(actual == candidate).float().mean():.4f}")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,11 +61,11 @@ def main() -> None:
 
     isas = [isa.name for isa in supported_isas()]
     print("instruction sets:", *isas, flush=True)
-    tests = str(ROOT / "tests" / "kernels" / "native")
+    folder = ROOT / "tests" / "kernels" / "native"
+    tests = [str(folder / f"test_{name}.py") for name in ("native_kernels", "native_quantized", "native_isas")]
     options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={ROOT}"]
-    outcome = pytest.main([tests, *options, "--noconftest", "--tb=short", "--maxfail=5"])
-    print("tests/kernels/native:", "passed" if outcome == 0 else f"FAILED ({outcome})", flush=True)
-    amx_order()
+    outcome = pytest.main([*tests, *options, "--noconftest", "--tb=short", "--maxfail=5"])
+    print("tests:", "passed" if outcome == 0 else f"FAILED ({outcome})", flush=True)
     if arguments.quick:
         return
     from loadtest.engine import kernels_bench

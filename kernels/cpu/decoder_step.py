@@ -27,6 +27,14 @@ class NativeLayer:
     down: NativeLinear
 
 
+@dataclass(frozen=True, slots=True)
+class _BoundCache:
+    """A cache as the native call takes it; holds on to the tensors, so that their addresses stay theirs."""
+
+    layers: Sequence[torch.Tensor]
+    arguments: tuple[object, ...]
+
+
 class DecoderStep:
     """A decoder's layers. Calls do not overlap: intermediate buffers belong to the object."""
 
@@ -43,6 +51,7 @@ class DecoderStep:
         eps: float,
     ) -> None:
         self._library = library
+        self._cache = _BoundCache((), ())
         self._hidden = embedding.shape[1]
         head_dim = cos_sin.shape[1]
         self._cache_shape = (num_kv_heads, head_dim)
@@ -92,26 +101,30 @@ class DecoderStep:
         Returns:
             New float32 `[T, hidden]`, before the final norm.
         """
-        first = kv_layers[0]
-        heads, width = self._cache_shape
-        row = (heads, width + SCALE_BYTES if first.dtype == torch.int8 else width)
-        if first.dtype not in KV_TYPES or first.shape[3:] != row or first.stride(3) != first.shape[4]:
-            raise ValueError(f"KV cache {tuple(first.shape)} of {first.dtype} does not fit the model")
+        if kv_layers is not self._cache.layers:
+            self._cache = self._bind(kv_layers)
         hidden = torch.empty(token_ids.shape[0], self._hidden)
         batch = batch_of(positions, slot_mapping, block_tables, query_start, seq_lens)
-        bases = (ctypes.c_void_p * len(kv_layers))(*(layer.data_ptr() for layer in kv_layers))
         self._library.calls.tandem_decoder_step(
             self._handle,
             self._library.team,
             ctypes.byref(batch),
             token_ids.data_ptr(),
-            KV_TYPES[first.dtype],
-            bases,
-            first.stride(0) * first.element_size(),
-            first.shape[2],
+            *self._cache.arguments,
             hidden.data_ptr(),
         )
         return hidden
+
+    def _bind(self, kv_layers: Sequence[torch.Tensor]) -> _BoundCache:
+        """What the call says of a cache: the same at every step, and slow to ask every layer for."""
+        first = kv_layers[0]
+        heads, width = self._cache_shape
+        row = (heads, width + SCALE_BYTES if first.dtype == torch.int8 else width)
+        if first.dtype not in KV_TYPES or first.shape[3:] != row or first.stride(3) != first.shape[4]:
+            raise ValueError(f"KV cache {tuple(first.shape)} of {first.dtype} does not fit the model")
+        bases = (ctypes.c_void_p * len(kv_layers))(*(layer.data_ptr() for layer in kv_layers))
+        stride = first.stride(0) * first.element_size()
+        return _BoundCache(kv_layers, (KV_TYPES[first.dtype], bases, stride, first.shape[2]))
 
     def _pointers(self, layer: NativeLayer) -> LayerPointers:
         """Norms are widened once and kept here."""

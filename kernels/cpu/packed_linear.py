@@ -90,7 +90,8 @@ class NativeLinear:
 
     def multiply(self, x: torch.Tensor, norm: torch.Tensor | None = None, eps: float = 0.0) -> torch.Tensor:
         """`rms_norm(x) @ weight.T + bias` in float32; without `norm` (float32 `[in]`) of `x` itself."""
-        x = x.float().contiguous()
+        if x.dtype is not torch.float32 or not x.is_contiguous():
+            x = x.float().contiguous()
         out = torch.empty(x.shape[0], self._outputs)
         self._library.calls.tandem_multiply(
             self._library.team,

