@@ -13,7 +13,8 @@ others used too; `loadtest/grammar_bench.py`):
       compiled, refused                         164, 204        344, 24
       let an invalid instance through           0 schemas       173 schemas
 
-Masks cost microseconds either way. What decides is that llguidance refuses what it cannot keep, naming the keyword, and
+Masks cost microseconds either way: eight streams of guided JSON decode at 0.9 to 1.0 times the rate of free ones (the
+spread is the machine's). What decides is that llguidance refuses what it cannot keep, naming the keyword, and
 that the gateway can check grammars with it without torch. Its work per compilation and per mask is bounded by fuel.
 """
 

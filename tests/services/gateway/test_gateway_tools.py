@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -179,3 +180,26 @@ async def test_last_message_can_be_continued(running, model_files):
         model=MODEL, messages=messages, extra_body={"continue_final_message": True}
     )
     assert model_files.decode(running.worker.submits[-1].prompt_token_ids).endswith("assistant\nIt is")
+
+
+async def test_schema_that_compiles_forever_is_refused_while_others_are_served(start_gateway):
+    slow = {"type": "integer", "multipleOf": 99_991}  # about a second alone on a core
+    async with start_gateway(grammar_timeout_s=0.1) as gateway:
+        body = {"model": MODEL, "prompt": "x", "guided_json": slow}
+        hostile = asyncio.create_task(gateway.http.post("/v1/completions", json=body))
+        await asyncio.sleep(0)
+        other = await gateway.http.post("/v1/completions", json={"model": MODEL, "prompt": "x"})
+        assert other.status_code == 200
+        refused = await hostile
+        assert refused.status_code == 400
+        assert "not compiled within 0.1 s" in refused.json()["error"]["message"]
+
+
+async def test_template_that_renders_forever_is_given_up(start_gateway, tmp_path):
+    template = tmp_path / "slow.jinja"
+    template.write_text("{%- for i in range(n) -%}{%- for j in range(n) -%}x{%- endfor -%}{%- endfor -%}")
+    settings = GatewaySettings(model=str(MODEL_DIR), chat_template=template)
+    model = load_model(settings, created=1)
+    async with start_gateway(model_override=model, template_timeout_s=0.05) as gateway:
+        with pytest.raises(openai.BadRequestError, match=r"took longer than 0\.05 s"):
+            await ask(gateway, extra_body={"chat_template_kwargs": {"n": 2500}})
