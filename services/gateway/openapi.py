@@ -54,7 +54,9 @@ def described(
         also: Further replies, by status.
         body_type: Media type of the body.
     """
-    content: dict[str, Any] = {} if reply else {media_type: {"schema": {"type": "string"}}}
+    content: dict[str, Any] = {}
+    if reply is None:
+        content[media_type] = {"schema": {} if media_type == JSON else {"type": "string"}}
     if streams:
         content[SSE] = {"schema": {"type": "string"}}
     success: dict[str, Any] = {"description": "Success", "content": content}
@@ -89,8 +91,7 @@ def true_openapi(app: FastAPI, gateway: Gateway) -> dict[str, Any]:
                 _hoist(operation, definitions)
         for name in ("HTTPValidationError", "ValidationError"):
             definitions.pop(name, None)
-        if gateway.settings.unknown_fields == "refuse":
-            _close_objects(document)
+        _finish_bodies(document, gateway.model.name, is_closed=gateway.settings.unknown_fields == "refuse")
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -118,13 +119,16 @@ def _hoist(node: Any, definitions: dict[str, Any]) -> None:
             _hoist(value, definitions)
 
 
-def _close_objects(node: Any) -> None:
-    """Says that unknown fields are refused, where they are."""
+def _finish_bodies(node: Any, model: str, *, is_closed: bool) -> None:
+    """Says of our bodies what only a running gateway knows: the model, and whether unknown fields are refused."""
     if isinstance(node, dict):
         if node.pop("x-closed", False):
-            node["additionalProperties"] = False
+            if is_closed:
+                node["additionalProperties"] = False
+            if node["properties"].get("model", {}).get("type") == "string":
+                node["properties"]["model"]["enum"] = [model]
         for value in node.values():
-            _close_objects(value)
+            _finish_bodies(value, model, is_closed=is_closed)
     elif isinstance(node, list):
         for value in node:
-            _close_objects(value)
+            _finish_bodies(value, model, is_closed=is_closed)

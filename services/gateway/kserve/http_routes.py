@@ -74,12 +74,12 @@ def _add_probes(routes: APIRouter, gateway: Gateway) -> None:
     @routes.get("/v2/health/live", **describe(None, None))
     async def server_live() -> Response:
         """The process turns."""
-        return Response()
+        return _json({"live": True})
 
     @routes.get("/v2/health/ready", **describe(None, None))
     async def server_ready() -> Response:
         """Requests can be served."""
-        return Response(status_code=503 if gateway.health.reason() else 200)
+        return _json({"ready": not gateway.health.reason()}, 503 if gateway.health.reason() else 200)
 
     @routes.post("/v2/repository/index", **describe(None, None))
     async def index() -> Response:
@@ -100,7 +100,8 @@ def _add_model(routes: APIRouter, gateway: Gateway) -> None:
     async def model_ready(name: str, version: str = "") -> Response:
         """Requests can be served by it."""
         check_model(gateway, name, version)
-        return Response(status_code=503 if gateway.health.reason() else 200)
+        is_ready = not gateway.health.reason()
+        return _json({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
     @routes.get(MODEL + "/config", **describe(None, None))
     @routes.get(VERSION + "/config", **describe(None, None))
@@ -237,5 +238,5 @@ def _json_element(element: object) -> object:
     return element.decode() if isinstance(element, bytes) else element
 
 
-def _json(content: dict[str, object]) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+def _json(content: dict[str, object], status_code: int = 200) -> Response:
+    return Response(orjson.dumps(content), status_code=status_code, media_type="application/json")

@@ -53,6 +53,7 @@ async def test_openapi_names_every_route_and_the_refused_fields(running):
     schema = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["suffix"]["description"].startswith("Refused")
     assert schema["additionalProperties"] is False
+    assert schema["properties"]["model"]["enum"] == ["pydoc-mini"]
     assert "$defs" not in str(document)
     assert (await running.http.get("/docs")).status_code == 200
 
