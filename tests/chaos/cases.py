@@ -1,0 +1,111 @@
+"""Requests whose answers are known: each is asked once of an undisturbed suite, and must be answered so ever after."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import httpx
+
+MODEL = "pydoc-mini"
+TEXT = (
+    "The report was read twice and filed. Every figure in it was taken from the log of the day before. Nobody asked "
+    "for a second copy. The meeting began late and ended early, as meetings do when it rains. "
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A completion request without its cache salt."""
+
+    name: str
+    body: dict
+
+
+@dataclass
+class Answer:
+    """What a client saw; `outcome` is "answered", "error" (with `code`), "left" or "broken"."""
+
+    outcome: str = "broken"
+    code: str = ""
+    text: dict = field(default_factory=lambda: defaultdict(str))
+    logprobs: dict = field(default_factory=lambda: defaultdict(list))
+    finish: dict = field(default_factory=dict)
+    usage: dict = field(default_factory=dict)
+    migrations: int = 0
+    num_replies: int = 0
+
+    def same_as(self, other: Answer) -> bool:
+        """Whether the client got the same, byte by byte."""
+        parts = ("text", "logprobs", "finish")
+        same_usage = all(self.usage[k] == other.usage[k] for k in ("prompt_tokens", "completion_tokens"))
+        return same_usage and all(dict(getattr(self, part)) == dict(getattr(other, part)) for part in parts)
+
+
+def make_cases(count: int, seed: int = 0) -> list[Case]:
+    """Short and long prompts, greedy and drawn, choices, stop strings, penalties, logprobs."""
+    rng = random.Random(seed)
+    cases = []
+    for number in range(count):
+        sentences = rng.choice([1, 2, 8, 20])
+        body = {
+            "model": MODEL,
+            "prompt": f"Case {rng.randrange(8)}. " + TEXT * sentences,
+            "max_tokens": rng.choice([8, 24, 64, 160]),
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        match number % 4:
+            case 1:
+                body |= {"temperature": 0.9, "seed": number, "top_p": 0.95}
+            case 2:
+                body |= {"temperature": 1.0, "seed": number, "n": 3, "presence_penalty": 0.5, "repetition_penalty": 1.1}
+            case 3:
+                body |= {"temperature": 0.8, "seed": number, "stop": ["the", "of a"], "min_tokens": 6, "logprobs": 1}
+        cases.append(Case(f"case-{number}", body))
+    return cases
+
+
+async def ask(client: httpx.AsyncClient, case: Case, salt: str, *, leave_after_s: float = 0.0) -> Answer:
+    """Streams a case to its end, or leaves."""
+    answer = Answer()
+    body = {**case.body, "stream": True, "stream_options": {"include_usage": True}, "timing": True, "cache_salt": salt}
+    try:
+        async with asyncio.timeout(leave_after_s or None):
+            await _read(client, body, answer)
+    except TimeoutError:
+        answer.outcome = "left"
+    except httpx.HTTPError as exc:
+        answer.outcome, answer.code = "broken", type(exc).__name__
+    return answer
+
+
+async def _read(client: httpx.AsyncClient, body: dict, answer: Answer) -> None:
+    async with client.stream("POST", "/v1/completions", json=body) as stream:
+        if stream.status_code != 200:
+            answer.num_replies += 1
+            answer.outcome, answer.code = "error", json.loads(await stream.aread())["error"]["code"]
+            return
+        async for line in stream.aiter_lines():
+            if line == "data: [DONE]":
+                answer.num_replies += 1
+                answer.outcome = answer.outcome if answer.outcome == "error" else "answered"
+            elif line.startswith("data: "):
+                _take(json.loads(line[6:]), answer)
+
+
+def _take(event: dict, answer: Answer) -> None:
+    if error := event.get("error"):
+        answer.outcome, answer.code = "error", error["code"]
+    answer.usage = event.get("usage") or answer.usage
+    if timing := event.get("timing"):
+        answer.migrations = sum(len(session["migrations"]) for session in timing["sessions"])
+    for choice in event.get("choices", ()):
+        answer.text[choice["index"]] += choice["text"]
+        if choice.get("logprobs"):
+            answer.logprobs[choice["index"]] += choice["logprobs"]["tokens"]
+        if choice["finish_reason"]:
+            answer.finish[choice["index"]] = choice["finish_reason"], choice["stop_reason"]

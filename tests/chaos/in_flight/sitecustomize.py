@@ -1,0 +1,56 @@
+"""Lies on the PYTHONPATH of a suite under test: its sidecars send what the control file says, not what they should.
+
+Python imports a module of this name at start. Nothing in the product knows of it.
+"""
+
+import os
+import sys
+
+if "services.kv_transfer" in sys.orig_argv and "TANDEM_CHAOS_CONTROL" in os.environ:
+    import asyncio
+    import json
+    import random
+
+    from shared.transfer import ucx
+    from shared.transfer.transport import TransportError
+
+    control = os.environ["TANDEM_CHAOS_CONTROL"]
+    send_as_is = ucx._UcxEndpoint.send_blocks
+    rng = random.Random(os.getpid())
+    known: tuple[float, dict] = (0.0, {})
+
+    def faults() -> dict:
+        global known
+        changed = os.stat(control).st_mtime
+        if changed != known[0]:
+            with open(control) as file:
+                known = changed, json.load(file)
+        return known[1]
+
+    def flipped(block):
+        copy = block.copy()
+        copy.reshape(-1)[rng.randrange(copy.size)] ^= 1 << rng.randrange(8)
+        return copy
+
+    async def late(endpoint, blocks, tag_base, seconds):
+        await asyncio.sleep(seconds)
+        await send_as_is(endpoint, blocks, tag_base)
+
+    async def cut(endpoint):
+        await endpoint.close()
+        raise TransportError("cut by the chaos harness")
+
+    def send_blocks(endpoint, blocks, tag_base):
+        chances = faults()
+        if rng.random() < chances.get("cut", 0):
+            return asyncio.ensure_future(cut(endpoint))
+        if rng.random() < chances.get("corrupt", 0):
+            victim = rng.randrange(len(blocks))
+            blocks = [flipped(block) if i == victim else block for i, block in enumerate(blocks)]
+        if len(blocks) > 1 and rng.random() < chances.get("reorder", 0):
+            blocks = [*blocks[1:], blocks[0]]
+        if rng.random() < chances.get("delay", 0):
+            return asyncio.ensure_future(late(endpoint, blocks, tag_base, rng.uniform(0.05, 1.0)))
+        return send_as_is(endpoint, blocks, tag_base)
+
+    ucx._UcxEndpoint.send_blocks = send_blocks

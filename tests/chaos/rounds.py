@@ -1,0 +1,170 @@
+"""Rounds of traffic under faults; after each the suite must be as before, and every answer must have been right.
+
+calm: oracle  |  round: traffic + faults -> everything heals -> blocks free, all ready -> the next round
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+
+from loadtest.fleet import Fleet
+from tests.chaos.cases import Answer, Case, ask
+from tests.chaos.faults import Fault, Saboteur, plan
+from tests.e2e.conftest import Suite
+
+HEAL_S = 60.0
+FREE_S = 15.0
+SALTS = 6
+EXPLICIT_ERRORS = {"unavailable", "worker_lost", "worker_draining", "overloaded", "request_timeout"}
+"""What a client may be told when it cannot be served. Anything else is a defect."""
+
+
+@dataclass
+class Report:
+    """What happened, in numbers."""
+
+    requests: int = 0
+    faulted: int = 0
+    outcomes: Counter = field(default_factory=Counter)
+    errors: Counter = field(default_factory=Counter)
+    faults: Counter = field(default_factory=Counter)
+    migrations: int = 0
+    wrong: list[str] = field(default_factory=list)
+    heal_s: list[float] = field(default_factory=list)
+    free_s: list[float] = field(default_factory=list)
+    rounds: int = 0
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return {
+            "rounds": self.rounds,
+            "requests": self.requests,
+            "requests_in_faulted_rounds": self.faulted,
+            "wrong": self.wrong,
+            "outcomes": dict(self.outcomes),
+            "errors": dict(self.errors),
+            "faults": dict(self.faults),
+            "migrations": self.migrations,
+            "all_ready_again_s": _spread(self.heal_s),
+            "all_blocks_free_s": _spread(self.free_s),
+        }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else 0.0
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    }
+
+
+class Chaos:
+    """One suite, its oracle, and the report."""
+
+    def __init__(
+        self, suite: Suite, saboteur: Saboteur, cases: list[Case], kinds: list[str], say: Callable[[str], None]
+    ) -> None:
+        self._suite = suite
+        self._saboteur = saboteur
+        self._cases = cases
+        self._kinds = kinds
+        self._say = say
+        self._oracle: dict[str, Answer] = {}
+        self.report = Report()
+
+    async def learn(self, oracle_url: str) -> None:
+        """Asks every case of an undisturbed, aggregated gateway."""
+        async with _client(oracle_url) as client:
+            for case in self._cases:
+                answer = await ask(client, case, "oracle")
+                assert answer.outcome == "answered", (case.name, answer.outcome, answer.code)
+                self._oracle[case.name] = answer
+
+    async def run(self, rng: random.Random, *, rounds: int = 0, seconds: float = 0.0, streams: int = 8) -> None:
+        """So many rounds, or rounds for so long; stops at the first violation."""
+        deadline_s = time.monotonic() + seconds
+        async with Fleet(self._suite.redis_url) as fleet:
+            num_workers = len((await asyncio.to_thread(self._suite.status))["workers"])
+            while self.report.rounds < rounds or time.monotonic() < deadline_s:
+                await self._round(random.Random(rng.getrandbits(64)), fleet, num_workers, streams)
+
+    async def _round(self, rng: random.Random, fleet: Fleet, num_workers: int, streams: int) -> None:
+        length_s = rng.uniform(2.0, 5.0)
+        faults = plan(rng, length_s, self._kinds)
+        await self._saboteur.look()
+        traffic = asyncio.create_task(self._traffic(rng, length_s, streams))
+        await asyncio.gather(*(self._inflict(fault) for fault in faults))
+        num_requests = await traffic
+        self._saboteur.calm()
+        report = self.report
+        report.rounds += 1
+        report.faulted += num_requests
+        started_s = time.perf_counter()
+        await self._until_healed(fleet, num_workers, faults)
+        report.heal_s.append(time.perf_counter() - started_s)
+        report.free_s.append(await fleet.until_free(FREE_S) - started_s)
+        self._say(f"round {report.rounds}: {'; '.join(map(str, faults))}: {num_requests} requests, {report.outcomes}")
+
+    async def _inflict(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s)
+        self.report.faults[f"{fault.kind} {fault.target}".split("-")[0]] += 1
+        await self._saboteur.inflict(fault)
+
+    async def _traffic(self, rng: random.Random, length_s: float, streams: int) -> int:
+        deadline_s = time.monotonic() + length_s
+        count = 0
+
+        async def stream(number: int) -> None:
+            nonlocal count
+            own = random.Random(rng.getrandbits(64) + number)
+            async with _client(self._suite.url) as client:
+                while time.monotonic() < deadline_s:
+                    count += 1
+                    await self._one(client, own)
+
+        await asyncio.gather(*(stream(number) for number in range(streams)))
+        return count
+
+    async def _one(self, client: httpx.AsyncClient, rng: random.Random) -> None:
+        case = rng.choice(self._cases)
+        leave_after_s = rng.uniform(0.005, 0.5) if rng.random() < 0.15 else 0.0
+        answer = await ask(client, case, f"salt-{rng.randrange(SALTS)}", leave_after_s=leave_after_s)
+        report = self.report
+        report.requests += 1
+        report.outcomes[answer.outcome] += 1
+        report.migrations += answer.migrations
+        if answer.outcome == "error":
+            report.errors[answer.code] += 1
+            if answer.code not in EXPLICIT_ERRORS:
+                report.wrong.append(f"{case.name}: error {answer.code}")
+        elif answer.outcome == "broken":
+            report.wrong.append(f"{case.name}: the reply broke off ({answer.code})")
+        elif answer.outcome == "answered":
+            if not answer.same_as(self._oracle[case.name]):
+                report.wrong.append(f"{case.name}: other tokens than undisturbed, {answer.migrations} migrations")
+            elif answer.num_replies != 1:
+                report.wrong.append(f"{case.name}: {answer.num_replies} replies")
+
+    async def _until_healed(self, fleet: Fleet, num_workers: int, faults: list[Fault]) -> None:
+        try:
+            await fleet.until_ready(num_workers, HEAL_S)
+            await self._until_gateway_ready()
+        except TimeoutError as exc:
+            done = "; ".join(map(str, faults))
+            raise AssertionError(f"not healed after {HEAL_S:g} s: {exc}; faults: {done}") from exc
+
+    async def _until_gateway_ready(self) -> None:
+        async with asyncio.timeout(HEAL_S), _client(self._suite.url) as client:
+            while (await client.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.05)
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None))
