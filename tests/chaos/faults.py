@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from tests.e2e.conftest import Suite
 
@@ -82,12 +83,15 @@ class Saboteur:
                 _send(pid, signal.SIGCONT)
 
     async def flush_redis(self, fault: Fault) -> None:
-        async with Redis.from_url(self._suite.redis_url, socket_timeout=2) as redis:
-            await redis.flushall()
+        # Another fault may have it paused or dead just now.
+        with contextlib.suppress(RedisError, OSError):
+            async with Redis.from_url(self._suite.redis_url, socket_timeout=2) as redis:
+                await redis.flushall()
 
     async def slow_redis(self, fault: Fault) -> None:
-        async with Redis.from_url(self._suite.redis_url, socket_timeout=5) as redis:
-            await redis.execute_command("CLIENT", "PAUSE", int(fault.for_s * 1000), "ALL")
+        with contextlib.suppress(RedisError, OSError):
+            async with Redis.from_url(self._suite.redis_url, socket_timeout=5) as redis:
+                await redis.execute_command("CLIENT", "PAUSE", int(fault.for_s * 1000), "ALL")
 
     async def in_flight(self, fault: Fault) -> None:
         """`target` is corrupt, cut, reorder or delay."""
