@@ -139,6 +139,8 @@ def load_backend(
         raise ValueError(f"unknown kernel backend {name!r}; known: auto, {', '.join(BACKENDS)}")
     if name in ("cpu", "native") and device.type != "cpu":
         raise ValueError(f"kernel backend {name!r} cannot run on device {device}")
+    if name == "triton" and quantization is not Quantization.NONE:
+        raise ValueError(f"quantization {quantization.value} needs backend native, cpu or reference, on a CPU")
     ops = cast(Ops, importlib.import_module(BACKENDS[name]))
     if name == "native":
         return _native(ops, quantization)
@@ -147,8 +149,6 @@ def load_backend(
         linear = cast(MakeLinear, importlib.import_module("kernels.triton.linear").step_linear)
     head, numerics = linear, "triton" if name == "triton" else "torch"
     if quantization is not Quantization.NONE:
-        if name == "triton":
-            raise ValueError(f"quantization {quantization.value} needs backend native, cpu or reference, on a CPU")
         linear, head = _quantized(quantization), _quantized(quantization.of_lm_head)
         numerics = f"torch-{quantization.value}"
         log.warning("quantized_without_native_kernels", backend=name, costs="every product expands its weight: slow")
