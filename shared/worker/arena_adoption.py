@@ -9,6 +9,7 @@ A new arena is a new file; whoever still has the old one mapped harms nobody.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from shared.seal_table import SealTable, table_path
 
 log = structlog.get_logger(__name__)
 
+CONNECT_S = 5.0
+"""kv_transfer may be starting, too."""
 ASK_TIMEOUT_S = 20.0
 """kv_transfer reads the whole arena before it answers; some GB/s."""
 
@@ -100,9 +103,11 @@ async def ask_kv_transfer(socket: Path, request: pb.AdoptRequest) -> pb.AdoptRep
     """One Adopt call."""
     async with open_channel(unix_target(socket)) as channel:
         try:
-            reply: pb.AdoptReply = await rpc.KvTransferStub(channel).Adopt(
-                request, wait_for_ready=True, timeout=ASK_TIMEOUT_S
-            )
+            await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
+            reply: pb.AdoptReply = await rpc.KvTransferStub(channel).Adopt(request, timeout=ASK_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("adopt_failed", status="no kv_transfer", waited_s=CONNECT_S)
+            return None
         except grpc.aio.AioRpcError as exc:
             log.warning("adopt_failed", status=exc.code().name, detail=exc.details())
             return None

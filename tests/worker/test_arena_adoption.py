@@ -7,7 +7,7 @@ import pytest
 from protos import kv_transfer_pb2 as pb
 from shared.kv_arena import SharedArena
 from shared.seal_table import SealTable
-from shared.worker.arena_adoption import open_worker_arena
+from shared.worker.arena_adoption import ask_kv_transfer, open_worker_arena
 
 NAMES = [bytes([i]) * 16 for i in range(1, 9)]
 
@@ -104,3 +104,8 @@ def test_a_leftover_of_a_dead_life_never_hinders_a_start(left, start, tmp_path):
     path.write_bytes(b"x")
     assert is_new(start(Sidecar()))
     assert SharedArena.open(path, 8, 4096).num_blocks == 8
+
+
+async def test_a_start_without_a_kv_transfer_does_not_wait_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("shared.worker.arena_adoption.CONNECT_S", 0.2)
+    assert await ask_kv_transfer(tmp_path / "nobody.sock", pb.AdoptRequest()) is None
