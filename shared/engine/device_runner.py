@@ -8,6 +8,7 @@ A step that fits a captured shape is one launch; a larger one (long prompt chunk
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -20,7 +21,7 @@ from shared.engine.device_step_inputs import DeviceStepInputs
 from shared.engine.pooling import pool_step
 from shared.engine.prompt_scores import score_prompts
 from shared.engine.sampling_params import MAX_LOGPROBS
-from shared.engine.step import PooledTokens, PromptScores, StepBatch, StepResult
+from shared.engine.step import StepBatch, StepResult
 from shared.engine.step_capture import CudaCapture, NoCapture, Replay, StepCapture
 from shared.engine.step_shape import StepShape, StepShapes
 from shared.identity import SequenceId
@@ -47,25 +48,16 @@ class LayeredCache(Protocol):
 class _DeviceStep:
     """A launched step; its tokens are on the host once `event` is reached."""
 
-    def __init__(
-        self,
-        tokens: torch.Tensor,
-        event: torch.cuda.Event | None,
-        pooled: list[PooledTokens],
-        scores: list[PromptScores],
-    ) -> None:
+    def __init__(self, tokens: torch.Tensor, event: torch.cuda.Event | None, read: StepResult) -> None:
         self._tokens = tokens
         self._event = event
-        self._pooled = pooled
-        self._scores = scores
+        self._read = read
 
     def result(self) -> StepResult:
         if self._event is not None:
             self._event.synchronize()
         token_ids = self._tokens.tolist()
-        return StepResult(
-            token_ids=token_ids, logprobs=[None] * len(token_ids), pooled=self._pooled, prompt_scores=self._scores
-        )
+        return replace(self._read, token_ids=token_ids, logprobs=[None] * len(token_ids))
 
 
 class _EditedStep:
@@ -137,19 +129,15 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> _DeviceStep | _EditedStep:
         """See `PipelinedRunner`; on return the device works on the step."""
-        pools = any(item.sequence.pooling for item in batch.scheduled)
-        scores = any(item.sequence.is_scoring for item in batch.scheduled)
-        shape = _exact_shape(batch) if pools or scores else self._shape_of(batch)
+        is_read = any(item.sequence.pooling or item.sequence.is_scoring for item in batch.scheduled)
+        shape = _exact_shape(batch) if is_read else self._shape_of(batch)
         self._inputs.send(batch, shape, self._sampled_rows)
         replay = self._captured.get(shape)
-        pooled: list[PooledTokens] = []
-        scored: list[PromptScores] = []
-        if pools or scores:  # waits for the device
+        read = StepResult(token_ids=[], logprobs=[])
+        if is_read:  # by the host, which waits for the device
             hidden = self._hidden(shape)
-            if pools:
-                pooled.extend(pool_step(hidden, batch, self._model.normalized))
-            if scores:
-                scored.extend(score_prompts(batch, hidden, self._model.logits))
+            read.pooled.extend(pool_step(hidden, batch, self._model.normalized))
+            read.prompt_scores.extend(score_prompts(batch, hidden, self._model.logits))
             logits = self._draw(hidden, shape)
         else:
             logits = replay() if replay is not None else self._forward(shape)
@@ -158,12 +146,10 @@ class DeviceRunner:
         kind = draw_kind(sequences)
         if kind is DrawKind.EDITED:
             result = self._sampler.draw_edited(logits[: len(sequences)], sequences)
-            result.pooled.extend(pooled)
-            result.prompt_scores.extend(scored)
-            return _EditedStep(result)
+            return _EditedStep(replace(result, pooled=read.pooled, prompt_scores=read.prompt_scores))
         if kind is DrawKind.CUT:
             self._sampler.draw_cut(logits[: len(sequences)], self._inputs.draws)
-        return self._bring_tokens(len(sequences), pooled, scored)
+        return self._bring_tokens(len(sequences), read)
 
     @torch.inference_mode()
     def run_largest(self) -> None:
@@ -223,7 +209,7 @@ class DeviceRunner:
         self._sampler.draw(logits, self._inputs.draws)
         return logits
 
-    def _bring_tokens(self, count: int, pooled: list[PooledTokens], scored: list[PromptScores]) -> _DeviceStep:
+    def _bring_tokens(self, count: int, read: StepResult) -> _DeviceStep:
         self._num_launched += 1
         tokens = self._host_tokens[self._num_launched % len(self._host_tokens)][:count]
         tokens.copy_(self._sampler.tokens[:count], non_blocking=True)
@@ -231,7 +217,7 @@ class DeviceRunner:
         if self._is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        return _DeviceStep(tokens, event, pooled, scored)
+        return _DeviceStep(tokens, event, read)
 
 
 def _exact_shape(batch: StepBatch) -> StepShape:
