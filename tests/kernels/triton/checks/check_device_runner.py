@@ -84,8 +84,15 @@ def serve(runner: object, many_params: list[SamplingParams]) -> list[tuple[list[
     return [(one.token_ids[one.num_prompt_tokens :], logprobs[one.sequence_id]) for one in sequences]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def host_by_default():
+    """Here every tensor says where it lives, as in a worker."""
+    with CPU:
+        yield
+
+
 @pytest.fixture(scope="module")
-def runners():
+def runners(host_by_default):
     device = DeviceRunner(decoder("triton", DEVICE), DeviceKvCache(NUM_BLOCKS, LAYOUT, DEVICE), **LIMITS)
     seen = []
     device.warm_up(lambda done, total: seen.append((done, total)))
