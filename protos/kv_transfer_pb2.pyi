@@ -31,6 +31,7 @@ class AttachRequest(_message.Message):
     HOST_SOCKET_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     SEAL_TABLE_FIELD_NUMBER: _builtins.int
+    DEVICE_HANDLE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     fingerprint: _builtins.str
@@ -43,6 +44,8 @@ class AttachRequest(_message.Message):
     role: _builtins.str
     seal_table: _builtins.str
     """shared memory file: which slot holds which sealed block; "" = there is none"""
+    device_handle: _builtins.bytes
+    """CUDA IPC handle of the arena; "" = it is the file `arena_path`"""
     def __init__(
         self,
         *,
@@ -55,10 +58,11 @@ class AttachRequest(_message.Message):
         host_socket: _builtins.str = ...,
         role: _builtins.str = ...,
         seal_table: _builtins.str = ...,
+        device_handle: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "fingerprint", b"fingerprint", "host_socket", b"host_socket", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "role", b"role", "seal_table", b"seal_table", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "device_handle", b"device_handle", "fingerprint", b"fingerprint", "host_socket", b"host_socket", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "role", b"role", "seal_table", b"seal_table", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,7 +22,7 @@ from services.cli.cluster import ClusterSpec, free_port, with_certificates
 from services.cli.doctor import examine, print_findings
 from services.cli.down import down
 from services.cli.keys import keys_app
-from services.cli.preflight import check_port, check_shared_memory, served_name
+from services.cli.preflight import check_port, check_shared_memory, chosen_device, served_name
 from services.cli.quantities import parse_bytes
 from services.cli.quiet import quiet_libraries
 from services.cli.run_directory import default_run_dir, prepare_run_dir, supervisor_pid
@@ -68,6 +68,10 @@ def up_command(
     quantization: Annotated[str, typer.Option(help="Of the weights: none, int8 or int4")] = "none",
     kv_cache_dtype: Annotated[str, typer.Option(help="auto (the weights'), float32, bfloat16 or int8")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, native, cpu, reference or triton")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda")] = "auto",
+    gpu_memory_utilization: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Part of a GPU that its workers fill together")
+    ] = 0.9,
     max_model_len: Annotated[int, typer.Option(min=0, help="Context limit in tokens; 0 = the model's")] = 0,
     cpus: Annotated[str, typer.Option(help="Like 0-7: the workers divide them; default: all that it may use")] = "",
     threads: Annotated[int, typer.Option(min=0, help="Per worker; 0 = one for each of its CPUs")] = 0,
@@ -101,6 +105,8 @@ def up_command(
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
         backend=backend,
+        device=chosen_device(device),
+        gpu_memory_utilization=gpu_memory_utilization / (prefill + decode),
         cpus=parse_cpus(cpus),
         threads=threads,
         max_model_len=max_model_len,

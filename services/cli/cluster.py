@@ -73,6 +73,8 @@ class ClusterSpec:
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
     backend: str = "auto"
+    device: str = "cpu"
+    gpu_memory_utilization: float = 0.9
     cpus: tuple[int, ...] = ()
     threads: int = 1
     max_model_len: int = 0
@@ -182,6 +184,7 @@ def _transfer(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
             "TANDEM_TRANSFER_DISK_BYTES": str(spec.disk_bytes),
             "TANDEM_TRANSFER_DISK_PATH": str((spec.disk_path or spec.run_dir / "kv").absolute()),
             "TANDEM_TRANSFER_LOG_LEVEL": spec.log_level,
+            **({"TANDEM_TRANSFER_UCX_TLS": "cuda"} if spec.device.startswith("cuda") else {}),
             **spec.tls_environment("TANDEM_TRANSFER_TLS_DIR", PeerRole.TRANSFER, worker_id),
         },
     )
@@ -210,6 +213,8 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str, cpus: tuple[int, ...])
             "TANDEM_WORKER_QUANTIZATION": spec.quantization,
             "TANDEM_WORKER_KV_CACHE_DTYPE": spec.kv_cache_dtype,
             "TANDEM_WORKER_BACKEND": spec.backend,
+            "TANDEM_WORKER_DEVICE": spec.device,
+            "TANDEM_WORKER_GPU_MEMORY_UTILIZATION": str(spec.gpu_memory_utilization),
             "TANDEM_WORKER_MAX_MODEL_LEN": str(spec.max_model_len),
             "TANDEM_WORKER_CPUS": format_cpus(cpus),
             "TANDEM_WORKER_THREADS": str(spec.threads or len(cpus) or 1),

@@ -42,6 +42,8 @@ def check_shared_memory(spec: ClusterSpec) -> None:
     Raises:
         ConfigurationError: They don't; with both numbers.
     """
+    if spec.device.startswith("cuda"):
+        return  # the KV caches are in the GPU's memory
     parent = spec.arena_dir.parent
     if not parent.is_dir():
         raise ConfigurationError(f"{parent} does not exist; the KV caches need a memory file system there")
@@ -52,6 +54,13 @@ def check_shared_memory(spec: ClusterSpec) -> None:
             f"{parent} has {format_bytes(free)} free, {format_bytes(needed)} are needed; "
             f"lower --kv-cache-bytes or enlarge it (docker: --shm-size)"
         )
+
+
+def chosen_device(wanted: str) -> str:
+    """What `auto` means on this machine: a GPU where the driver shows one."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
 def served_name(model: str) -> str:

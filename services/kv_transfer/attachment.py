@@ -14,7 +14,8 @@ import grpc
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.seal_index import SealIndex
-from shared.errors import InvalidRequest, WorkerLost
+from shared.device_arena import DeviceArena
+from shared.errors import ConfigurationError, InvalidRequest, WorkerLost
 from shared.identity import BlockHash, BlockId, Fingerprint, Incarnation, WorkerId, join_hashes
 from shared.kv_arena import SharedArena
 from shared.rpc import open_channel, rpc_errors, unix_target
@@ -74,10 +75,7 @@ class Attachment:
         """
         if request.num_blocks <= 0 or request.block_bytes <= 0:
             raise InvalidRequest(f"an arena of {request.num_blocks} x {request.block_bytes} bytes")
-        try:
-            self.arena = SharedArena.open(Path(request.arena_path), request.num_blocks, request.block_bytes)
-        except OSError as exc:
-            raise InvalidRequest(f"cannot map the KV arena {request.arena_path}: {exc}") from exc
+        self.arena = _open_arena(request)
         self.table = _open_table(request)
         self._index = None if self.table is None else SealIndex(self.table)
         self.worker_id = WorkerId(request.worker_id)
@@ -103,6 +101,12 @@ class Attachment:
             views.append(self.arena.blocks[block_id])
         return views
 
+    @property
+    def shared_arena(self) -> SharedArena:
+        """The arena of a worker that has a table: it is in host memory."""
+        assert isinstance(self.arena, SharedArena), "a table is of an arena in shared memory"
+        return self.arena
+
     @contextlib.asynccontextmanager
     async def pin(self, hashes: Sequence[BlockHash]) -> AsyncIterator[WorkerPin]:
         """Holds blocks in the worker's pool as long as the context is open, or finds them there if they are few.
@@ -113,7 +117,7 @@ class Attachment:
         if self._index is not None and len(hashes) * self.block_bytes <= UNPINNED_BYTES:
             found = self._index.find(hashes)
             assert self.table is not None
-            yield WorkerPin([None if s is None else held_slot(self.arena, self.table, s) for s in found], None)
+            yield WorkerPin([None if s is None else held_slot(self.shared_arena, self.table, s) for s in found], None)
             return
         call = self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes)))
         watch: asyncio.Task[None] | None = None
@@ -156,7 +160,7 @@ class Attachment:
             if block_id < 0:
                 held.append(None)
             elif self.table is not None and slot is not None and slot.name == block_hash:
-                held.append(held_slot(self.arena, self.table, slot))
+                held.append(held_slot(self.shared_arena, self.table, slot))
                 next(pinned)
             else:
                 held.append(HeldBlock(next(pinned)))
@@ -171,6 +175,15 @@ class Attachment:
 def held_slot(arena: SharedArena, table: SealTable, slot: SealedSlot) -> HeldBlock:
     """The block of a table's entry."""
     return HeldBlock(arena.blocks[slot.block_id], slot.checksum, functools.partial(table.holds, slot))
+
+
+def _open_arena(request: pb.AttachRequest) -> SharedArena | DeviceArena:
+    try:
+        if request.device_handle:
+            return DeviceArena.open(request.device_handle, request.num_blocks, request.block_bytes)
+        return SharedArena.open(Path(request.arena_path), request.num_blocks, request.block_bytes)
+    except (OSError, ConfigurationError) as exc:
+        raise InvalidRequest(f"cannot map the KV arena {request.arena_path or 'on the device'}: {exc}") from exc
 
 
 def _open_table(request: pb.AttachRequest) -> SealTable | None:

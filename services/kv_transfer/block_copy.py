@@ -10,9 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-import numpy as np
-
-from shared.transfer.checksum import Block, block_checksum
+from shared.transfer.checksum import Block, block_checksum, copy_block
 from shared.transfer.settle import settle
 
 PIECE_BYTES = 16 << 20
@@ -40,6 +38,6 @@ async def copy_and_checksum(
 def _copy(sources: Sequence[Block], targets: Sequence[Block], checksum_source: bool) -> list[int]:
     checksums = []
     for source, target in zip(sources, targets, strict=True):
-        np.copyto(target, source)
+        copy_block(source, target)
         checksums.append(block_checksum(source if checksum_source else target))
     return checksums

@@ -82,7 +82,8 @@ class KvTransferServicer(rpc.KvTransferServicer):
         if previous is not None:
             previous.ended.set()
         checking = self._start_checking(attachment)
-        Thread(target=prefault, args=(attachment.arena,), name="prefault", daemon=True).start()
+        if isinstance(attachment.arena, SharedArena):
+            Thread(target=prefault, args=(attachment.arena,), name="prefault", daemon=True).start()
         log.info("worker_attached", incarnation=attachment.incarnation, blocks=attachment.arena.num_blocks)
         self._on_attachment()
         try:
@@ -203,7 +204,9 @@ class KvTransferServicer(rpc.KvTransferServicer):
     def _start_checking(self, attachment: Attachment) -> asyncio.Task[None] | None:
         if attachment.table is None:
             return None
-        return asyncio.create_task(keep_checking(attachment.table, attachment.arena, self._executor, attachment.sealed))
+        return asyncio.create_task(
+            keep_checking(attachment.table, attachment.shared_arena, self._executor, attachment.sealed)
+        )
 
     def _attached(self) -> Attachment:
         if self._holdings.attachment is None:

@@ -28,7 +28,7 @@ from services.kv_transfer.host_tier import HostTier, TierBlock
 from services.kv_transfer.slot_store import SlotStore, StoredBlock
 from services.kv_transfer.two_queue import TwoQueue
 from shared.identity import BlockHash, Fingerprint
-from shared.transfer.checksum import Block
+from shared.transfer.checksum import Block, HostBlock
 from shared.transfer.settle import settle
 
 log = structlog.get_logger(__name__)
@@ -353,7 +353,7 @@ def _open_store(
     return store, store.load()
 
 
-def _write_all(store: SlotStore, blocks: Sequence[tuple[StoredBlock, Block]]) -> tuple[int, OSError | None]:
+def _write_all(store: SlotStore, blocks: Sequence[tuple[StoredBlock, HostBlock]]) -> tuple[int, OSError | None]:
     """Writes until something fails; returns how many were written, and the failure."""
     for count, (stored, block) in enumerate(blocks):
         try:

@@ -16,7 +16,7 @@ import structlog
 from services.kv_transfer.block_copy import copy_and_checksum
 from services.kv_transfer.two_queue import TwoQueue
 from shared.identity import BlockHash, Fingerprint
-from shared.transfer.checksum import Block
+from shared.transfer.checksum import Block, HostBlock
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +47,9 @@ class TierBlock:
     is_dropped: bool = False
 
     @property
-    def block(self) -> Block:
+    def block(self) -> HostBlock:
         """Its bytes; valid while pinned."""
-        view: Block = self.slab.blocks[self.slot]
+        view: HostBlock = self.slab.blocks[self.slot]
         return view
 
 

@@ -26,7 +26,7 @@ class Orphan:
     """
 
     def __init__(self, attachment: Attachment, table: SealTable) -> None:
-        self.arena: SharedArena = attachment.arena
+        self.arena: SharedArena = attachment.shared_arena
         self.table = table
         self._destinations = attachment.destinations
         self._slots: dict[BlockHash, SealedSlot] = {slot.name: slot for slot in table.sealed()}

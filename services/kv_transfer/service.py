@@ -28,6 +28,7 @@ from services.kv_transfer.pull import Puller, PullJob, PullOutcome
 from services.kv_transfer.settings import TransferSettings
 from services.kv_transfer.socket_lock import locked_socket
 from services.kv_transfer.tiers import Tiers
+from shared.device_arena import open_device
 from shared.directory.client import Directory
 from shared.directory.records import NO_HOLDER_INDEX, TransferRecord
 from shared.errors import ConfigurationError
@@ -56,7 +57,7 @@ async def transfer_main(settings: TransferSettings, stop: asyncio.Event) -> None
     """Runs one kv_transfer until `stop` is set, then drains.
 
     Raises:
-        ConfigurationError: A port, the socket or a UCX option cannot be had as configured.
+        ConfigurationError: A port, the socket, the device or a UCX option cannot be had as configured.
     """
     configure_logging("kv_transfer", settings.log_level, settings.log_format, worker_id=settings.worker_id)
     log.info("starting", **settings.masked())
@@ -70,6 +71,8 @@ async def transfer_main(settings: TransferSettings, stop: asyncio.Event) -> None
 
 @contextlib.asynccontextmanager
 async def _data_plane(settings: TransferSettings) -> AsyncIterator[UcxTransport]:
+    if "cuda" in settings.ucx_tls:
+        open_device()
     transport = UcxTransport(
         settings.ucx_tls,
         settings.host,

@@ -22,7 +22,8 @@ class TransferSettings(ServiceSettings):
         advertise_host: Name under which peers reach this process, where that is not `host` (containers).
         port: Of the Fetch service; 0 = any.
         ucx_port: Of the UCX listener; 0 = any.
-        ucx_tls: "tcp"; "shm" for sidecars that share host, user, PID and IPC namespace; or a UCX transport list.
+        ucx_tls: "tcp"; "shm" for sidecars that share host, user, PID and IPC namespace; "cuda" for workers on GPUs; or
+            a UCX transport list.
         ucx_interfaces: Network interfaces for UCX, by name, separated by commas; "" = that of `host`. UCX binds all of
             them all the same; a filter in the kernel drops what comes for other addresses.
         ucx_admit: "callers" = only addresses from which somebody has called Fetch may connect to UCX; "any" = everybody

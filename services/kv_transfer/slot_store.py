@@ -18,8 +18,9 @@ from pathlib import Path
 
 import xxhash
 
+from shared.device_arena import DeviceBlock
 from shared.identity import HASH_BYTES, BlockHash
-from shared.transfer.checksum import Block, block_checksum
+from shared.transfer.checksum import Block, HostBlock, block_checksum
 
 _ENTRY = struct.Struct(f"<{HASH_BYTES}sQQ")  # hash, checksum, stamp
 _SEAL = struct.Struct("<Q")  # xxh3-64 of the entry and its slot number
@@ -82,7 +83,7 @@ class SlotStore:
                 blocks.append(StoredBlock(BlockHash(block_hash), slot, checksum, stamp))
         return sorted(blocks, key=lambda block: block.stamp)
 
-    def write(self, stored: StoredBlock, block: Block) -> None:
+    def write(self, stored: StoredBlock, block: HostBlock) -> None:
         """Puts a block into its slot, over whatever is there.
 
         Raises:
@@ -111,12 +112,14 @@ class SlotStore:
         Raises:
             OSError: The device fails.
         """
-        filled = 0
+        filled, memory = 0, target.staging() if isinstance(target, DeviceBlock) else target
         while filled < target.nbytes:
-            count = os.preadv(self._data, [target.data[filled:]], slot * self.block_bytes + filled)
+            count = os.preadv(self._data, [memory.data[filled:]], slot * self.block_bytes + filled)
             if not count:
                 break  # shorter than it should be: the checksum will not match
             filled += count
+        if isinstance(target, DeviceBlock):
+            target.write_from(memory)
         return block_checksum(target)
 
     def close(self) -> None:
@@ -125,7 +128,7 @@ class SlotStore:
         os.close(self._index)
 
 
-def _write_all(descriptor: int, payload: bytes | Block, offset: int) -> None:
+def _write_all(descriptor: int, payload: bytes | HostBlock, offset: int) -> None:
     view = memoryview(payload) if isinstance(payload, bytes) else payload.data
     while view.nbytes:
         count = os.pwrite(descriptor, view, offset)

@@ -26,7 +26,7 @@ class DeviceMemory:
         weights: Allocated when the model was loaded.
         activations: Peak of the largest step beyond the weights.
         captured: Set aside for captured steps.
-        other: Taken by other processes and by the driver.
+        free: Of the device, when the rest was measured: less than the worker's part where others took theirs first.
     """
 
     total: int
@@ -34,12 +34,13 @@ class DeviceMemory:
     weights: int
     activations: int
     captured: int
-    other: int
+    free: int
 
     @property
     def left(self) -> int:
         """For the KV cache; negative if the rest does not fit."""
-        return int(self.total * self.utilization) - self.weights - self.activations - self.captured - self.other
+        own = int(self.total * self.utilization) - self.weights - self.activations - self.captured
+        return min(own, self.free - self.captured)
 
     def num_blocks(self, layout: KvLayout) -> int:
         """KV blocks that fit.
@@ -51,9 +52,9 @@ class DeviceMemory:
         if count < 1:
             raise ConfigurationError(
                 f"the model does not fit: {self.utilization:.0%} of the device's {_gib(self.total)} are "
-                f"{_gib(int(self.total * self.utilization))}; weights of {_gib(self.weights)}, activations of "
-                f"{_gib(self.activations)}, captured steps of {_gib(self.captured)} and {_gib(self.other)} of others "
-                f"and the driver leave {_gib(self.left)} for the KV cache, one block of which takes "
+                f"{_gib(int(self.total * self.utilization))}, {_gib(self.free)} are free beside weights of "
+                f"{_gib(self.weights)} and activations of {_gib(self.activations)}; with {_gib(self.captured)} for "
+                f"captured steps that leaves {_gib(self.left)} for the KV cache, one block of which takes "
                 f"{layout.block_bytes / (1 << 20):.2f} MiB"
             )
         return count
@@ -85,7 +86,7 @@ def measure_device_memory(
         weights=weights,
         activations=activations,
         captured=activations + num_captured * _CAPTURED_STEP_BYTES,
-        other=total - free - torch.cuda.memory_reserved(device),
+        free=free,
     )
 
 

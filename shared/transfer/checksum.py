@@ -10,8 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-Block = npt.NDArray[np.uint8]
-"""The bytes of one KV block: uint8 `[block_bytes]`, contiguous."""
+from shared.device_arena import DeviceBlock
+
+HostBlock = npt.NDArray[np.uint8]
+"""The bytes of one KV block in host memory: uint8 `[block_bytes]`, contiguous."""
+
+Block = HostBlock | DeviceBlock
+"""The bytes of one KV block, wherever they are."""
 
 CHECKSUM_BYTES = 8
 
@@ -19,8 +24,26 @@ _AT_ONCE_BYTES = 1 << 20
 
 
 def block_checksum(block: Block) -> int:
-    """xxh3-64 of a block; releases the GIL while it reads."""
+    """xxh3-64 of a block; releases the GIL while it reads. One in device memory is copied to the host for it."""
+    if isinstance(block, DeviceBlock):
+        return xxhash.xxh3_64_intdigest(block.host_copy().data)
     return xxhash.xxh3_64_intdigest(block.data)
+
+
+def is_contiguous(block: Block) -> bool:
+    """Its bytes follow each other."""
+    return isinstance(block, DeviceBlock) or block.flags.c_contiguous
+
+
+def copy_block(source: Block, target: Block) -> None:
+    """Copies a block; of the two at most one is in device memory. Blocks until the bytes are there."""
+    if isinstance(target, DeviceBlock):
+        assert not isinstance(source, DeviceBlock), "blocks on a device are copied by the transport"
+        target.write_from(source)
+    elif isinstance(source, DeviceBlock):
+        source.read_into(target)
+    else:
+        np.copyto(target, source)
 
 
 def block_checksums(blocks: Sequence[Block]) -> list[int]:

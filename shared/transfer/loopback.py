@@ -11,7 +11,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shared.transfer.checksum import Block
+from shared.device_arena import DeviceBlock
+from shared.transfer.checksum import Block, HostBlock
 from shared.transfer.transport import Endpoint, TransportError
 
 _PIECE_BYTES = 64 << 10
@@ -29,7 +30,7 @@ class LoopbackNetwork:
         self.transports: dict[int, LoopbackTransport] = {}
         self.ports = itertools.count(1)
         self.is_stalled = False
-        self.damage: Callable[[Block], None] | None = None
+        self.damage: Callable[[HostBlock], None] | None = None
 
 
 class LoopbackTransport:
@@ -159,7 +160,10 @@ class _LoopbackEndpoint:
     async def _move(
         self, source: tuple[Block, asyncio.Future[None]], target: tuple[Block, asyncio.Future[None]]
     ) -> None:
-        size = min(source[0].nbytes, target[0].nbytes)
+        read, written = source[0], target[0]
+        assert not isinstance(read, DeviceBlock), "one process, host memory"
+        assert not isinstance(written, DeviceBlock), "one process, host memory"
+        size = min(read.nbytes, written.nbytes)
         for start in range(0, size, _PIECE_BYTES):
             await asyncio.sleep(0)
             while self._network.is_stalled and self.is_open:  # noqa: ASYNC110 - two events end it, and it is a test's
@@ -168,9 +172,9 @@ class _LoopbackEndpoint:
                 for _, future in (source, target):
                     _fail(future, "endpoint closed")
                 return
-            target[0][start : min(size, start + _PIECE_BYTES)] = source[0][start : min(size, start + _PIECE_BYTES)]
+            written[start : min(size, start + _PIECE_BYTES)] = read[start : min(size, start + _PIECE_BYTES)]
         if self._network.damage is not None:
-            self._network.damage(target[0])
+            self._network.damage(written)
         for _, future in (source, target):
             if not future.done():
                 future.set_result(None)

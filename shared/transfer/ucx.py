@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import ConfigurationError
-from shared.transfer.checksum import Block
+from shared.transfer.checksum import Block, is_contiguous
 from shared.transfer.listen_filter import ListenFilter, interface_addresses
 from shared.transfer.transport import Endpoint, TransportError
 from shared.transfer.ucx_engine import Kind, Link, Operation, UcxEngine
@@ -27,6 +27,8 @@ _PRESETS = {
     "tcp": {"TLS": "tcp,self", **_TCP},
     # One copy, made by the receiver (CMA). Both processes must share user, PID and IPC namespace: else UCX crashes.
     "shm": {"TLS": "tcp,self,sm", "MM_ERROR_HANDLING": "y", "CMA_MEMORY_INVALIDATE": "y", **_TCP},
+    # Device memory. Between workers of one host by CUDA IPC; else UCX stages it through host memory by itself.
+    "cuda": {"TLS": "tcp,self,cuda_copy,cuda_ipc", **_TCP},
 }
 
 
@@ -34,8 +36,8 @@ def ucx_options(tls: str, devices: str) -> dict[str, str]:
     """UCX settings for a transport choice.
 
     Args:
-        tls: "tcp", "shm" (processes of one host, see the preset), or a UCX transport list for hardware that this
-            platform's UCX knows, e.g. "rc,tcp,self".
+        tls: "tcp", "shm" (processes of one host), "cuda" (arenas in device memory; see the presets), or a UCX transport
+            list for hardware that this platform's UCX knows, e.g. "rc,tcp,self".
         devices: Names of network devices, separated by commas; "" = all.
     """
     options = dict(_PRESETS.get(tls, {"TLS": tls, **_TCP}))
@@ -118,7 +120,7 @@ class _UcxEndpoint:
         self, kind: Kind, buffers: Sequence[Block], tag_base: int = 0, result: Callable[[], object] | None = None
     ) -> asyncio.Future[Any]:
         # UCX would send a strided view's first bytes in a row, without an error.
-        assert all(buffer.flags.c_contiguous for buffer in buffers), "blocks must be contiguous"
+        assert all(is_contiguous(buffer) for buffer in buffers), "blocks must be contiguous"
         future = self._engine.new_future()
         operation = Operation(kind, self._link, future, buffers, tag_base, result)
         self._engine.command(lambda: self._engine.post(operation), future)

@@ -19,6 +19,7 @@ import structlog
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
+from shared.device_arena import DeviceArena
 from shared.errors import ConfigurationError
 from shared.identity import BlockHash, BlockId, Fingerprint, WorkerId, split_hashes
 from shared.kv_arena import SharedArena
@@ -38,19 +39,21 @@ Ask = Callable[[pb.AdoptRequest], pb.AdoptReply | None]
 
 @dataclass(frozen=True, slots=True)
 class WorkerArena:
-    """Shared memory of a worker.
+    """A worker's KV memory.
 
     Attributes:
+        table: None where the memory cannot outlive the worker.
         adopted: Sealed blocks of the life before, longest sealed first.
     """
 
-    arena: SharedArena
-    table: SealTable
+    arena: SharedArena | DeviceArena
+    table: SealTable | None
     adopted: list[tuple[BlockId, BlockHash]]
 
     def unlink(self) -> None:
         """Removes the files."""
-        self.table.unlink()
+        if self.table is not None:
+            self.table.unlink()
         self.arena.unlink()
 
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
 
 from kernels.backend import Backend, load_backend
 from kernels.quantization import Quantization
+from shared.device_arena import DeviceArena
 from shared.directory.records import Role
 from shared.engine.block_pool import BlockPool
 from shared.engine.config import EngineConfig
@@ -23,6 +25,7 @@ from shared.errors import ConfigurationError
 from shared.identity import Fingerprint, WorkerId
 from shared.kv_arena import KvLayout, SharedArena
 from shared.models.config import ModelConfig, resolve_dtype
+from shared.models.decoder import Decoder
 from shared.models.fingerprint import model_fingerprint
 from shared.models.load import TORCH_DTYPES, load_decoder
 from shared.models.resolve import resolve_model
@@ -30,6 +33,9 @@ from shared.worker.arena_adoption import Ask, WorkerArena, open_worker_arena
 from shared.worker.cores import Cores
 from shared.worker.guides import Guides
 from shared.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from shared.engine.device_runner import DeviceRunner
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +66,7 @@ class LoadedEngine:
     is_left: bool = False
 
     @property
-    def arena(self) -> SharedArena:
+    def arena(self) -> SharedArena | DeviceArena:
         """The KV blocks."""
         return self.memory.arena
 
@@ -109,24 +115,9 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         share_weights_in=settings.arena_dir if settings.share_weights else None,
     )
     fingerprint = model_fingerprint(directory, config, dtype, layout, backend.numerics)
-    memory = open_worker_arena(
-        settings.arena_dir / f"tandem-{settings.worker_id}.kv",
-        num_blocks_for(settings.kv_cache_bytes, layout),
-        layout.block_bytes,
-        fingerprint,
-        WorkerId(settings.worker_id),
-        ask,
-    )
+    runner, memory = _runner(settings, model, layout, fingerprint, ask)
     arena = memory.arena
-    runner = ModelRunner(
-        model,
-        KvCache(arena, layout),
-        max_batch_tokens=settings.max_batch_tokens,
-        max_sequences=settings.max_sequences,
-        max_model_len=config.max_model_len,
-    )
-    runner.warm_up(lambda done, total: log.info("warming_up", done=done, total=total))
-    pool = BlockPool(arena.num_blocks, settings.block_size, memory.table.record)
+    pool = BlockPool(arena.num_blocks, settings.block_size, *([memory.table.record] if memory.table else []))
     pool.adopt(memory.adopted)
     engine = Engine(
         runner,
@@ -167,6 +158,35 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
         vocab_size=config.vocab_size,
         guides=Guides(directory, config.vocab_size, frozenset(config.eos_token_ids)),
     )
+
+
+def _runner(
+    settings: WorkerSettings, model: Decoder, layout: KvLayout, fingerprint: Fingerprint, ask: Ask
+) -> tuple[ModelRunner | DeviceRunner, WorkerArena]:
+    """What computes steps, warmed up, and the KV memory it does it in."""
+    if model.device.type != "cpu":
+        from shared.worker.device_loading import load_on_device  # needs Triton, which CPU images lack
+
+        device_runner, device_arena = load_on_device(model, layout, settings)
+        return device_runner, WorkerArena(device_arena, None, [])
+    memory = open_worker_arena(
+        settings.arena_dir / f"tandem-{settings.worker_id}.kv",
+        num_blocks_for(settings.kv_cache_bytes, layout),
+        layout.block_bytes,
+        fingerprint,
+        WorkerId(settings.worker_id),
+        ask,
+    )
+    assert isinstance(memory.arena, SharedArena), "a CPU worker's blocks are in shared memory"
+    runner = ModelRunner(
+        model,
+        KvCache(memory.arena, layout),
+        max_batch_tokens=settings.max_batch_tokens,
+        max_sequences=settings.max_sequences,
+        max_model_len=model.config.max_model_len,
+    )
+    runner.warm_up(lambda done, total: log.info("warming_up", done=done, total=total))
+    return runner, memory
 
 
 def _backend(name: str, device: torch.device, dtype: torch.dtype, quantization: Quantization) -> Backend:

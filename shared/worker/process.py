@@ -224,7 +224,7 @@ async def _running(
         yield tasks
         await Drain(engine, link, status, directory, servicer).run(settings.drain_timeout_s)
         await asyncio.to_thread(engine.stop)  # before kv_transfer hears that the arena will not change any more
-        loaded.is_left = link.is_attached
+        loaded.is_left = link.is_attached and loaded.memory.table is not None
 
 
 def _identity(settings: WorkerSettings, role: Role, loaded: LoadedEngine) -> WorkerIdentity:
@@ -254,10 +254,8 @@ def _link(
             worker_id=identity.worker_id,
             incarnation=identity.incarnation,
             fingerprint=identity.fingerprint,
-            arena_path=loaded.arena.path,
-            seal_table=loaded.memory.table.path,
-            num_blocks=loaded.arena.num_blocks,
-            block_bytes=loaded.arena.block_bytes,
+            arena=loaded.arena,
+            seal_table=loaded.memory.table.path if loaded.memory.table else None,
             host_socket=host_socket,
             role=role,
         ),

@@ -24,7 +24,8 @@ class WorkerSettings(ServiceSettings):
         transfer_socket: Unix socket of this worker's kv_transfer.
         run_dir: For this worker's own Unix socket.
         arena_dir: For the KV arena file; must be memory-backed and shared with kv_transfer.
-        kv_cache_bytes: Size of the arena; rounded down to whole blocks.
+        kv_cache_bytes: Size of the arena in host memory; rounded down to whole blocks. On a GPU it is measured instead.
+        gpu_memory_utilization: Part of a GPU's memory that this worker may fill: weights, activations, KV cache.
         quantization: Weights are rounded to int8 or int4 while they load; the LM head to int8 at the least.
         share_weights: Workers of a machine map one packed copy of the weights in `arena_dir`; native backend only.
         kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head.
@@ -60,6 +61,7 @@ class WorkerSettings(ServiceSettings):
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     backend: Literal["auto", "reference", "cpu", "native", "triton"] = "auto"
     device: str = "auto"
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_model_len: int = Field(default=0, ge=0)
     max_batch_tokens: int = Field(default=512, ge=16)
     max_sequences: int = Field(default=64, ge=1)

@@ -21,8 +21,10 @@ import structlog
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
+from shared.device_arena import DeviceArena
 from shared.errors import Unavailable
 from shared.identity import BlockHash, BlockId, Incarnation, WorkerId, join_hashes
+from shared.kv_arena import SharedArena
 from shared.rpc import open_channel, unix_target
 
 log = structlog.get_logger(__name__)
@@ -223,10 +225,8 @@ def attach_request(
     worker_id: WorkerId,
     incarnation: Incarnation,
     fingerprint: str,
-    arena_path: Path,
-    seal_table: Path,
-    num_blocks: int,
-    block_bytes: int,
+    arena: SharedArena | DeviceArena,
+    seal_table: Path | None,
     host_socket: Path,
     role: str,
 ) -> pb.AttachRequest:
@@ -235,10 +235,11 @@ def attach_request(
         worker_id=worker_id,
         incarnation=incarnation,
         fingerprint=fingerprint,
-        arena_path=str(arena_path),
-        seal_table=str(seal_table),
-        num_blocks=num_blocks,
-        block_bytes=block_bytes,
+        arena_path=str(arena.path or ""),
+        device_handle=arena.handle if isinstance(arena, DeviceArena) else b"",
+        seal_table=str(seal_table or ""),
+        num_blocks=arena.num_blocks,
+        block_bytes=arena.block_bytes,
         host_socket=str(host_socket),
         role=role,
     )

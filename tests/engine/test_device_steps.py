@@ -57,21 +57,31 @@ def test_a_host_stage_is_not_the_one_that_was_sent_last():
     assert arrays.next_stage()["ids"] is not first["ids"]
 
 
-def memory(weights_gib):
+def memory(weights_gib, free_gib=24.0):
     return DeviceMemory(
-        total=24 * GIB, utilization=0.9, weights=int(weights_gib * GIB), activations=GIB, captured=GIB, other=GIB // 2
+        total=24 * GIB,
+        utilization=0.9,
+        weights=int(weights_gib * GIB),
+        activations=GIB,
+        captured=GIB // 2,
+        free=int(free_gib * GIB),
     )
 
 
+LAYOUT = KvLayout(num_layers=32, block_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
+
+
 def test_blocks_fill_what_weights_and_activations_leave():
-    layout = KvLayout(num_layers=32, block_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
-    assert memory(15).num_blocks(layout) == int((24 * 0.9 - 15 - 2.5) * GIB) // (2 << 20)
+    assert memory(15).num_blocks(LAYOUT) == int((24 * 0.9 - 15 - 1.5) * GIB) // (2 << 20)
+
+
+def test_blocks_take_no_more_than_others_left_free():
+    assert memory(15, free_gib=3).num_blocks(LAYOUT) == int(2.5 * GIB) // (2 << 20)
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_sums():
-    layout = KvLayout(num_layers=32, block_size=16, num_kv_heads=8, head_dim=128, dtype="bfloat16")
     with pytest.raises(ConfigurationError) as failure:
-        memory(20).num_blocks(layout)
+        memory(20.5).num_blocks(LAYOUT)
     text = str(failure.value)
-    for part in ("24.00 GiB", "21.60 GiB", "20.00 GiB", "1.00 GiB", "0.50 GiB", "-0.90 GiB", "2.00 MiB"):
+    for part in ("24.00 GiB", "21.60 GiB", "20.50 GiB", "1.00 GiB", "0.50 GiB", "-0.40 GiB", "2.00 MiB"):
         assert part in text

@@ -14,7 +14,11 @@ VOCABULARY = 2500
 
 
 def _keys(rows: int) -> torch.Tensor:
-    return noise_keys(list(range(rows)), [0] * rows, [5] * rows)
+    return on_device(noise_keys(list(range(rows)), [0] * rows, [5] * rows))
+
+
+def on_device(keys: torch.Tensor) -> torch.Tensor:
+    return keys.to(torch.get_default_device())
 
 
 def draw(logits: torch.Tensor, *, temperature: float = 1.0, keys: torch.Tensor | None = None, **filters: float):
@@ -109,7 +113,7 @@ def drawn_whole(logits: torch.Tensor, temperature: torch.Tensor, keys: torch.Ten
 
 @pytest.mark.parametrize("vocabulary", [40, 2500, 20000])
 def test_a_draw_takes_the_token_that_the_cpu_takes(vocabulary):
-    logits, keys = torch.randn(6, vocabulary) * 2, noise_keys(list(range(6)), [0, 1] * 3, [100] * 6)
+    logits, keys = torch.randn(6, vocabulary) * 2, on_device(noise_keys(list(range(6)), [0, 1] * 3, [100] * 6))
     temperature = torch.tensor([0.0, 0.5, 1.0, 1.0, 1.7, 0.9])
     noise = gumbel_noise(keys, token_steps(torch.arange(vocabulary)))
     scores = torch.where(temperature[:, None] > 0, logits / temperature.clamp(min=1e-6)[:, None] + noise, logits)
@@ -117,7 +121,7 @@ def test_a_draw_takes_the_token_that_the_cpu_takes(vocabulary):
 
 
 def test_a_cut_draw_takes_the_token_that_the_cpu_takes():
-    logits, keys = torch.randn(12, VOCABULARY) * 2, noise_keys(list(range(12)), [0] * 12, [7] * 12)
+    logits, keys = torch.randn(12, VOCABULARY) * 2, on_device(noise_keys(list(range(12)), [0] * 12, [7] * 12))
     tokens, _ = draw(logits, temperature=0.8, keys=keys, top_k=60, top_p=0.9, min_p=0.01)
     rows = torch.ones(12)
     cuts = Cuts(top_k=(rows * 60).long(), top_p=rows.double() * 0.9, min_p=rows * 0.01)
