@@ -1,4 +1,8 @@
-"""Times whole steps of a model against the bytes that they must read."""
+"""Times whole steps of a model against the bytes that they must read.
+
+The floor of a decode step is its bytes over the rate of the large copy, as in the project's goals; pure reading is some
+percent faster.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +76,7 @@ def measure_decode_steps(
         time_us = time_decode(runner, sequences, steps) * 1e6
         size = weight_bytes(config) + num_sequences * context * layout.token_bytes
         name = f"decode step, {num_sequences} x {context}: {size / 1e9:.1f} GB"
-        yield Row("steps", name, time_us, size / time_us / 1e6, "TB/s", limits.read, goal=goal)
+        yield Row("steps", name, time_us, size / time_us / 1e6, "TB/s", limits.copy, goal=goal)
 
 
 def measure_prefill_steps(

@@ -1,0 +1,48 @@
+"""What device arenas refuse where there is no device, and what is asked of blocks wherever they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from shared.device_arena import DeviceArena, open_device
+from shared.errors import ConfigurationError
+from shared.transfer.checksum import block_checksum, copy_block, is_contiguous
+from shared.transfer.ucx import ucx_options
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+def test_a_handle_of_another_length_is_refused_with_both_lengths():
+    with pytest.raises(ConfigurationError, match=r"64 bytes, this one 3"):
+        DeviceArena.open(b"abc", 4, 1024)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_device_says_so():
+    pytest.importorskip("cuda.bindings", reason="cuda.bindings is not installed")
+    with pytest.raises(ConfigurationError, match="CUDA"):
+        open_device()
+
+
+def test_the_cuda_preset_opens_cudas_transports_beside_tcp():
+    assert set(ucx_options("cuda", "lo")["TLS"].split(",")) == {"tcp", "self", "cuda_copy", "cuda_ipc"}
+
+
+def test_host_blocks_are_copied_as_ever():
+    source, target = np.arange(64, dtype=np.uint8), np.zeros(64, dtype=np.uint8)
+    copy_block(source, target)
+    assert block_checksum(target) == block_checksum(source)
+    assert is_contiguous(target)
+    assert not is_contiguous(np.arange(64, dtype=np.uint8)[::2])
+
+
+@needs_gpu
+def test_a_device_block_has_the_checksum_of_its_bytes_and_survives_a_stay_on_the_host():
+    memory = torch.randint(0, 256, (4, 1 << 16), dtype=torch.uint8, device="cuda")
+    arena = DeviceArena.export(memory.data_ptr(), 4, 1 << 16)
+    host = np.zeros(1 << 16, dtype=np.uint8)
+    copy_block(arena.blocks[2], host)
+    assert host.tolist() == memory[2].tolist()
+    assert block_checksum(arena.blocks[2]) == block_checksum(host)
+    copy_block(host, arena.blocks[0])
+    assert torch.equal(memory[0], memory[2])
