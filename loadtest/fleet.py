@@ -36,9 +36,10 @@ class Fleet:
             await channel.close()
         await self._directory.close()
 
-    async def statuses(self) -> list[pb.StatusReply]:
-        """Of every worker that answers now."""
-        replies = await asyncio.gather(*(self._ask(record.address) for record in self._directory.workers()))
+    async def statuses(self, *roles: str) -> list[pb.StatusReply]:
+        """Of every worker, in these roles if any are named, that answers now."""
+        workers = [record for record in self._directory.workers() if not roles or record.role in roles]
+        replies = await asyncio.gather(*(self._ask(record.address) for record in workers))
         return [reply for reply in replies if reply is not None]
 
     async def running_decode_worker(self, timeout_s: float = 10.0) -> pb.StatusReply:
@@ -49,8 +50,10 @@ class Fleet:
         """
         async with asyncio.timeout(timeout_s):
             while True:
-                for status in await self.statuses():
-                    if status.role == "decode" and status.running:
+                asked = [self._ask(record.address) for record in self._directory.workers() if record.role == "decode"]
+                for next_answer in asyncio.as_completed(asked):  # a slow worker must not hide one that runs
+                    status = await next_answer
+                    if status is not None and status.running:
                         return status
                 await asyncio.sleep(0.002)
 

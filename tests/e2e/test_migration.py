@@ -20,7 +20,8 @@ BODY = {"model": "pydoc-mini", "prompt": PROMPT, "max_tokens": 320, "stream": Tr
 NUM_WORKERS = 3
 
 FIELDS = {
-    "greedy-logprobs": {"temperature": 0, "logprobs": 2, "ignore_eos": True},
+    # One choice is soon over: many tokens, so that there is time to find out who computes them.
+    "greedy-logprobs": {"temperature": 0, "logprobs": 2, "ignore_eos": True, "max_tokens": 1000},
     "seeded-n4-penalties": {
         "temperature": 0.9,
         "seed": 7,
@@ -30,6 +31,19 @@ FIELDS = {
         "presence_penalty": 0.6,
         "frequency_penalty": 0.3,
         "repetition_penalty": 1.1,
+    },
+    "schema-n3-logprobs": {
+        "guided_json": {
+            "type": "object",
+            "properties": {"items": {"type": "array", "items": {"type": "integer"}, "minItems": 60, "maxItems": 60}},
+            "required": ["items"],
+            "additionalProperties": False,
+        },
+        "temperature": 1.0,
+        "seed": 5,
+        "n": 3,
+        "logprobs": 1,
+        "max_tokens": 900,
     },
     "stop-strings-min-tokens": {
         "temperature": 1.1,
@@ -88,7 +102,7 @@ async def test_killed_worker_costs_a_pause_and_no_token(suite, name):
         async def kill():
             os.kill((await fleet.running_decode_worker()).pid, signal.SIGKILL)
 
-        disturbed = await read_stream(suite.url, 40, kill, **FIELDS[name])
+        disturbed = await read_stream(suite.url, 10, kill, **FIELDS[name])
         assert_equal_streams(disturbed, undisturbed)
         assert disturbed["timing"]["migrations"] == ["worker_lost"]
         await fleet.until_ready(NUM_WORKERS)
@@ -104,7 +118,7 @@ async def test_draining_worker_hands_its_sessions_on_and_exits_with_0(suite, nam
         async def terminate():
             os.kill((await fleet.running_decode_worker()).pid, signal.SIGTERM)
 
-        disturbed = await read_stream(suite.url, 40, terminate, **FIELDS[name], max_tokens=400)
+        disturbed = await read_stream(suite.url, 10, terminate, **FIELDS[name], max_tokens=400)
         assert_equal_streams(disturbed, undisturbed)
         assert disturbed["timing"]["migrations"] == ["worker_draining"]
         await fleet.until_ready(NUM_WORKERS)
@@ -124,7 +138,7 @@ async def test_silent_worker_is_given_up_and_frees_what_it_held_when_it_wakes(su
             os.kill(silent[0], signal.SIGSTOP)
 
         try:
-            disturbed = await asyncio.wait_for(read_stream(suite.url, 40, pause, **fields), 30)
+            disturbed = await asyncio.wait_for(read_stream(suite.url, 10, pause, **fields), 30)
         finally:
             for pid in silent:
                 os.kill(pid, signal.SIGCONT)

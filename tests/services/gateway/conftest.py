@@ -281,7 +281,10 @@ def start_gateway(fresh_redis_url, served_model):
                 await directory.announce(lambda worker=worker: worker.record)
             for record in others:
                 await directory.announce(lambda record=record: record)
-            watched = await stack.enter_async_context(Directory(settings.redis_url, heartbeat_s=0.2))
+            # A busy machine may take longer than a request in production would wait.
+            watched = await stack.enter_async_context(
+                Directory(settings.redis_url, heartbeat_s=0.2, lookup_timeout_s=2.0)
+            )
             gateway = await stack.enter_async_context(
                 assemble(settings, model_override or served_model, watched, "gateway-test")
             )
