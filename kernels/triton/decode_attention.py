@@ -67,8 +67,7 @@ def decode_split_kernel(
     STAGES: tl.constexpr,
 ):
     """Grid (kv head, split, sequence). Sequences of more than MAX_Q query tokens are left to the prefill kernel."""
-    if OVERLAP:  # the merge, or whatever comes next, may be launched already: it waits on the device, not in the queue
-        gdc_launch_dependents()
+    if OVERLAP:
         gdc_wait()
     head = tl.program_id(0)
     split = tl.program_id(1)
@@ -83,6 +82,8 @@ def decode_split_kernel(
     if (lo >= num_tokens) & (split > 0):
         return
     hi = tl.minimum(lo + split_len, num_tokens)
+    if OVERLAP:  # once the last program runs, let the merge be launched: it waits on the device, not in the queue
+        gdc_launch_dependents()
 
     r = tl.arange(0, BLOCK_M)
     d = tl.arange(0, D_PAD)
@@ -140,8 +141,8 @@ def decode_merge_kernel(
 ):
     """Grid (query head, query token, sequence). Splits are folded in ascending order, whatever their number."""
     if OVERLAP:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     head = tl.program_id(0)
     seq = tl.program_id(2)
     first = tl.load(query_start + seq)
@@ -263,7 +264,8 @@ def decode_attention(
         splits = choose_num_splits(num_seqs * num_kv_heads, triton.cdiv(max_seq_len, 256) * 256, block_n, slots)
     stages = _stages(target, d_pad, num_seqs * num_kv_heads * splits, slots)
     direct = splits == 1
-    overlap = target.overlaps_launches
+    # Alone on the device it wants its programs spread evenly, not wherever the kernel before has left room.
+    overlap = target.overlaps_launches and not direct
     partial, lse = out, out
     if not direct:
         partial = torch.empty((num_tokens, num_q_heads, splits, head_dim), dtype=torch.float32, device=query.device)

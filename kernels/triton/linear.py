@@ -30,14 +30,13 @@ def one_row_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid (run of ROWS outputs)."""
-    if OVERLAP:
-        gdc_launch_dependents()
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     row = weight + n[:, None].to(tl.int64) * K + k[None, :]
     first = tl.load(row)
     if OVERLAP:
         gdc_wait()
+        gdc_launch_dependents()
     acc = first.to(tl.float32) * tl.load(x + k).to(tl.float32)[None, :]
     for start in tl.range(BLOCK, K, BLOCK, num_stages=4):
         acc += tl.load(row + start).to(tl.float32) * tl.load(x + start + k).to(tl.float32)[None, :]

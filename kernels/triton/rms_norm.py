@@ -28,8 +28,8 @@ def rms_norm_kernel(
 ):
     """Grid (rows / ROWS). The sum is rounded to the residual's dtype before it is normalised, as when stored apart."""
     if OVERLAP:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = (row < num_rows)[:, None] & (column < H)[None, :]

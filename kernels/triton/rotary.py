@@ -36,8 +36,8 @@ def rotary_kernel(
 ):
     """Grid (token, head group): groups of query heads first, then of KV heads."""
     if OVERLAP:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     HALF: tl.constexpr = D // 2

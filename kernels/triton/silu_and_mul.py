@@ -20,8 +20,8 @@ def silu_and_mul_kernel(
 ):
     """Grid (token, chunk of the intermediate dimension)."""
     if OVERLAP:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(x + row * x_stride + i, mask=i < WIDTH, other=0.0).to(tl.float32)

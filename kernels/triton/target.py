@@ -70,6 +70,7 @@ def overlapped(overlap: bool) -> dict[str, bool]:
     """Launch options of a kernel that may begin while the one before it still ends.
 
     Such a kernel calls `gdc_wait` in every program, before it touches anything that others write: whoever comes after
-    it takes its end for the end of all that went before.
+    it takes its end for the end of all that went before. Only then does it let the next one be launched: more than one
+    kernel ahead, waiting programs would take the place of working ones.
     """
     return {"launch_pdl": True} if overlap else {}
