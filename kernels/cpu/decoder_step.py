@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,14 @@ class _BoundCache:
     arguments: tuple[object, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _BoundBatch:
+    """The arrays of a step as the native call takes them; steps of one shape mostly come in the same tensors."""
+
+    tensors: tuple[torch.Tensor, ...]
+    batch: Batch
+
+
 class DecoderStep:
     """A decoder's layers. Calls do not overlap: intermediate buffers belong to the object."""
 
@@ -52,6 +61,7 @@ class DecoderStep:
     ) -> None:
         self._library = library
         self._cache = _BoundCache((), ())
+        self._bound = _BoundBatch((), Batch())
         self._hidden = embedding.shape[1]
         head_dim = cos_sin.shape[1]
         self._cache_shape = (num_kv_heads, head_dim)
@@ -104,11 +114,13 @@ class DecoderStep:
         if kv_layers is not self._cache.layers:
             self._cache = self._bind(kv_layers)
         hidden = torch.empty(token_ids.shape[0], self._hidden)
-        batch = batch_of(positions, slot_mapping, block_tables, query_start, seq_lens)
+        tensors = (token_ids, positions, slot_mapping, block_tables, query_start, seq_lens)
+        if len(self._bound.tensors) != len(tensors) or not all(map(operator.is_, tensors, self._bound.tensors)):
+            self._bound = _BoundBatch(tensors, batch_of(*tensors[1:]))
         self._library.calls.tandem_decoder_step(
             self._handle,
             self._library.team,
-            ctypes.byref(batch),
+            ctypes.byref(self._bound.batch),
             token_ids.data_ptr(),
             *self._cache.arguments,
             hidden.data_ptr(),

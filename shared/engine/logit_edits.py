@@ -55,7 +55,7 @@ def edit_logits(logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: 
     edits = _Edits()
     for row, sequence in enumerate(sequences):
         params = sequence.sampling
-        if params is not None:
+        if params is not None and params.edits_logits:
             _gather(edits, row * logits.shape[1], logits.shape[1], sequence, params, eos_token_ids)
     _apply(edits, logits.view(-1))
 

@@ -13,7 +13,7 @@ from shared.engine.sampler import Sampler
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.sequence import Sequence
 from shared.engine.step import ScheduledSequence, StepBatch, StepResult
-from shared.engine.step_inputs import PreparedStep, StepInputs
+from shared.engine.step_inputs import PreparedStep, StepInputs, partly_written_blocks
 from shared.identity import BlockHash, BlockId, SessionId
 from shared.models.decoder import Decoder
 
@@ -74,7 +74,7 @@ class ModelRunner:
             return StepResult(token_ids=[], logprobs=[])
         step = self._inputs.prepare(batch)
         if self._model.backend.library is None:
-            self._clear(step.fresh_blocks)
+            self._clear(partly_written_blocks(batch, self._kv_cache.layout.block_size))
         return self._run(step, batch)
 
     @torch.inference_mode()
@@ -93,15 +93,21 @@ class ModelRunner:
 
     def _run(self, step: PreparedStep, batch: StepBatch) -> StepResult:
         """Model and sampler."""
+        all_sequences = [item.sequence for item in batch.scheduled]
         sequences = [item.sequence for item in batch.scheduled if item.samples]
         self._sampler.begin(sequences)
         hidden = self._model.forward(step.inputs, self._kv_cache.layers)
         result = self._sample(step, hidden, sequences)
+        if any([s.num_prompt_logprobs is not None or s.pooling is not None for s in all_sequences]):
+            self._look_at_prompts(batch, hidden, result)
+        return result
+
+    def _look_at_prompts(self, batch: StepBatch, hidden: torch.Tensor, result: StepResult) -> None:
+        """Scores and pools what the step computed of prompts that ask for it."""
         if any(item.sequence.is_scoring for item in batch.scheduled):
             result.prompt_scores.extend(score_prompts(batch, hidden, self._model.logits))
         if any(item.sequence.pooling for item in batch.scheduled):
             result.pooled.extend(pool_step(hidden, batch, self._model.normalized))
-        return result
 
     def _sample(self, step: PreparedStep, hidden: torch.Tensor, sequences: list[Sequence]) -> StepResult:
         """`sequences` are those that sample."""

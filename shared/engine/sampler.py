@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.cpu.library import Library
-from kernels.cpu.token_sampler import SampleRow, sample_tokens
+from kernels.cpu.token_sampler import SampleRow, TokenSampler
 from shared.engine.logit_edits import edit_logits
 from shared.engine.noise import noise_keys, token_steps
 from shared.engine.sampling_params import SamplingParams
@@ -33,6 +33,29 @@ class _RawRows:
 
     rows: list[int]
     logits: torch.Tensor  # float32 [len(rows), V]
+
+
+class _Rows:
+    """What is known of a step's rows before its logits are; most steps have the rows of the step before.
+
+    Attributes:
+        sequences: One per row.
+        params: Likewise.
+        with_logprobs: Rows whose log-probabilities are wanted.
+        has_edits: Some row's logits may have to be changed.
+        sampler: Chooses natively; None = torch does.
+    """
+
+    __slots__ = ("has_edits", "params", "sampler", "sequences", "with_logprobs")
+
+    def __init__(self, sequences: list[Sequence], library: Library | None) -> None:
+        self.sequences = sequences
+        self.params = params = [_params(sequence) for sequence in sequences]
+        self.with_logprobs = [row for row, p in enumerate(params) if p.num_logprobs is not None]
+        self.has_edits = any(p.edits_logits for p in params)
+        self.sampler: TokenSampler | None = None
+        if library is not None and sequences:
+            self.sampler = TokenSampler(library, list(map(_native_row, sequences, params)))
 
 
 class Sampler:
@@ -62,6 +85,7 @@ class Sampler:
         self._device = device
         self._steps = token_steps(torch.arange(vocab_size, device=device))
         self._masks = TokenMasks(vocab_size, device)
+        self._rows = _Rows([], library)
 
     def begin(self, sequences: list[Sequence]) -> None:
         """Starts on what can be done before the logits are there; `sample` for the same sequences must follow."""
@@ -74,23 +98,25 @@ class Sampler:
             logits: `[R, V]`, any float dtype, contiguous; overwritten if it is float32.
             sequences: As given to `begin`, `R` of them, each with all tokens before the one to be chosen.
         """
-        params = [_params(sequence) for sequence in sequences]
+        if sequences != self._rows.sequences:
+            self._rows = _Rows(sequences, self._library)
+        rows = self._rows
         logits = logits.float()
-        wanted = [row for row, p in enumerate(params) if p.num_logprobs is not None]
-        raw = _RawRows(wanted, logits[wanted]) if wanted else None
-        edit_logits(logits, sequences, self._eos_token_ids)
+        raw = _RawRows(rows.with_logprobs, logits[rows.with_logprobs]) if rows.with_logprobs else None
+        if rows.has_edits:
+            edit_logits(logits, sequences, self._eos_token_ids)
         self._masks.apply(logits)
-        tokens = self._choose(logits, sequences, params)
-        logprobs: list[TokenLogprobs | None] = [None] * len(params)
+        if rows.sampler is not None:
+            tokens = rows.sampler(logits, [len(sequence.token_ids) for sequence in sequences])
+        else:
+            tokens = self._choose(logits, sequences, rows.params).tolist()
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         if raw is not None:
-            self._fill_logprobs(logprobs, raw, tokens, params)
-        return StepResult(token_ids=tokens.tolist(), logprobs=logprobs)
+            self._fill_logprobs(logprobs, raw, tokens, rows.params)
+        return StepResult(token_ids=tokens, logprobs=logprobs)
 
     def _choose(self, logits: torch.Tensor, sequences: list[Sequence], params: list[SamplingParams]) -> torch.Tensor:
         """int64 `[R]`: a token for every row; `logits` `[R, V]` is overwritten."""
-        if self._library is not None:
-            rows = [_native_row(sequence, p) for sequence, p in zip(sequences, params, strict=True)]
-            return sample_tokens(self._library, logits, rows)
         drawn = [row for row, p in enumerate(params) if not p.is_greedy]
         if len(drawn) == len(params):
             return self._draw(logits, sequences, params)
@@ -126,12 +152,13 @@ class Sampler:
         return tokens
 
     def _fill_logprobs(
-        self, logprobs: list[TokenLogprobs | None], raw: _RawRows, tokens: torch.Tensor, params: list[SamplingParams]
+        self, logprobs: list[TokenLogprobs | None], raw: _RawRows, tokens: list[int], params: list[SamplingParams]
     ) -> None:
         """Sets the entries of the rows that want them."""
         counts = [min(params[row].num_logprobs or 0, self._max_logprobs) for row in raw.rows]
         total = raw.logits.logsumexp(dim=-1, keepdim=True)
-        chosen = (raw.logits.gather(1, tokens[raw.rows][:, None]) - total).squeeze(1).tolist()
+        chosen_ids = self._column([tokens[row] for row in raw.rows], torch.int64)
+        chosen = (raw.logits.gather(1, chosen_ids[:, None]) - total).squeeze(1).tolist()
         top, top_ids = raw.logits.topk(max(counts), dim=-1)
         top_logprobs, top_token_ids = (top - total).tolist(), top_ids.tolist()
         for i, (row, count) in enumerate(zip(raw.rows, counts, strict=True)):
@@ -142,7 +169,7 @@ class Sampler:
 
 
 def _native_row(sequence: Sequence, p: SamplingParams) -> SampleRow:
-    return (p.seed & _WORD, sequence.choice, sequence.num_tokens, p.top_p, p.temperature, p.min_p, p.top_k)
+    return (p.seed & _WORD, sequence.choice, p.top_p, p.temperature, p.min_p, p.top_k)
 
 
 def _params(sequence: Sequence) -> SamplingParams:

@@ -77,6 +77,11 @@ class SamplingParams:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
     @property
+    def edits_logits(self) -> bool:
+        """Logits are changed before a token is chosen, always or at first."""
+        return bool(self.logit_bias) or self.has_penalties or self.min_tokens > 0
+
+    @property
     def depends_on_output(self) -> bool:
         """A token can be chosen only when the one before it is known, not merely being computed."""
         return self.has_penalties or self.is_guided

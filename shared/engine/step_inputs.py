@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shared.engine.step import StepBatch
+from shared.engine.step import ScheduledSequence, StepBatch
 from shared.identity import SequenceId
 from shared.models.decoder import ForwardInputs
 
@@ -17,24 +17,29 @@ from shared.models.decoder import ForwardInputs
 class _Buffer:
     """A host array and its tensor on the model's device: one memory on a CPU, a pinned copy else."""
 
-    __slots__ = ("_device", "_host", "_is_cpu", "host")
+    __slots__ = ("_device", "_host", "_is_cpu", "_lengths", "_part", "host")
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self._is_cpu = device.type == "cpu"
         self._host = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
         self._device = self._host if self._is_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        self._lengths: tuple[int, ...] = shape
+        self._part = self._device
         self.host: npt.NDArray[np.int64] = self._host.numpy()
 
     def publish(self, *lengths: int) -> torch.Tensor:
-        """The leading part, `lengths` of each dimension, on the device."""
+        """The leading part, `lengths` of each dimension, on the device: the same object while they stay the same."""
         part = tuple(slice(0, length) for length in lengths)
+        if lengths != self._lengths:
+            self._lengths, self._part = lengths, self._device[part]
         if not self._is_cpu:
-            self._device[part].copy_(self._host[part], non_blocking=True)
-        return self._device[part]
+            self._part.copy_(self._host[part], non_blocking=True)
+        return self._part
 
 
 _TableKey = tuple[SequenceId, int, int, int]
 """While it is the same, so is a row: sequence, blocks, those sealed (sealing may put another block in), preemptions."""
+_NO_TABLE: _TableKey = (SequenceId(0), 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,10 @@ class PreparedStep:
     Attributes:
         inputs: For the model.
         sample_rows: Indices into the step's tokens of the last token of every sequence that samples, in batch order.
-        fresh_blocks: Blocks that this step begins to write and leaves partly unwritten.
     """
 
     inputs: ForwardInputs
     sample_rows: list[int]
-    fresh_blocks: list[int]
 
 
 class StepInputs:
@@ -63,7 +66,8 @@ class StepInputs:
         self._positions = _Buffer((max_batch_tokens,), torch.int64, device)
         self._slot_mapping = _Buffer((max_batch_tokens,), torch.int64, device)
         self._block_tables = _Buffer((max_sequences, max_blocks), torch.int32, device)
-        self._table_keys: list[_TableKey | None] = [None] * max_sequences
+        self._table_keys: list[_TableKey] = []
+        self._rows = np.arange(max_sequences + 1)
         self._query_start = _Buffer((max_sequences + 1,), torch.int32, device)
         self._seq_lens = _Buffer((max_sequences,), torch.int32, device)
 
@@ -74,36 +78,47 @@ class StepInputs:
             batch: Not empty, within the sizes given at construction.
             store: False maps every token to no slot: the step then leaves the cache as it is.
         """
-        tokens, positions, starts, lengths, sample_rows = self._flatten(batch)
-        num_tokens, num_sequences = len(tokens), len(lengths)
-        width = -(-max(lengths) // self._block_size)
-        self._token_ids.host[:num_tokens] = tokens
-        self._positions.host[:num_tokens] = positions
-        self._query_start.host[: num_sequences + 1] = starts
-        self._seq_lens.host[:num_sequences] = lengths
-        fresh_blocks = self._fill_tables(batch)
-        self._fill_slots(num_tokens, num_sequences, store=store)
+        scheduled = batch.scheduled
+        num_sequences = len(scheduled)
+        max_query_len = max([item.num_new_tokens for item in scheduled])
+        fill = self._fill_decodes if max_query_len == 1 else self._fill_chunks
+        num_tokens, max_seq_len, sample_rows = fill(scheduled)
+        self._fill_tables(scheduled)
+        if store:
+            self._fill_slots(num_tokens, num_sequences)
+        else:
+            self._slot_mapping.host[:num_tokens] = -1
         inputs = ForwardInputs(
             token_ids=self._token_ids.publish(num_tokens),
             positions=self._positions.publish(num_tokens),
             slot_mapping=self._slot_mapping.publish(num_tokens),
-            block_tables=self._block_tables.publish(num_sequences, width),
+            block_tables=self._block_tables.publish(num_sequences, -(-max_seq_len // self._block_size)),
             query_start=self._query_start.publish(num_sequences + 1),
             seq_lens=self._seq_lens.publish(num_sequences),
-            max_query_len=max(item.num_new_tokens for item in batch.scheduled),
-            max_seq_len=max(lengths),
+            max_query_len=max_query_len,
+            max_seq_len=max_seq_len,
         )
-        return PreparedStep(inputs, sample_rows, fresh_blocks)
+        return PreparedStep(inputs, sample_rows)
 
-    @staticmethod
-    def _flatten(batch: StepBatch) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
-        """Token ids, positions, query starts, sequence lengths, rows that sample."""
+    def _fill_decodes(self, scheduled: list[ScheduledSequence]) -> tuple[int, int, list[int]]:
+        """As `_fill_chunks`, for one token of every sequence."""
+        count = len(scheduled)
+        begins = [item.num_computed for item in scheduled]
+        positions = self._positions.host[:count]
+        positions[:] = begins
+        self._token_ids.host[:count] = [item.sequence.token_ids[item.num_computed] for item in scheduled]
+        self._query_start.host[: count + 1] = self._rows[: count + 1]
+        np.add(positions, 1, out=self._seq_lens.host[:count], casting="same_kind")
+        return count, max(begins) + 1, [row for row, item in enumerate(scheduled) if item.samples]
+
+    def _fill_chunks(self, scheduled: list[ScheduledSequence]) -> tuple[int, int, list[int]]:
+        """Fills token ids, positions, query starts and lengths; returns tokens, longest sequence, rows that sample."""
         tokens: list[int] = []
         positions: list[int] = []
         starts = [0]
         lengths: list[int] = []
         sample_rows: list[int] = []
-        for item in batch.scheduled:
+        for item in scheduled:
             begin, end = item.num_computed, item.num_computed + item.num_new_tokens
             tokens += item.sequence.token_ids[begin:end]
             positions += range(begin, end)
@@ -111,10 +126,14 @@ class StepInputs:
             lengths.append(end)
             if item.samples:
                 sample_rows.append(len(tokens) - 1)
-        return tokens, positions, starts, lengths, sample_rows
+        self._token_ids.host[: len(tokens)] = tokens
+        self._positions.host[: len(tokens)] = positions
+        self._query_start.host[: len(starts)] = starts
+        self._seq_lens.host[: len(lengths)] = lengths
+        return len(tokens), max(lengths), sample_rows
 
-    def _fill_tables(self, batch: StepBatch) -> list[int]:
-        """Writes the block tables, padded with each sequence's own first block, and returns the fresh blocks.
+    def _fill_tables(self, scheduled: list[ScheduledSequence]) -> None:
+        """Writes the block tables, padded with each sequence's own first block.
 
         A row that still says the same is left alone: most do, because a sequence that decodes takes a block only every
         `block_size` steps.
@@ -122,29 +141,40 @@ class StepInputs:
         The padding must name blocks of finite numbers, because attention masks scores, not values; a sequence's own
         block is one, any other might be the destination of a fetch.
         """
-        block_size, tables, keys = self._block_size, self._block_tables.host, self._table_keys
-        fresh: list[int] = []
-        for row, item in enumerate(batch.scheduled):
-            end = item.num_computed + item.num_new_tokens
-            count = -(-end // block_size)
-            sequence = item.sequence
-            table = sequence.block_table
-            key = (sequence.sequence_id, count, sequence.num_sealed_blocks, sequence.num_preemptions)
-            if keys[row] != key:
-                keys[row] = key
+        keys = [_table_key(item, self._block_size) for item in scheduled]
+        known, self._table_keys = self._table_keys, keys
+        if keys == known:
+            return
+        known += [_NO_TABLE] * (len(keys) - len(known))
+        tables = self._block_tables.host
+        for row, item in enumerate(scheduled):
+            if keys[row] != known[row]:
+                table, count = item.sequence.block_table, keys[row][1]
                 tables[row, :count] = array("i", table[:count])
                 tables[row, count:] = table[0]
-            last_begin = (count - 1) * block_size
-            if last_begin >= item.num_computed and end < last_begin + block_size:
-                fresh.append(table[count - 1])
-        return fresh
 
-    def _fill_slots(self, num_tokens: int, num_sequences: int, *, store: bool) -> None:
+    def _fill_slots(self, num_tokens: int, num_sequences: int) -> None:
         """`block_table[position / block_size] * block_size + position % block_size` for all tokens at once."""
-        if not store:
-            self._slot_mapping.host[:num_tokens] = -1
-            return
         positions = self._positions.host[:num_tokens]
-        rows = np.repeat(np.arange(num_sequences), np.diff(self._query_start.host[: num_sequences + 1]))
-        blocks = self._block_tables.host[rows, positions // self._block_size].astype(np.int64)
-        self._slot_mapping.host[:num_tokens] = blocks * self._block_size + positions % self._block_size
+        rows = self._rows[:num_sequences]
+        if num_tokens > num_sequences:
+            rows = np.repeat(rows, np.diff(self._query_start.host[: num_sequences + 1]))
+        columns, offsets = np.divmod(positions, self._block_size)
+        blocks = self._block_tables.host[rows, columns].astype(np.int64)
+        self._slot_mapping.host[:num_tokens] = blocks * self._block_size + offsets
+
+
+def _table_key(item: ScheduledSequence, block_size: int) -> _TableKey:
+    sequence = item.sequence
+    count = -(-(item.num_computed + item.num_new_tokens) // block_size)
+    return (sequence.sequence_id, count, sequence.num_sealed_blocks, sequence.num_preemptions)
+
+
+def partly_written_blocks(batch: StepBatch, block_size: int) -> list[int]:
+    """Blocks that a step begins to write and leaves partly unwritten."""
+    blocks: list[int] = []
+    for item in batch.scheduled:
+        last = (item.end - 1) // block_size
+        if last * block_size >= item.num_computed and item.end % block_size:
+            blocks.append(item.sequence.block_table[last])
+    return blocks
