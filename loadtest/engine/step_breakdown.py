@@ -3,9 +3,10 @@
     python -m loadtest.engine.step_breakdown --model pydoc-mini --sequences 1 8 64
 
 One process, no services: the parts of a decode worker are called one after the other as the step thread and the event
-loop would call them, and each is timed. `kernels` and `logits` are native code but for a few microseconds; what is
-outside of them is what the scheduler costs. Medians over the steps, of the step thread's own CPU time with --clock cpu,
-which other processes do not disturb (and which leaves out what further compute threads do).
+loop would call them, and each is timed. `kernels`, `logits` and `draw` are native code but for a few microseconds; what
+is outside of them is what the scheduler costs. Medians over the steps, of the step thread's own CPU time with --clock
+cpu, which other processes do not disturb (and which leaves out what further compute threads do). Reading a clock costs
+microseconds itself, so `step` and `outside` are of further steps in which only the native parts are timed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from shared.identity import BlockHash, SessionId
 from shared.worker.loading import load_engine
 from shared.worker.settings import WorkerSettings
 
-PARTS = ("schedule", "prepare", "kernels", "logits", "sample", "update", "message")
-COMPUTE = ("kernels", "logits")
+PARTS = ("schedule", "prepare", "kernels", "logits", "draw", "sample", "update", "message")
+COMPUTE = ("kernels", "logits", "draw")
 
 
 class Stopwatch:
@@ -37,9 +38,12 @@ class Stopwatch:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
+        self.watched: tuple[str, ...] = PARTS
         self.seconds: dict[str, list[float]] = {name: [] for name in (*PARTS, "step")}
 
     def __call__(self, name: str, call: Callable[[], Any]) -> Any:
+        if name not in self.watched:
+            return call()
         started_s = self.clock()
         result = call()
         self.seconds[name].append(self.clock() - started_s)
@@ -79,7 +83,7 @@ def measure(
     engine: Any, watch: Stopwatch, num_sequences: int, steps: int, sampling: SamplingParams
 ) -> dict[str, float]:
     """Median seconds per part at so many running sequences."""
-    scheduler, runner = engine._scheduler, engine._runner._runner
+    scheduler = engine._scheduler
     stream = GatewayStream(types.SimpleNamespace(), routes := {})
     for index in range(num_sequences):
         prompt = [(7 * index + 3 * i) % 500 + 10 for i in range(100)]
@@ -89,6 +93,23 @@ def measure(
             first_token_s=0.0, first_sequence=index, has_started=True, note_token=lambda sequence: None
         )
         routes[sequence.sequence_id] = (stream, session)
+    medians: dict[str, float] = {}
+    for watch.watched in (COMPUTE, PARTS):
+        run_steps(engine, watch, routes, num_sequences, steps)
+        parts = {name: statistics.median(values[-steps:]) for name, values in watch.seconds.items() if values}
+        if watch.watched is PARTS:
+            parts["sample"] -= parts["draw"]
+        medians = parts | medians
+        for values in watch.seconds.values():
+            values.clear()
+    scheduler.abort_all()
+    scheduler.take_outputs()
+    return medians
+
+
+def run_steps(engine: Any, watch: Stopwatch, routes: dict[Any, Any], num_sequences: int, steps: int) -> None:
+    """Steps until so many were pure decodes of all sequences."""
+    scheduler, runner = engine._scheduler, engine._runner._runner
     done = 0
     while done < steps:
         started_s = watch.clock()
@@ -99,12 +120,6 @@ def measure(
         watch.seconds["step"].append(watch.clock() - started_s)
         if batch.num_tokens == len(batch.scheduled) == num_sequences:
             done += 1
-    scheduler.abort_all()
-    scheduler.take_outputs()
-    medians = {name: statistics.median(values[-steps:]) for name, values in watch.seconds.items()}
-    for values in watch.seconds.values():
-        values.clear()
-    return medians
 
 
 def main() -> None:
@@ -123,6 +138,7 @@ def main() -> None:
     watch.wrap(runner._inputs, "prepare", "prepare")
     watch.wrap(runner._model, "forward", "kernels")
     watch.wrap(runner._model, "logits", "logits")
+    watch.wrap(runner._model.backend.library.calls, "tandem_sample", "draw")
     watch.wrap(runner._sampler, "sample", "sample")
     kinds = {
         "greedy": SamplingParams(max_tokens=10**6, temperature=0.0, ignore_eos=True),

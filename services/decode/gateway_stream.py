@@ -42,7 +42,9 @@ class GatewayStream:
         self._parts = parts
         self._routes = routes
         self._sessions: dict[SessionId, DecodeSession] = {}
-        self._step = pb.StepOutput()  # what the current step has for this gateway
+        self._step = pb.StepOutput()  # what the current step has for this gateway, but for its tokens
+        self._numbers: list[int] = []  # of the sequences that have the current step's tokens
+        self._token_ids: list[int] = []
         self._outgoing: asyncio.Queue[pb.StepOutput | None] = asyncio.Queue()
         self.gateway_id = ""
 
@@ -107,15 +109,14 @@ class GatewayStream:
         Raises:
             InternalError: The session could not have one yet.
         """
-        step = self._step
         session.note_token(sequence)
         if not session.has_started:
             session.has_started = True
-            step.started.append(session.started_message())
+            self._step.started.append(session.started_message())
         if logprobs is not None:
-            step.logprobs.append(logprobs_to_wire(len(step.token_ids), logprobs))
-        step.sequences.append(session.first_sequence + sequence.choice)
-        step.token_ids.append(token_id)
+            self._step.logprobs.append(logprobs_to_wire(len(self._token_ids), logprobs))
+        self._numbers.append(session.first_sequence + sequence.choice)
+        self._token_ids.append(token_id)
 
     def add_prompt_scores(self, session: DecodeSession, scores: PromptScores) -> None:
         """Adds what is known of a prompt's own tokens."""
@@ -138,8 +139,12 @@ class GatewayStream:
 
     def flush(self) -> None:
         """Sends the current step's message."""
-        self._outgoing.put_nowait(self._step)
-        self._step = pb.StepOutput()
+        step, self._step = self._step, pb.StepOutput()
+        step.sequences.extend(self._numbers)
+        step.token_ids.extend(self._token_ids)
+        self._numbers.clear()
+        self._token_ids.clear()
+        self._outgoing.put_nowait(step)
 
     def fail(self, session: DecodeSession, error: TandemError) -> None:
         """Ends a session with an error, at once and only once."""

@@ -72,12 +72,13 @@ class BlockTables:
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Makes room for the KV of the first `num_tokens` tokens; False, and nothing changed, if the pool has none."""
-        num_new = self.blocks_for(num_tokens) - len(sequence.block_table)
-        if num_new > 0:
-            blocks = self._pool.allocate(num_new)
-            if blocks is None:
-                return False
-            sequence.block_table += blocks
+        held = len(sequence.block_table)
+        if num_tokens <= held * self._block_size:
+            return True
+        blocks = self._pool.allocate(self.blocks_for(num_tokens) - held)
+        if blocks is None:
+            return False
+        sequence.block_table += blocks
         return True
 
     def seal_computed(self, sequence: Sequence, num_computed: int, *, may_merge: bool = True) -> bool:

@@ -61,7 +61,6 @@ class ModelRunner:
             library=model.backend.library,
         )
 
-    @torch.inference_mode()
     def execute(self, batch: StepBatch) -> StepResult:
         """Computes the batch's tokens, stores their KV, and samples for the sequences that reach their last token.
 
@@ -72,10 +71,14 @@ class ModelRunner:
         """
         if not batch.scheduled:
             return StepResult(token_ids=[], logprobs=[])
-        step = self._inputs.prepare(batch)
-        if self._model.backend.library is None:
+        if self._model.backend.library is not None:
+            return self._run(
+                self._inputs.prepare(batch), batch
+            )  # torch would track nothing: no weight wants a gradient
+        with torch.inference_mode():
+            step = self._inputs.prepare(batch)
             self._clear(partly_written_blocks(batch, self._kv_cache.layout.block_size))
-        return self._run(step, batch)
+            return self._run(step, batch)
 
     @torch.inference_mode()
     def warm_up(self, progress: Callable[[int, int], None]) -> None:
@@ -98,7 +101,7 @@ class ModelRunner:
         self._sampler.begin(sequences)
         hidden = self._model.forward(step.inputs, self._kv_cache.layers)
         result = self._sample(step, hidden, sequences)
-        if any([s.num_prompt_logprobs is not None or s.pooling is not None for s in all_sequences]):
+        if [s for s in all_sequences if s.num_prompt_logprobs is not None or s.pooling is not None]:
             self._look_at_prompts(batch, hidden, result)
         return result
 

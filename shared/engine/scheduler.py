@@ -143,7 +143,7 @@ class Scheduler:
         if aside and not scheduled:
             scheduled = self._schedule_step(frozenset())
         self._share.serve(scheduled)
-        self._flights.begin(entry.sequence for entry in scheduled)
+        self._flights.begin([entry.sequence for entry in scheduled])
         return StepBatch(scheduled)
 
     def _schedule_step(self, aside: frozenset[str]) -> list[ScheduledSequence]:
@@ -163,7 +163,8 @@ class Scheduler:
 
     def update(self, batch: StepBatch, result: StepResult) -> StepOutputs:
         """Takes in what the step computed; returns everything that changed since the last outputs."""
-        assert len(result.token_ids) == sum(entry.samples for entry in batch.scheduled), "a token per sampling sequence"
+        num_sampling = len([True for entry in batch.scheduled if entry.samples])
+        assert len(result.token_ids) == num_sampling, "a token per sampling sequence"
         for pooled in result.pooled:
             pooled.sequence.add_pooled(pooled.total, pooled.end - pooled.start)
         for scores in result.prompt_scores:
@@ -184,14 +185,17 @@ class Scheduler:
     ) -> None:
         """Takes in what a step computed for a sequence that has not ended meanwhile."""
         sequence = entry.sequence
+        end = entry.end
         entry.assume()
-        has_sealed = self.tables.seal_computed(sequence, entry.end, may_merge=sequence not in self._flights)
+        has_sealed = end // self._pool.block_size > sequence.num_sealed_blocks and self.tables.seal_computed(
+            sequence, end, may_merge=sequence not in self._flights
+        )
         if is_aborted:
             self._finish(sequence, FinishReason.ABORTED)
         elif token is not None:
-            self._take_token(sequence, entry.end, *token)
+            self._take_token(sequence, end, *token)
         elif sequence.is_prefill_only:
-            self._report_prefill(sequence, entry.end, has_sealed)
+            self._report_prefill(sequence, end, has_sealed)
 
     def take_outputs(self) -> StepOutputs:
         """Everything that changed since the last call or update."""
@@ -208,15 +212,18 @@ class Scheduler:
 
     def _can_run_ahead(self) -> bool:
         """The next step needs neither the tokens of the one in flight nor any of its blocks."""
-        return self._num_growing() <= self._pool.num_allocatable and not any(
+        return self._can_grow() and not any(
             s.sampling is not None and s.sampling.depends_on_output for s in self._running
         )
 
     def _schedule_running(self, aside: frozenset[str]) -> list[ScheduledSequence]:
         self._make_room_for_decodes()
         running = [s for s in self._running if s.tenant not in aside] if aside else self._running
-        decoding = [s for s in running if s.decodes and not s.is_complete and self.tables.grow(s, s.num_tokens)]
-        scheduled = [ScheduledSequence.next_of(s, 1) for s in decoding]
+        grow = self.tables.grow
+        decoding = [s for s in running if s.decodes and not s.is_complete and grow(s, len(s.token_ids))]
+        scheduled = [ScheduledSequence(s, s.num_computed_tokens, 1, s.sampling is not None) for s in decoding]
+        if len(decoding) == len(running):
+            return scheduled
         tokens = self._config.max_batch_tokens - len(scheduled)
         for sequence in running:
             if tokens > 0 and not sequence.decodes:
@@ -227,6 +234,8 @@ class Scheduler:
         return scheduled
 
     def _schedule_waiting(self, scheduled: list[ScheduledSequence], aside: frozenset[str]) -> list[ScheduledSequence]:
+        if not self._waiting:
+            return []
         budget = StepBudget(
             tokens=self._config.max_batch_tokens - sum(entry.num_new_tokens for entry in scheduled),
             sequences=self._config.max_sequences - len(self._running),
@@ -331,8 +340,13 @@ class Scheduler:
         return has_slot and self.tables.num_missing_blocks(sequence) <= self.num_spare_blocks()
 
     def _make_room_for_decodes(self) -> None:
-        while self._num_growing() > self._pool.num_allocatable and self._yield_blocks():
+        while not self._can_grow() and self._yield_blocks():
             pass
+
+    def _can_grow(self) -> bool:
+        """Every sequence that decodes can have the block that it needs next."""
+        num_allocatable = self._pool.num_allocatable
+        return len(self._running) <= num_allocatable or self._num_growing() <= num_allocatable
 
     def _num_growing(self) -> int:
         """Sequences that need a block for the next token that they decode."""

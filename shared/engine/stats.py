@@ -90,14 +90,11 @@ class StepMeter:
 
     def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence]) -> None:
         """Counts one completed step; `running` are the sequences that run on after it."""
-        num_tokens, num_decoded = 0, 0
-        for entry in batch.scheduled:
-            num_tokens += entry.num_new_tokens
-            num_decoded += entry.samples
-        num_prefilled = sum(e.num_new_tokens for e in batch.scheduled if e.num_new_tokens > 1)
+        chunks = [entry.num_new_tokens for entry in batch.scheduled if entry.num_new_tokens > 1]
+        num_prefilled = sum(chunks)
         self.prefilled_tokens += num_prefilled
-        self.generated_tokens += num_decoded
-        if 2 * num_prefilled > num_tokens:
+        self.generated_tokens += len([True for entry in batch.scheduled if entry.samples])
+        if num_prefilled > len(batch.scheduled) - len(chunks):  # most tokens are of chunks
             self._rate_tokens = _RATE_DECAY * self._rate_tokens + num_prefilled
             self._rate_s = _RATE_DECAY * self._rate_s + seconds
         if self.steps % _MEASURE_EVERY == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 from shared.engine.sequence import Sequence
@@ -17,7 +16,7 @@ class StepsInFlight:
     """
 
     def __init__(self) -> None:
-        self._steps: Counter[SequenceId] = Counter()
+        self._steps: dict[SequenceId, int] = {}
         self._aborted: set[SequenceId] = set()
         self._leaving: dict[SequenceId, Sequence] = {}
 
@@ -34,17 +33,21 @@ class StepsInFlight:
 
     def begin(self, sequences: Iterable[Sequence]) -> None:
         """A step with these sequences is handed to the runner."""
-        self._steps.update(sequence.sequence_id for sequence in sequences)
+        steps = self._steps
+        for sequence in sequences:
+            sequence_id = sequence.sequence_id
+            steps[sequence_id] = steps.get(sequence_id, 0) + 1
 
     def end(self, sequence: Sequence) -> bool:
         """One step of the sequence is over; True if the sequence is to be aborted."""
         sequence_id = sequence.sequence_id
-        self._steps[sequence_id] -= 1
-        if not self._steps[sequence_id]:
-            del self._steps[sequence_id]
-        is_aborted = sequence_id in self._aborted
-        self._aborted.discard(sequence_id)
-        return is_aborted
+        left = self._steps.pop(sequence_id) - 1
+        if left:
+            self._steps[sequence_id] = left
+        if sequence_id not in self._aborted:
+            return False
+        self._aborted.remove(sequence_id)
+        return True
 
     def abort(self, sequence: Sequence) -> bool:
         """Notes that the sequence is to end with its oldest step; False if it is in none."""

@@ -178,7 +178,8 @@ class TokenSampler {
         if (kept > 0 && mass >= row.top_p * total) break;
         mass += std::exp(static_cast<double>(near_[kept].value - likeliest));
       }
-      if (kept < near_.size()) by_mass = near_[kept - 1].value;  // else the nucleus may go on below
+      // Else the nucleus may go on below. Where it is just `near_`, it does not: a confident model's is one token.
+      if (kept < near_.size() || mass >= row.top_p * total) by_mass = near_[kept - 1].value;
     }
     threshold = std::max({by_count, by_mass, by_ratio});
     return floor == -INFINITY || (is_open ? threshold > floor : threshold >= floor);
