@@ -29,12 +29,15 @@ class _Buffer:
 
     def publish(self, *lengths: int) -> torch.Tensor:
         """The leading part, `lengths` of each dimension, on the device: the same object while they stay the same."""
-        part = tuple(slice(0, length) for length in lengths)
         if lengths != self._lengths:
-            self._lengths, self._part = lengths, self._device[part]
+            self._lengths, self._part = lengths, self._device[_leading(lengths)]
         if not self._is_cpu:
-            self._part.copy_(self._host[part], non_blocking=True)
+            self._part.copy_(self._host[_leading(lengths)], non_blocking=True)
         return self._part
+
+
+def _leading(lengths: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, length) for length in lengths)
 
 
 _TableKey = tuple[SequenceId, int, int, int]
@@ -68,6 +71,7 @@ class StepInputs:
         self._block_tables = _Buffer((max_sequences, max_blocks), torch.int32, device)
         self._table_keys: list[_TableKey] = []
         self._rows = np.arange(max_sequences + 1)
+        self._offsets = np.arange(block_size)
         self._query_start = _Buffer((max_sequences + 1,), torch.int32, device)
         self._seq_lens = _Buffer((max_sequences,), torch.int32, device)
 
@@ -83,11 +87,9 @@ class StepInputs:
         max_query_len = max([item.num_new_tokens for item in scheduled])
         fill = self._fill_decodes if max_query_len == 1 else self._fill_chunks
         num_tokens, max_seq_len, sample_rows = fill(scheduled)
-        self._fill_tables(scheduled)
-        if store:
-            self._fill_slots(num_tokens, num_sequences)
-        else:
+        if not store:
             self._slot_mapping.host[:num_tokens] = -1
+        self._fill_tables(scheduled)
         inputs = ForwardInputs(
             token_ids=self._token_ids.publish(num_tokens),
             positions=self._positions.publish(num_tokens),
@@ -101,18 +103,21 @@ class StepInputs:
         return PreparedStep(inputs, sample_rows)
 
     def _fill_decodes(self, scheduled: list[ScheduledSequence]) -> tuple[int, int, list[int]]:
-        """As `_fill_chunks`, for one token of every sequence."""
-        count = len(scheduled)
+        """As `_fill_chunks`, for one token of every sequence: few calls, because each costs as much as many rows."""
+        count, block_size = len(scheduled), self._block_size
         begins = [item.num_computed for item in scheduled]
-        positions = self._positions.host[:count]
-        positions[:] = begins
+        self._positions.host[:count] = begins
         self._token_ids.host[:count] = [item.sequence.token_ids[item.num_computed] for item in scheduled]
+        self._slot_mapping.host[:count] = [
+            item.sequence.block_table[begin // block_size] * block_size + begin % block_size
+            for item, begin in zip(scheduled, begins, strict=True)
+        ]
         self._query_start.host[: count + 1] = self._rows[: count + 1]
-        np.add(positions, 1, out=self._seq_lens.host[:count], casting="same_kind")
+        self._seq_lens.host[:count] = [begin + 1 for begin in begins]
         return count, max(begins) + 1, [row for row, item in enumerate(scheduled) if item.samples]
 
     def _fill_chunks(self, scheduled: list[ScheduledSequence]) -> tuple[int, int, list[int]]:
-        """Fills token ids, positions, query starts and lengths; returns tokens, longest sequence, rows that sample."""
+        """Fills all but the block tables; returns tokens, longest sequence, rows that sample."""
         tokens: list[int] = []
         positions: list[int] = []
         starts = [0]
@@ -130,6 +135,7 @@ class StepInputs:
         self._positions.host[: len(tokens)] = positions
         self._query_start.host[: len(starts)] = starts
         self._seq_lens.host[: len(lengths)] = lengths
+        self._slot_mapping.host[: len(tokens)] = self._slots(scheduled)
         return len(tokens), max(lengths), sample_rows
 
     def _fill_tables(self, scheduled: list[ScheduledSequence]) -> None:
@@ -141,7 +147,12 @@ class StepInputs:
         The padding must name blocks of finite numbers, because attention masks scores, not values; a sequence's own
         block is one, any other might be the destination of a fetch.
         """
-        keys = [_table_key(item, self._block_size) for item in scheduled]
+        block_size = self._block_size
+        keys = [
+            (s.sequence_id, -(-item.end // block_size), s.num_sealed_blocks, s.num_preemptions)
+            for item in scheduled
+            for s in (item.sequence,)
+        ]
         known, self._table_keys = self._table_keys, keys
         if keys == known:
             return
@@ -153,21 +164,16 @@ class StepInputs:
                 tables[row, :count] = array("i", table[:count])
                 tables[row, count:] = table[0]
 
-    def _fill_slots(self, num_tokens: int, num_sequences: int) -> None:
-        """`block_table[position / block_size] * block_size + position % block_size` for all tokens at once."""
-        positions = self._positions.host[:num_tokens]
-        rows = self._rows[:num_sequences]
-        if num_tokens > num_sequences:
-            rows = np.repeat(rows, np.diff(self._query_start.host[: num_sequences + 1]))
-        columns, offsets = np.divmod(positions, self._block_size)
-        blocks = self._block_tables.host[rows, columns].astype(np.int64)
-        self._slot_mapping.host[:num_tokens] = blocks * self._block_size + offsets
-
-
-def _table_key(item: ScheduledSequence, block_size: int) -> _TableKey:
-    sequence = item.sequence
-    count = -(-(item.num_computed + item.num_new_tokens) // block_size)
-    return (sequence.sequence_id, count, sequence.num_sealed_blocks, sequence.num_preemptions)
+    def _slots(self, scheduled: list[ScheduledSequence]) -> npt.NDArray[np.int64]:
+        """`block_table[position / block_size] * block_size + position % block_size` for all tokens."""
+        slots = []
+        for item in scheduled:
+            first = item.num_computed // self._block_size
+            blocks = np.array(item.sequence.block_table[first : -(-item.end // self._block_size)], dtype=np.int64)
+            covered = blocks[:, None] * self._block_size + self._offsets
+            begin = item.num_computed - first * self._block_size
+            slots.append(covered.ravel()[begin : begin + item.num_new_tokens])
+        return np.concatenate(slots)
 
 
 def partly_written_blocks(batch: StepBatch, block_size: int) -> list[int]:
