@@ -82,7 +82,7 @@ async def assemble(
             keyring=Keyring(known, settings.api_key.get_secret_value()),
             version=_version(),
         )
-        runner = BatchRunner(batches, files, settings, new_incarnation(), partial(execute, gateway))
+        runner = BatchRunner(batches, files, gateway.keyring, settings, new_incarnation(), partial(execute, gateway))
         batch_work = asyncio.create_task(runner.run())
         yield gateway
     finally:

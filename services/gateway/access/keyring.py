@@ -32,3 +32,16 @@ class Keyring:
         if record is None or not record.matches(key):
             raise NotAuthenticated("the API key is not valid here")
         return record
+
+    async def record_of(self, key_id: str) -> KeyRecord:
+        """The record of a key that opened this gateway before, as it is now.
+
+        Raises:
+            NotAuthenticated: There is none any more, or it was revoked.
+        """
+        if self._fixed is not None and key_id == self._fixed.key_id:
+            return self._fixed
+        record = await self._known.find(key_id) if self._known is not None else None
+        if record is None or record.is_revoked:
+            raise NotAuthenticated(f"the API key {key_id[:64]!r} is no longer valid here")
+        return record

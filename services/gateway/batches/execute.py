@@ -6,6 +6,7 @@ import time
 
 import orjson
 
+from services.gateway.access.caller import current_caller
 from services.gateway.embeddings.routes import embed
 from services.gateway.gateway import Gateway
 from services.gateway.responses.routes import respond
@@ -20,6 +21,7 @@ async def execute(gateway: Gateway, endpoint: str, raw: bytes) -> bytes:
         TandemError: It cannot be served, as the message says.
     """
     pipeline = gateway.pipeline
+    await gateway.admission.count_request(current_caller())
     match endpoint:
         case "/v1/chat/completions":
             return await complete(pipeline.chat, pipeline.reply_format, raw, time.monotonic())

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from services.gateway.access.caller import Caller
 from services.gateway.batches.schemas import ENDPOINTS, BatchBody
 from services.gateway.object_store import ObjectStore
 from shared.errors import InvalidRequest, NotFound, UnsupportedField
@@ -24,10 +25,16 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @dataclass(slots=True)
 class BatchRecord:
-    """One batch; `content` is the batch object."""
+    """One batch; `content` is the batch object.
+
+    Attributes:
+        tenant: Whose it is; nobody else finds it.
+        key_id: Of the API key that made it, whose priority and limits its requests have; "" = made without one.
+    """
 
     content: dict[str, Any]
     tenant: str
+    key_id: str = ""
 
     @property
     def batch_id(self) -> str:
@@ -53,21 +60,21 @@ class BatchRecords:
         self._objects = objects
         self._ttl_s = ttl_s
 
-    async def create(self, body: BatchBody, tenant: str) -> BatchRecord:
+    async def create(self, body: BatchBody, caller: Caller) -> BatchRecord:
         """Keeps a new batch; some gateway takes it up.
 
         Raises:
             Unavailable: Redis does not answer.
         """
-        record = BatchRecord(_new_object(body), tenant)
+        record = BatchRecord(_new_object(body), caller.tenant, caller.key.key_id if caller.key else "")
         await self.put(record)
-        await self._objects.add_to_index(_kind_of(tenant), record.batch_id, time.time())
+        await self._objects.add_to_index(_kind_of(caller.tenant), record.batch_id, time.time())
         await self._objects.add_to_index(ACTIVE, record.batch_id, time.time())
         return record
 
     async def put(self, record: BatchRecord) -> None:
         """Keeps the record as it is now."""
-        content = {"batch": record.content, "tenant": record.tenant}
+        content = {"batch": record.content, "tenant": record.tenant, "key_id": record.key_id}
         await self._objects.put(KIND, record.batch_id, content, ttl_s=self._ttl_s)
 
     async def get(self, batch_id: str, tenant: str) -> BatchRecord:
@@ -86,7 +93,7 @@ class BatchRecords:
         found = await self._objects.get(KIND, batch_id)
         if found is None:
             return None
-        record = BatchRecord(found["batch"], found["tenant"])
+        record = BatchRecord(found["batch"], found["tenant"], found.get("key_id", ""))
         if record.content["status"] in ("validating", "in_progress") and await self.is_cancel_asked(batch_id):
             record.content["status"] = "cancelling"
         return record

@@ -37,7 +37,7 @@ def router(gateway: Gateway) -> APIRouter:
         file = await asyncio.to_thread(gateway.files.get, body.input_file_id, caller.tenant)
         if file.purpose != "batch":
             raise InvalidRequest(f"the file's purpose is {file.purpose!r}, not 'batch'", param="input_file_id")
-        return _json((await records.create(body, caller.tenant)).content)
+        return _json((await records.create(body, caller)).content)
 
     @routes.get("/v1/batches", **described(None, BatchList))
     async def list_batches(limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str = "") -> Response:

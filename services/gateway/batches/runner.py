@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from services.gateway.access.caller import Caller, set_caller
+from services.gateway.access.keyring import Keyring
 from services.gateway.batches.files import FileStore
 from services.gateway.batches.lines import (
     BatchLine,
@@ -27,7 +28,7 @@ from services.gateway.batches.lines import (
 )
 from services.gateway.batches.records import BatchRecord, BatchRecords
 from services.gateway.settings import GatewaySettings
-from shared.errors import InternalError, NotFound, TandemError, Unavailable
+from shared.errors import InternalError, NotAuthenticated, NotFound, TandemError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +46,17 @@ class BatchRunner:
     """
 
     def __init__(
-        self, records: BatchRecords, files: FileStore, settings: GatewaySettings, owner: str, execute: Execute
+        self,
+        records: BatchRecords,
+        files: FileStore,
+        keyring: Keyring,
+        settings: GatewaySettings,
+        owner: str,
+        execute: Execute,
     ) -> None:
         self._records = records
         self._files = files
+        self._keyring = keyring
         self._settings = settings
         self._owner = owner
         self._execute = execute
@@ -118,11 +126,14 @@ class BatchRunner:
 
     async def _run_batch(self, record: BatchRecord) -> None:
         try:
+            set_caller(await self._caller_of(record))
             path = await asyncio.to_thread(self._files.path, record.content["input_file_id"], record.tenant)
             limit = self._settings.max_batch_requests
             lines, errors = await asyncio.to_thread(read_lines, path, record.content["endpoint"], limit)
         except NotFound as exc:
             lines, errors = [], [{"code": exc.code, "line": None, "message": exc.message, "param": "input_file_id"}]
+        except NotAuthenticated as exc:
+            lines, errors = [], [{"code": exc.code, "line": None, "message": exc.message, "param": None}]
         if errors:
             record.content["errors"] = {"object": "list", "data": errors}
             record.enter("failed")
@@ -138,6 +149,13 @@ class BatchRunner:
             failures.close()
         await self._finish(record, results, failures)
 
+    async def _caller_of(self, record: BatchRecord) -> Caller:
+        """Whose requests these are: with the priority and the limits that the key has now, whichever gateway runs them."""
+        key = None
+        if not self._keyring.is_empty and record.key_id:
+            key = await self._keyring.record_of(record.key_id)
+        return Caller(record.tenant, key, added_priority=self._settings.batch_priority)
+
     async def _make_requests(
         self, record: BatchRecord, lines: list[BatchLine], results: ResultFile, failures: ResultFile
     ) -> None:
@@ -147,7 +165,6 @@ class BatchRunner:
             record.enter("in_progress")
             await self._records.put(record)
         left = [line for line in lines if line.custom_id not in results.done | failures.done]
-        set_caller(Caller(record.tenant, added_priority=self._settings.batch_priority))
         tasks = [asyncio.create_task(self._make(record, line, results, failures, len(lines))) for line in left]
         try:
             ended = await self._until_over(record, tasks)

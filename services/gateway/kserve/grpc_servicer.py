@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from protos import kserve_pb2 as pb
 from protos import kserve_pb2_grpc as rpc
 from services.gateway.access.authentication import caller_of
-from services.gateway.access.caller import set_caller
+from services.gateway.access.caller import Caller, set_caller
 from services.gateway.gateway import Gateway
 from services.gateway.kserve.inference import MODEL_VERSION, InferRequest, check_model, infer, infer_stream
 from services.gateway.kserve.metadata import model_config, model_metadata, repository_index, server_metadata
@@ -58,6 +58,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: _Context) -> pb.ModelReadyResponse:  # noqa: N802
         """Likewise, of a model."""
+        await self._identify(context)
         check_model(self._gateway, request.name, request.version)
         return pb.ModelReadyResponse(ready=not self._gateway.health.reason())
 
@@ -65,17 +66,20 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         self, request: pb.ServerMetadataRequest, context: _Context
     ) -> pb.ServerMetadataResponse:
         """What the server is."""
+        await self._identify(context)
         return _message(pb.ServerMetadataResponse(), server_metadata(self._gateway))
 
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest, context: _Context
     ) -> pb.ModelMetadataResponse:
         """What the model reads and writes."""
+        await self._identify(context)
         check_model(self._gateway, request.name, request.version)
         return _message(pb.ModelMetadataResponse(), model_metadata(self._gateway))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: _Context) -> pb.ModelConfigResponse:  # noqa: N802
         """How the model is served."""
+        await self._identify(context)
         check_model(self._gateway, request.name, request.version)
         return _message(pb.ModelConfigResponse(), {"config": model_config(self._gateway)})
 
@@ -83,6 +87,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryIndexRequest, context: _Context
     ) -> pb.RepositoryIndexResponse:
         """Which models there are."""
+        await self._identify(context)
         models = [m for m in repository_index(self._gateway) if m["state"] == "READY" or not request.ready]
         return _message(pb.RepositoryIndexResponse(), {"models": models})
 
@@ -112,10 +117,14 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
 
     async def _admit(self, context: _Context) -> None:
         """The call's metadata tell whose it is, as the headers of an HTTP request do; a stream counts once."""
+        await self._gateway.admission.count_request(await self._identify(context))
+
+    async def _identify(self, context: _Context) -> Caller:
+        """Everything but the server's own probes is a tenant's, as it is over HTTP."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         caller = await caller_of(Headers(metadata), self._gateway.keyring)
         set_caller(caller)
-        await self._gateway.admission.count_request(caller)
+        return caller
 
     async def _read_stream(
         self,
