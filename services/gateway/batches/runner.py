@@ -150,7 +150,7 @@ class BatchRunner:
         await self._finish(record, results, failures)
 
     async def _caller_of(self, record: BatchRecord) -> Caller:
-        """Whose requests these are: with the priority and the limits that the key has now, whichever gateway runs them."""
+        """Whose requests these are, with the priority and the limits that the key has now."""
         key = None
         if not self._keyring.is_empty and record.key_id:
             key = await self._keyring.record_of(record.key_id)

@@ -145,20 +145,23 @@ async def test_a_batch_whose_key_was_revoked_is_not_run(start, tenants):
 
 
 async def test_everything_but_probes_asks_for_a_key_over_grpc(start_gateway):
-    async with start_gateway(api_key="sk-chosen", grpc_port=0) as running, serve_grpc(running.gateway) as address:
-        async with open_channel(address) as channel:
-            stub = rpc.GRPCInferenceServiceStub(channel)
-            asked = {
-                stub.ServerMetadata: pb.ServerMetadataRequest(),
-                stub.ModelReady: pb.ModelReadyRequest(name="pydoc-mini"),
-                stub.ModelMetadata: pb.ModelMetadataRequest(name="pydoc-mini"),
-                stub.ModelConfig: pb.ModelConfigRequest(name="pydoc-mini"),
-                stub.RepositoryIndex: pb.RepositoryIndexRequest(),
-            }
-            for call, request in asked.items():
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await call(request)
-                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-                await call(request, metadata=[("authorization", "Bearer sk-chosen")])
-            assert (await stub.ServerLive(pb.ServerLiveRequest())).live
-            assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
+    async with (
+        start_gateway(api_key="sk-chosen", grpc_port=0) as running,
+        serve_grpc(running.gateway) as address,
+        open_channel(address) as channel,
+    ):
+        stub = rpc.GRPCInferenceServiceStub(channel)
+        asked = {
+            stub.ServerMetadata: pb.ServerMetadataRequest(),
+            stub.ModelReady: pb.ModelReadyRequest(name="pydoc-mini"),
+            stub.ModelMetadata: pb.ModelMetadataRequest(name="pydoc-mini"),
+            stub.ModelConfig: pb.ModelConfigRequest(name="pydoc-mini"),
+            stub.RepositoryIndex: pb.RepositoryIndexRequest(),
+        }
+        for call, request in asked.items():
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            await call(request, metadata=[("authorization", "Bearer sk-chosen")])
+        assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+        assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
