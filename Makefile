@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test tsan chaos lint types protos check-protos bench constraints clean
+.PHONY: help install install-dev up test clients tsan chaos lint types protos check-protos bench constraints clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -24,6 +24,9 @@ up: install ## Starts Redis, one prefill, one decode and a gateway; Ctrl-C stops
 
 test: install-dev ## Runs the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients: ## Installs the pinned clients that tests/e2e/clients runs, each in an environment of its own
+	@.ci/clients
 
 chaos: install-dev ## Faults without end against a real suite: make chaos ARGS="--minutes 10"
 	@$(BIN)/python -m tests.chaos $(ARGS)

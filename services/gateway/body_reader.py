@@ -18,6 +18,8 @@ UnknownFields = Literal["refuse", "ignore"]
 B = TypeVar("B", bound=Body)
 
 MAX_MESSAGE_CHARS = 500
+MAX_DEPTH = 200
+"""Of lists and objects in one another: what is read here is written elsewhere, and writers go no deeper than 254."""
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -57,7 +59,7 @@ def parse_object(raw: bytes) -> dict[str, object]:
     """The body as a JSON object.
 
     Raises:
-        InvalidRequest: Not JSON, or not an object.
+        InvalidRequest: Not JSON, not an object, or too deep.
     """
     try:
         content = orjson.loads(raw)
@@ -65,7 +67,18 @@ def parse_object(raw: bytes) -> dict[str, object]:
         raise InvalidRequest(f"the request body is not valid JSON: {exc}") from exc
     if not isinstance(content, dict):
         raise InvalidRequest("the request body must be a JSON object")
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and (depth := depth_of(content)) > MAX_DEPTH:
+        raise InvalidRequest(f"the request body is {depth} levels deep, at most {MAX_DEPTH} are read")
     return content
+
+
+def depth_of(content: object) -> int:
+    """How many lists and objects are in one another."""
+    deepest, level = 0, [content]
+    while level := [node for node in level if isinstance(node, dict | list)]:
+        deepest += 1
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return deepest
 
 
 def validate(content: dict[str, object], schema: type[B], unknown_fields: UnknownFields) -> B:

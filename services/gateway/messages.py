@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.gateway.body_reader import UnknownFields, check_extra
+from services.gateway.body_reader import MAX_DEPTH, UnknownFields, check_extra, depth_of
 from services.gateway.schemas.chat import ChatMessage, MessageToolCall
 from shared.errors import InvalidRequest, UnsupportedField
 
@@ -54,6 +54,9 @@ def _template_call(call: MessageToolCall, where: str) -> dict[str, object]:
     if not isinstance(arguments, dict):
         path = f"{where}.function.arguments"
         raise InvalidRequest(f"{path} must be a JSON object in a string", param=path)
+    if (depth := depth_of(arguments)) > MAX_DEPTH:
+        path = f"{where}.function.arguments"
+        raise InvalidRequest(f"{path} is {depth} levels deep, at most {MAX_DEPTH} are read", param=path)
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 

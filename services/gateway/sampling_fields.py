@@ -14,6 +14,7 @@ from shared.engine.thinking import Thinking
 from shared.errors import InvalidRequest
 
 MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARS = 256
 _NEUTRAL: tuple[object, ...] = (None, 0, 1, -1, [], {})  # none of the fields below asks for anything with these
 _NOT_WITH_BEAMS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -134,6 +135,10 @@ def _bad_words(words: list[str], model: ServedModel) -> tuple[tuple[int, ...], .
         raise InvalidRequest(f"{len(words)} bad words, at most {MAX_BAD_WORDS}", param="bad_words")
     spelled: dict[tuple[int, ...], None] = {}
     for word in words:
+        if len(word) > MAX_BAD_WORD_CHARS:
+            raise InvalidRequest(
+                f"a bad word of {len(word)} characters, at most {MAX_BAD_WORD_CHARS}", param="bad_words"
+            )
         for text in (word.lstrip(), " " + word.lstrip()):
             token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=False))
             if not word.strip() or not token_ids:

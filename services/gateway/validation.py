@@ -162,7 +162,7 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len:
     param = "messages" if request.endpoint is Endpoint.CHAT else "prompt"
     if room < 1:
         raise ContextLengthExceeded(
-            f"the prompt has {prompt_tokens} tokens; the context length is {context_len} tokens, "
+            f"the prompt has {prompt_tokens} tokens; this model's maximum context length is {context_len} tokens, "
             "of which one must be left for the reply",
             param=param,
         )
@@ -170,7 +170,8 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len:
         return _default_limit(request, min(room, max(1, cache_len - prompt_tokens)))
     if request.max_tokens > room:
         raise ContextLengthExceeded(
-            f"the context length is {context_len} tokens; the request wants {prompt_tokens + request.max_tokens} "
+            f"this model's maximum context length is {context_len} tokens; "
+            f"the request wants {prompt_tokens + request.max_tokens} "
             f"({prompt_tokens} in the prompt, {request.max_tokens} for the reply)",
             param=param,
         )

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from shared.errors import TandemError
+from services.gateway.body_reader import parse_object
+from shared.errors import InvalidRequest, TandemError
 
 MAX_ERRORS = 100
 
@@ -49,11 +50,9 @@ def read_lines(path: Path, endpoint: str, max_lines: int) -> tuple[list[BatchLin
 
 def _line(raw: bytes, endpoint: str, seen: set[str]) -> tuple[BatchLine | None, str]:
     try:
-        content = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
-        return None, f"not valid JSON: {exc}"
-    if not isinstance(content, dict):
-        return None, "not a JSON object"
+        content = parse_object(raw)
+    except InvalidRequest as exc:
+        return None, exc.message
     custom_id, body = content.get("custom_id"), content.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
         return None, "'custom_id' must be a text of 1 to 512 characters"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import orjson
 
+from services.gateway.body_reader import depth_of
 from services.gateway.schemas.body import GenerationBody
 from services.gateway.schemas.structure import JsonObjectFormat, JsonSchemaFormat
 from services.gateway.settings import GatewaySettings
@@ -33,15 +34,15 @@ def check_schema(schema: object, field: str, settings: GatewaySettings) -> None:
     Raises:
         InvalidRequest: It is; with both numbers.
     """
+    depth = depth_of(schema)
+    if depth > settings.max_schema_depth:
+        raise InvalidRequest(
+            f"{field!r}: a schema {depth} levels deep, at most {settings.max_schema_depth} are served", param=field
+        )
     size = len(orjson.dumps(schema))
     if size > settings.max_schema_bytes:
         raise InvalidRequest(
             f"{field!r}: a schema of {size} bytes, at most {settings.max_schema_bytes} are served", param=field
-        )
-    depth = _depth(schema)
-    if depth > settings.max_schema_depth:
-        raise InvalidRequest(
-            f"{field!r}: a schema {depth} levels deep, at most {settings.max_schema_depth} are served", param=field
         )
 
 
@@ -125,17 +126,3 @@ def _check_limits(structure: Structure, settings: GatewaySettings) -> None:
         size, limit, unit = len(str(source)), settings.max_grammar_chars, "characters"
     if not 1 <= size <= limit:
         raise InvalidRequest(f"{field!r} has {size} {unit}; it must have 1 to {limit}", param=field)
-
-
-def _depth(schema: object) -> int:
-    deepest, level = 0, [schema]
-    while level:
-        deepest += 1
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-    return deepest

@@ -13,56 +13,10 @@ from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
 
+from services.gateway.field_table import VLLM_CHAT, VLLM_GENERATION
 from services.gateway.schemas.body import StreamOptions
 from services.gateway.schemas.chat import ChatBody, ChatMessage
 from services.gateway.schemas.completion import CompletionBody
-
-# vLLM's own, of its request classes as of November 2026.
-VLLM = [
-    "use_beam_search",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "length_penalty",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "truncate_prompt_tokens",
-    "truncation_side",
-    "prompt_logprobs",
-    "allowed_token_ids",
-    "bad_words",
-    "structured_outputs",
-    "priority",
-    "request_id",
-    "return_tokens_as_token_ids",
-    "return_token_ids",
-    "cache_salt",
-    "kv_transfer_params",
-    "ec_transfer_params",
-    "vllm_xargs",
-    "logprob_token_ids",
-    "watermarking",
-    "repetition_detection",
-    "session_id",
-    "add_special_tokens",
-]
-VLLM_CHAT = [
-    "thinking_token_budget",
-    "include_reasoning",
-    "echo",
-    "add_generation_prompt",
-    "continue_final_message",
-    "documents",
-    "chat_template",
-    "chat_template_kwargs",
-    "media_io_kwargs",
-    "mm_processor_kwargs",
-    "return_prompt_text",
-]
 
 
 def fields_of(params: type) -> set[str]:
@@ -74,8 +28,8 @@ def fields_of(params: type) -> set[str]:
     [
         (ChatBody, fields_of(chat_create_params.CompletionCreateParamsStreaming)),
         (CompletionBody, fields_of(completion_create_params.CompletionCreateParamsStreaming)),
-        (ChatBody, {*VLLM, *VLLM_CHAT}),
-        (CompletionBody, set(VLLM)),
+        (ChatBody, VLLM_CHAT),
+        (CompletionBody, VLLM_GENERATION),
         (ChatMessage, fields_of(chat_completion_assistant_message_param.ChatCompletionAssistantMessageParam)),
         (ChatMessage, fields_of(chat_completion_tool_message_param.ChatCompletionToolMessageParam)),
     ],
