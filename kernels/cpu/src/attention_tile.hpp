@@ -174,7 +174,7 @@ TANDEM_INLINE Vec accumulate(Vec sum, Vec a, float b) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(word));
   }
 #endif
-  return sum + a * b;
+  return fused(a, splat(b), sum);
 }
 
 // scores [kRows][64] of queries [kRows][query_pitch]; `units` words each.

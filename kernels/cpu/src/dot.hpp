@@ -12,14 +12,14 @@ TANDEM_INLINE Vec multiply_add(Vec sum, VecBits weight, uint32_t x) {
   if constexpr (format == Format::f32) {
     float factor;
     std::memcpy(&factor, &x, 4);
-    return sum + (Vec)weight * factor;
+    return fused((Vec)weight, splat(factor), sum);
   } else {
 #if defined(__AVX512BF16__)
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)_mm512_set1_epi32(x));
 #else
     VecBits both = VecBits{} + x;
-    sum = sum + (Vec)(weight << 16) * (Vec)(both << 16);
-    return sum + (Vec)(weight & 0xffff0000u) * (Vec)(both & 0xffff0000u);
+    sum = fused((Vec)(weight << 16), (Vec)(both << 16), sum);
+    return fused((Vec)(weight & 0xffff0000u), (Vec)(both & 0xffff0000u), sum);
 #endif
   }
 }

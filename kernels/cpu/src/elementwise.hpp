@@ -10,7 +10,7 @@ TANDEM_INLINE void rms_norm(const float* x, const float* weight, int width, floa
   int i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     Vec v = load(x + i);
-    squares += v * v;
+    squares = fused(v, v, squares);
   }
   float total = sum(squares);
   for (; i < width; i++) total += x[i] * x[i];

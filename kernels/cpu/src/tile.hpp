@@ -59,9 +59,9 @@ template <Format format>
 TANDEM_INLINE void add_group(float* total, VecInt exact, float factor, Vec weights) {
   Vec scaled = __builtin_convertvector(exact, Vec);
   if constexpr (format == Format::int4)
-    store(total, load(total) + scaled * factor * weights);
+    store(total, fused(scaled * factor, weights, load(total)));
   else
-    store(total, load(total) + scaled * factor);
+    store(total, fused(scaled, splat(factor), load(total)));
 }
 
 // The exact sums of one group for kRows rows.
