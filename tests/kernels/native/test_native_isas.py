@@ -31,11 +31,10 @@ def test_sources_compile_for_every_instruction_set_of_x86(isa):
     compile_only([COMPILER], *isa.value)
 
 
-@pytest.mark.parametrize("flags", [(), ("-mcpu=baseline+dotprod",)], ids=["NEON", "NEON_DOT"])
-def test_sources_compile_for_arm(flags):
-    """Compile only: no processor or emulator of this kind is at hand."""
+def test_sources_compile_for_arm():
+    """Compile only: no such processor is at hand. What replaces dot products is portable and compiled by GENERIC."""
     pytest.importorskip("ziglang", reason="no cross compiler: pip install ziglang")
-    compile_only([sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"], *flags)
+    compile_only([sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"], "-mcpu=baseline+dotprod")
 
 
 def test_best_instruction_set_comes_first_and_the_portable_one_always():
