@@ -62,6 +62,7 @@ WORKER_METHODS = (
 )
 FETCH_METHODS = (
     Method("/tandem.KvFetch/Fetch", kv_transfer_pb2.FetchRequest),
+    Method("/tandem.KvFetch/Fetches", kv_transfer_pb2.FetchAsk, is_stream=True),
     Method("/tandem.KvFetch/TransferStatus", kv_transfer_pb2.TransferStatusRequest),
     Method("/tandem.KvTransfer/Attach", kv_transfer_pb2.AttachRequest),  # not served there
 )

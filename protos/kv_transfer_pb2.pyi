@@ -448,6 +448,65 @@ class FetchReply(_message.Message):
 Global___FetchReply: _TypeAlias = FetchReply  # noqa: Y015
 
 @_typing.final
+class FetchAsk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """one per fetch in the stream's life"""
+    @_builtins.property
+    def request(self) -> Global___FetchRequest:
+        """opens it; absent: its caller gave it up"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        request: Global___FetchRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchAsk: _TypeAlias = FetchAsk  # noqa: Y015
+
+@_typing.final
+class FetchAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    failed: _builtins.str
+    """error code: it broke off, and its pins are gone"""
+    reason: _builtins.str
+    """for the log"""
+    @_builtins.property
+    def reply(self) -> Global___FetchReply:
+        """the first answer, as in a call of its own"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        reply: Global___FetchReply | None = ...,
+        failed: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "number", b"number", "reason", b"reason", "reply", b"reply"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchAnswer: _TypeAlias = FetchAnswer  # noqa: Y015
+
+@_typing.final
 class PinRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

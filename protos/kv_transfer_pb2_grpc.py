@@ -347,6 +347,11 @@ class KvFetchStub(object):
                 request_serializer=protos_dot_kv__transfer__pb2.FetchRequest.SerializeToString,
                 response_deserializer=protos_dot_kv__transfer__pb2.FetchReply.FromString,
                 _registered_method=True)
+        self.Fetches = channel.stream_stream(
+                '/tandem.KvFetch/Fetches',
+                request_serializer=protos_dot_kv__transfer__pb2.FetchAsk.SerializeToString,
+                response_deserializer=protos_dot_kv__transfer__pb2.FetchAnswer.FromString,
+                _registered_method=True)
         self.TransferStatus = channel.unary_unary(
                 '/tandem.KvFetch/TransferStatus',
                 request_serializer=protos_dot_kv__transfer__pb2.TransferStatusRequest.SerializeToString,
@@ -365,6 +370,14 @@ class KvFetchServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fetches(self, request_iterator, context):
+        """Many fetches on one stream, which spares each a call of its own. A fetch, and its pins, live until all is sent, until
+        its caller says that nobody waits for it, or until the stream ends, whichever is first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TransferStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -378,6 +391,11 @@ def add_KvFetchServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=protos_dot_kv__transfer__pb2.FetchRequest.FromString,
                     response_serializer=protos_dot_kv__transfer__pb2.FetchReply.SerializeToString,
+            ),
+            'Fetches': grpc.stream_stream_rpc_method_handler(
+                    servicer.Fetches,
+                    request_deserializer=protos_dot_kv__transfer__pb2.FetchAsk.FromString,
+                    response_serializer=protos_dot_kv__transfer__pb2.FetchAnswer.SerializeToString,
             ),
             'TransferStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.TransferStatus,
@@ -413,6 +431,33 @@ class KvFetch(object):
             '/tandem.KvFetch/Fetch',
             protos_dot_kv__transfer__pb2.FetchRequest.SerializeToString,
             protos_dot_kv__transfer__pb2.FetchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetches(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tandem.KvFetch/Fetches',
+            protos_dot_kv__transfer__pb2.FetchAsk.SerializeToString,
+            protos_dot_kv__transfer__pb2.FetchAnswer.FromString,
             options,
             channel_credentials,
             insecure,

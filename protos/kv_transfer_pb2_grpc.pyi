@@ -150,6 +150,10 @@ class KvFetchStub:
     def __new__(cls, channel: _aio.Channel) -> KvFetchAsyncStub: ...
     Fetch: _grpc.UnaryStreamMultiCallable[_kv_transfer_pb2.FetchRequest, _kv_transfer_pb2.FetchReply]
     """Pins the blocks exactly as long as the call is open."""
+    Fetches: _grpc.StreamStreamMultiCallable[_kv_transfer_pb2.FetchAsk, _kv_transfer_pb2.FetchAnswer]
+    """Many fetches on one stream, which spares each a call of its own. A fetch, and its pins, live until all is sent, until
+    its caller says that nobody waits for it, or until the stream ends, whichever is first.
+    """
     TransferStatus: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.TransferStatusRequest, _kv_transfer_pb2.TransferStatusReply]
 
 @_typing.type_check_only
@@ -159,6 +163,10 @@ class KvFetchAsyncStub(KvFetchStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Fetch: _aio.UnaryStreamMultiCallable[_kv_transfer_pb2.FetchRequest, _kv_transfer_pb2.FetchReply]  # type: ignore[assignment]
     """Pins the blocks exactly as long as the call is open."""
+    Fetches: _aio.StreamStreamMultiCallable[_kv_transfer_pb2.FetchAsk, _kv_transfer_pb2.FetchAnswer]  # type: ignore[assignment]
+    """Many fetches on one stream, which spares each a call of its own. A fetch, and its pins, live until all is sent, until
+    its caller says that nobody waits for it, or until the stream ends, whichever is first.
+    """
     TransferStatus: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.TransferStatusRequest, _kv_transfer_pb2.TransferStatusReply]  # type: ignore[assignment]
 
 class KvFetchServicer(metaclass=_abc_1.ABCMeta):
@@ -171,6 +179,16 @@ class KvFetchServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_kv_transfer_pb2.FetchReply], _abc.AsyncIterator[_kv_transfer_pb2.FetchReply]]:
         """Pins the blocks exactly as long as the call is open."""
+
+    @_abc_1.abstractmethod
+    def Fetches(
+        self,
+        request_iterator: _MaybeAsyncIterator[_kv_transfer_pb2.FetchAsk],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_transfer_pb2.FetchAnswer], _abc.AsyncIterator[_kv_transfer_pb2.FetchAnswer]]:
+        """Many fetches on one stream, which spares each a call of its own. A fetch, and its pins, live until all is sent, until
+        its caller says that nobody waits for it, or until the stream ends, whichever is first.
+        """
 
     @_abc_1.abstractmethod
     def TransferStatus(

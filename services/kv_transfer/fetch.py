@@ -1,9 +1,12 @@
-"""Serves peers: `Fetch` pins blocks and grants their transfer exactly as long as the call is open."""
+"""Serves peers: pins blocks and grants their transfer exactly as long as a fetch lives.
+
+A fetch is a call of its own (`Fetch`), or one of many on a stream (`Fetches`, see `fetch_stream`), as `pull.py` has it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -11,6 +14,7 @@ from grpc.aio import ServicerContext
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
+from services.kv_transfer.fetch_stream import ServedFetches
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings, Pinned
 from shared.errors import (
@@ -32,7 +36,8 @@ log = structlog.get_logger(__name__)
 
 MAX_OPEN_FETCHES = 256
 
-_Context = ServicerContext[pb.FetchRequest, pb.FetchReply]
+_Context = ServicerContext[Any, Any]
+_Reply = Callable[[pb.FetchReply], Awaitable[None]]
 
 
 class KvFetchServicer(rpc.KvFetchServicer):
@@ -77,18 +82,33 @@ class KvFetchServicer(rpc.KvFetchServicer):
         self, request: pb.FetchRequest, context: _Context
     ) -> None:
         """One reply, the grant; then the call stays open until all is sent, or either side gives up."""
+        await self._serve(request, context, context.write)
+
+    async def Fetches(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.FetchAsk], context: _Context
+    ) -> None:
+        """The same for each fetch of a stream."""
+
+        async def serve(request: pb.FetchRequest, reply: _Reply) -> None:
+            await self._serve(request, context, reply)
+
+        # By itself: were it sent with the first answer, and that write cancelled, gRPC could not end the call any more.
+        await context.send_initial_metadata(())
+        await ServedFetches(serve, context.write, limit=MAX_OPEN_FETCHES).run(request_iterator)
+
+    async def _serve(self, request: pb.FetchRequest, context: _Context, reply: _Reply) -> None:
         try:
             _check_requester(request.requester, context)
             hashes = self._admit(request)
             self._admit_source(source_address(context.peer()))
         except TandemError as exc:
             log.info("fetch_refused", session_id=request.session_id, code=exc.code, reason=exc.message)
-            await context.write(pb.FetchReply(refused=exc.code))
+            await reply(pb.FetchReply(refused=exc.code))
             return
         self.active += 1
         try:
             async with self._holdings.pin(hashes) as pinned:
-                await self._offer(pinned, hashes, request, context)
+                await self._offer(pinned, hashes, request, reply)
         finally:
             self.active -= 1
 
@@ -109,14 +129,12 @@ class KvFetchServicer(rpc.KvFetchServicer):
             raise InvalidRequest(f"{len(hashes)} blocks; allowed are 1 to {MAX_BLOCKS}")
         return hashes
 
-    async def _offer(
-        self, pinned: Pinned, hashes: list[BlockHash], request: pb.FetchRequest, context: _Context
-    ) -> None:
+    async def _offer(self, pinned: Pinned, hashes: list[BlockHash], request: pb.FetchRequest, reply: _Reply) -> None:
         available = [i for i, source in enumerate(pinned.sources) if source is not None]
         if len(available) < len(hashes):
             self._hints.deny([hashes[i] for i, source in enumerate(pinned.sources) if source is None])
         if not available:
-            await context.write(pb.FetchReply())
+            await reply(pb.FetchReply())
             return
         grant = self._grants.issue(
             [source for source in pinned.sources if source is not None],
@@ -124,7 +142,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
             fingerprint=request.fingerprint,
         )
         try:
-            await context.write(
+            await reply(
                 pb.FetchReply(
                     transfer_id=grant.transfer_id.hex(),
                     token=grant.key,

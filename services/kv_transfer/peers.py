@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from protos import kv_transfer_pb2_grpc as rpc
+from services.kv_transfer.fetch_stream import FetchStream
 from shared.directory.records import TransferRecord
 from shared.errors import FingerprintMismatch, StaleIncarnation, WorkerLost
 from shared.identity import Fingerprint
@@ -22,6 +22,7 @@ class TransferPeers:
     def __init__(self, transfers: Callable[[], Sequence[TransferRecord]], tls: TlsFiles | None = None) -> None:
         self._transfers = transfers
         self._channels = ChannelPool[tuple[str, str]](tls)
+        self._streams: dict[tuple[str, str], FetchStream] = {}
         self._absent: set[tuple[str, str]] = set()
 
     def resolve(self, holder_id: str, incarnation: str, fingerprint: Fingerprint) -> TransferRecord:
@@ -46,11 +47,16 @@ class TransferPeers:
             raise FingerprintMismatch(f"{holder_id} holds blocks of {record.fingerprint}, not of {fingerprint}")
         return record
 
-    def stub(self, record: TransferRecord) -> rpc.KvFetchAsyncStub:
-        """Where to call a holder."""
+    def stream(self, record: TransferRecord) -> FetchStream:
+        """Where to ask a holder; lives until its channel is closed."""
         key = (str(record.incarnation), record.fetch_address)
         channel = self._channels.channel(key, record.fetch_address, (PeerRole.TRANSFER, record.worker_id))
-        return rpc.KvFetchStub(channel)
+        stream = self._streams.get(key)
+        if stream is None or stream.is_over or stream.channel is not channel:
+            if stream is not None:
+                stream.retire()  # it was opened with an older certificate
+            stream = self._streams[key] = FetchStream(channel)
+        return stream
 
     async def forget_gone(self) -> None:
         """Closes the channels of incarnations that have been absent from the directory since the last call."""
@@ -58,9 +64,13 @@ class TransferPeers:
         absent = self._channels.keys - live
         # Only at the second look: a channel may carry a transfer of a holder that is late with its heartbeat.
         for key in absent & self._absent:
+            if key in self._streams:
+                self._streams.pop(key).close()
             await self._channels.forget(key)
         self._absent = absent
 
     async def close(self) -> None:
         """Closes every channel."""
+        for stream in self._streams.values():
+            stream.close()
         await self._channels.close()

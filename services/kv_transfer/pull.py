@@ -1,7 +1,7 @@
 """Brings sealed blocks into the worker's arena: out of the own tiers, or from a peer.
 
 control.Pull -> Puller.pull -> own tiers: copy, check
-                            -> peer: Fetch (gRPC) grants -> BlockReceiver over UCX, checks -> the Fetch call ends
+                            -> peer: a fetch on its stream (gRPC) grants -> BlockReceiver over UCX, checks
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import grpc
 import structlog
 
 from protos import kv_transfer_pb2 as pb
@@ -20,14 +19,12 @@ from services.kv_transfer.attachment import Attachment
 from services.kv_transfer.peers import TransferPeers
 from services.kv_transfer.tiers import Tiers
 from shared.directory.records import TransferRecord
-from shared.errors import InternalError, InvalidRequest, RequestTimeout, TandemError, WorkerLost, error_from_code
+from shared.errors import InternalError, InvalidRequest, RequestTimeout, TandemError
 from shared.identity import BlockHash
-from shared.rpc import error_from_rpc
 from shared.transfer.checksum import Block
 from shared.transfer.claims import KEY_BYTES, TRANSFER_ID_BYTES, Claims
 from shared.transfer.protocol import MAX_BLOCKS, ProtocolError
-from shared.transfer.receiver import BlockReceiver, Offer, Received
-from shared.transfer.settle import settle
+from shared.transfer.receiver import BlockReceiver, Offer
 from shared.transfer.transport import TransportError
 
 log = structlog.get_logger(__name__)
@@ -152,9 +149,8 @@ class Puller:
             requester=self._worker_id,
             block_hashes=b"".join(job.block_hashes),
         )
-        call = self._peers.stub(holder).Fetch(request)
-        try:
-            granted = await _first_reply(call)
+        async with self._peers.stream(holder).fetch(request) as fetch:
+            granted = await fetch.first_reply()
             available = _checked_indices(granted, len(slots), attachment.block_bytes)
             outcome.missing = len(slots) - len(available)
             if not available:
@@ -170,10 +166,7 @@ class Puller:
                 expires_ms=granted.expires_ms,
             )
             offer = Offer(holder.incarnation, host, granted.ucx_port, claims, granted.token)
-            receiving = self._receiver.receive(offer, hashes, [slots[i] for i in available])
-            received = await _while_granted(call, receiving)
-        finally:
-            call.cancel()  # ends the holder's pins, after the endpoint is closed or the bytes are here
+            received = await fetch.while_granted(self._receiver.receive(offer, hashes, [slots[i] for i in available]))
         outcome.bytes = sum(slots[i].nbytes for i in available)
         outcome.verify_s = received.verify_s
         for i, is_verified, is_withdrawn in zip(available, received.verified, received.withdrawn, strict=True):
@@ -189,21 +182,6 @@ class Puller:
                     block_hash=job.block_hashes[i].hex(),
                     block_id=job.block_ids[i],
                 )
-
-
-_FetchCall = grpc.aio.UnaryStreamCall[pb.FetchRequest, pb.FetchReply]
-
-
-async def _first_reply(call: _FetchCall) -> pb.FetchReply:
-    try:
-        reply = await call.read()
-    except grpc.aio.AioRpcError as exc:
-        raise error_from_rpc(exc) from exc
-    if not isinstance(reply, pb.FetchReply):
-        raise InternalError("the holder ended the call without a reply")
-    if reply.refused:
-        raise error_from_code(reply.refused, "refused by the holder")
-    return reply
 
 
 def _checked_indices(reply: pb.FetchReply, num_blocks: int, block_bytes: int) -> list[int]:
@@ -234,22 +212,3 @@ def _data_host(granted: pb.FetchReply, holder: TransferRecord) -> str:
     if granted.ucx_host not in ("", host):
         raise InternalError(f"the holder at {host} points to {granted.ucx_host}")
     return host
-
-
-async def _while_granted(call: _FetchCall, receive: Coroutine[None, None, Received]) -> Received:
-    """Receives as long as the grant stands.
-
-    The Fetch call's keepalive notices a holder that hangs or is cut off, which the data plane does not.
-    """
-    receiving = asyncio.ensure_future(receive)
-    ended = asyncio.ensure_future(call.code())
-    try:
-        await asyncio.wait({receiving, ended}, return_when=asyncio.FIRST_COMPLETED)
-        # The holder ends the call in good order when all is sent; the last of it may still be on its way here.
-        if not receiving.done() and ended.result() is not grpc.StatusCode.OK:
-            raise WorkerLost(f"the holder ended the grant: {ended.result().name}: {await call.details()}")
-        return await receiving
-    finally:
-        ended.cancel()
-        receiving.cancel()
-        await settle(asyncio.wait({receiving}))

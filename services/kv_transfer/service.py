@@ -174,7 +174,7 @@ class TransferService:
             stack.push_async_callback(self._sender.stop)
             stack.push_async_callback(self._peers.close)
             await fetch_server.start()
-            stack.push_async_callback(fetch_server.stop, _STOP_GRACE_S)
+            stack.push_async_callback(fetch_server.stop, None)  # peers' streams would not end by themselves
             await control_server.start()
             settings.socket.chmod(0o600)
             stack.push_async_callback(control_server.stop, _STOP_GRACE_S)

@@ -15,6 +15,7 @@ CALLERS: Mapping[str, frozenset[PeerRole]] = {
     "/tandem.Worker/Prefill": frozenset({PeerRole.DECODE}),
     "/tandem.Worker/Status": _EVERYBODY,
     "/tandem.KvFetch/Fetch": frozenset({PeerRole.TRANSFER}),
+    "/tandem.KvFetch/Fetches": frozenset({PeerRole.TRANSFER}),
     "/tandem.KvFetch/TransferStatus": _EVERYBODY,
 }
 """What is not named here is served on Unix sockets only."""

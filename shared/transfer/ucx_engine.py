@@ -160,6 +160,7 @@ class UcxEngine(threading.Thread):
         self._outbox: list[Callable[[], None]] = []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._bell_lock = threading.Lock()  # the descriptor must not be rung once it is closed and its number reused
+        self._will_ring = False
         self._stopping = False
         self.ready: asyncio.Future[int] = self.new_future()
         self.finished: asyncio.Future[None] = self.new_future()
@@ -177,9 +178,18 @@ class UcxEngine(threading.Thread):
         with self._bell_lock:
             if not self._stopping:
                 self._commands.append((run, future))
-                os.eventfd_write(self._bell, 1)
+                if not self._will_ring:
+                    # Once for all commands of this turn of the loop: ringing lets the engine take the GIL from it.
+                    self._will_ring = True
+                    self._loop.call_soon(self._ring)
                 return
         future.set_exception(TransportError("the data plane is stopped"))
+
+    def _ring(self) -> None:
+        self._will_ring = False
+        with self._bell_lock:
+            if not self._stopping and self._commands:
+                os.eventfd_write(self._bell, 1)
 
     def request_stop(self) -> None:
         """Asks the thread to close everything and end: see `finished`."""

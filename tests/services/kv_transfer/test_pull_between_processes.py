@@ -61,6 +61,7 @@ async def test_blocks_that_the_holder_lacks_are_missing_and_the_rest_arrives(pai
     assert outcome(reply) == ("", [False, True, True, False, True, False, True], 3, 0)
     for i, block_hash in enumerate(mixed):
         assert (puller.blocks[i] == expected.get(block_hash, 0)).all()
+    await settled(holder)
     del holder.host.sealed[known[0]]  # evicted between the hint and the pull
     assert outcome(await puller.pull(holder, known[:2], [10, 11])) == ("", [False, True], 1, 0)
     await settled(holder)
