@@ -22,7 +22,7 @@ from services.cli.cluster import ClusterSpec, free_port, with_certificates
 from services.cli.doctor import examine, print_findings
 from services.cli.down import down
 from services.cli.keys import keys_app
-from services.cli.preflight import check_port, check_shared_memory, chosen_device, served_name
+from services.cli.preflight import check_model, check_port, check_shared_memory, chosen_device, served_name
 from services.cli.quantities import parse_bytes
 from services.cli.quiet import quiet_libraries
 from services.cli.run_directory import default_run_dir, prepare_run_dir, supervisor_pid
@@ -32,7 +32,6 @@ from services.cli.status_table import print_status
 from services.cli.up import report_failure, up_detached, up_in_foreground
 from shared.cpu_list import parse_cpus
 from shared.errors import ConfigurationError, TandemError, Unavailable
-from shared.models.config import ModelConfig
 from shared.models.resolve import resolve_model
 
 app = typer.Typer(
@@ -52,7 +51,9 @@ RunDir = Annotated[
 @app.command("up")
 def up_command(
     model: Annotated[str, typer.Option(help="Hugging Face directory or hub id; pydoc-mini is bundled")] = "pydoc-mini",
-    prefill: Annotated[int, typer.Option(min=0, max=999, help="Prefill workers; 0 = decode prefills")] = 1,
+    prefill: Annotated[
+        int, typer.Option(min=0, max=999, help="Prefill workers; 0 = decode prefills; encoders have none")
+    ] = 1,
     decode: Annotated[int, typer.Option(min=1, max=999, help="Decode workers")] = 1,
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 = any")] = 8000,
     host: Annotated[str, typer.Option(help="HTTP address")] = "127.0.0.1",
@@ -86,11 +87,14 @@ def up_command(
     and reach them from yours.
     """
     directory = resolve_model(model)
-    ModelConfig.from_pretrained(directory, max_model_len=max_model_len)
+    embeds_only = check_model(directory, max_model_len)
+    if embeds_only:  # by itself nothing is prefilled, and torch computes on the CPU
+        prefill, device = 0, "cpu" if device == "auto" else device
     spec = ClusterSpec(
         model_dir=directory,
         served_model_name=served_model_name or served_name(model),
         run_dir=prepare_run_dir(run_dir or default_run_dir()),
+        is_encoder=embeds_only,
         prefill=prefill,
         decode=decode,
         host=host,

@@ -41,6 +41,7 @@ class ClusterSpec:
     Attributes:
         model_dir: Local checkpoint.
         served_model_name: What clients call it.
+        is_encoder: The model embeds only: no KV, so no prefill workers and no kv_transfer.
         prefill, decode: Numbers of workers.
         host, port: Of the gateway.
         gateway_workers: Its processes.
@@ -59,6 +60,7 @@ class ClusterSpec:
     model_dir: Path
     served_model_name: str
     run_dir: Path
+    is_encoder: bool = False
     prefill: int = 1
     decode: int = 1
     host: str = "127.0.0.1"
@@ -145,7 +147,8 @@ def plan(spec: ClusterSpec) -> tuple[str, list[ProcessSpec]]:
         specs.append(_redis(spec, port))
     names = [f"prefill-{index}" for index in range(spec.prefill)] + [f"decode-{index}" for index in range(spec.decode)]
     for name, cpus in zip(names, share_cpus(spec.cpus, len(names)), strict=True):
-        specs.append(_transfer(spec, name, redis_url))
+        if not spec.is_encoder:
+            specs.append(_transfer(spec, name, redis_url))
         specs.append(_worker(spec, name, redis_url, cpus))
     specs.append(_gateway(spec, redis_url))
     return redis_url, specs

@@ -12,6 +12,8 @@ import psutil
 from services.cli.cluster import ClusterSpec
 from services.cli.quantities import format_bytes
 from shared.errors import ConfigurationError
+from shared.models.config import ModelConfig
+from shared.models.encoder_config import EncoderConfig, is_encoder
 
 
 def check_port(host: str, port: int) -> None:
@@ -42,6 +44,8 @@ def check_shared_memory(spec: ClusterSpec) -> None:
     Raises:
         ConfigurationError: They don't; with both numbers.
     """
+    if spec.is_encoder:
+        return  # it has none
     if spec.device.startswith("cuda"):
         return  # the KV caches are in the GPU's memory
     parent = spec.arena_dir.parent
@@ -61,6 +65,17 @@ def chosen_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+
+
+def check_model(directory: Path, max_model_len: int) -> bool:
+    """The model can be served; returns whether it is an encoder.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    embeds_only = is_encoder(directory)
+    (EncoderConfig if embeds_only else ModelConfig).from_pretrained(directory, max_model_len=max_model_len)
+    return embeds_only
 
 
 def served_name(model: str) -> str:

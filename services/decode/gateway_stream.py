@@ -10,17 +10,16 @@ import structlog
 from protos import worker_pb2 as pb
 from services.decode.beam_session import BeamSession
 from services.decode.beams import Beam
+from services.decode.greeting import check_hello
 from services.decode.routes import Routes
 from services.decode.session import DecodeSession
 from services.decode.wire import logprobs_to_wire, prompt_scores_to_wire
 from shared.engine.sequence import FinishReason, Sequence
 from shared.engine.step import PromptScores, TokenLogprobs
 from shared.errors import (
-    FingerprintMismatch,
     InternalError,
     InvalidRequest,
     RequestTimeout,
-    StaleIncarnation,
     TandemError,
     WorkerDraining,
     WorkerLost,
@@ -56,14 +55,7 @@ class GatewayStream:
             StaleIncarnation: It means an earlier life.
             FingerprintMismatch: It means another model or layout.
         """
-        who = self._parts.status.identity
-        if command.WhichOneof("command") != "hello":
-            raise InvalidRequest("the first command of a Generate stream must be hello")
-        if command.hello.incarnation != who.incarnation:
-            raise StaleIncarnation(f"worker {who.worker_id}: the call meant {command.hello.incarnation}")
-        if command.hello.fingerprint != who.fingerprint:
-            raise FingerprintMismatch(f"worker {who.worker_id} serves {who.fingerprint}")
-        self.gateway_id = command.hello.gateway_id
+        self.gateway_id = check_hello(command, self._parts.status.identity)
 
     async def read(self, commands: AsyncIterator[pb.GenerateCommand]) -> None:
         """Carries out commands until the gateway ends its side."""

@@ -93,6 +93,7 @@ class Pipeline:
             TandemError: It cannot be served, as the message says.
         """
         self._model.check_name(body.model)
+        self._model.check_generates()
         render = chat_prompt(body, self._model, self._settings, self._settings.unknown_fields)
         limit_s = self._settings.template_timeout_s
         is_short = num_chars <= INLINE_CHARS and not body.chat_template_kwargs
@@ -119,6 +120,7 @@ class Pipeline:
             TandemError: It cannot be served, as the message says.
         """
         self._model.check_name(body.model)
+        self._model.check_generates()
         request = completion_request(body, self._model, self._settings, created=int(time.time()))
         return await self.start(request, received_s)
 

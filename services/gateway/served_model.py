@@ -7,9 +7,10 @@ from pathlib import Path
 
 from services.gateway.settings import GatewaySettings
 from services.gateway.syntax.families import ModelSyntax, model_syntax
-from shared.errors import ConfigurationError, ModelNotFound
+from shared.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from shared.models.config import ModelConfig
 from shared.models.embedding import EmbeddingConfig
+from shared.models.encoder_config import EncoderConfig, is_encoder
 from shared.models.resolve import resolve_model
 from shared.tokenization.chat_template import ChatTemplate
 from shared.tokenization.tokenizer import Tokenizer, read_json
@@ -58,6 +59,7 @@ class ServedModel:
         directory: Of the checkpoint.
         eos_token_ids: The model's own.
         syntax: How it writes tool calls and reasoning.
+        is_encoder: It embeds texts and generates none.
     """
 
     name: str
@@ -71,6 +73,18 @@ class ServedModel:
     directory: Path
     eos_token_ids: tuple[int, ...]
     syntax: ModelSyntax
+    is_encoder: bool = False
+
+    def check_generates(self) -> None:
+        """Refuses generation where the model has none.
+
+        Raises:
+            InvalidRequest: It is an encoder.
+        """
+        if self.is_encoder:
+            raise InvalidRequest(
+                f"the model {self.name!r} embeds texts and generates none: ask /v1/embeddings", param="model"
+            )
 
     def check_name(self, name: str) -> None:
         """Refuses a model that is not served here.
@@ -89,7 +103,8 @@ def load_model(settings: GatewaySettings, *, created: int) -> ServedModel:
         ConfigurationError: The checkpoint is missing, unsupported or broken.
     """
     directory = resolve_model(settings.model, with_weights=False)
-    config = ModelConfig.from_pretrained(directory)
+    embeds_only = is_encoder(directory)
+    config = (EncoderConfig if embeds_only else ModelConfig).from_pretrained(directory)
     template = ChatTemplate.from_pretrained(directory, settings.chat_template)
     from_model = settings.generation_defaults == "model"
     return ServedModel(
@@ -99,14 +114,24 @@ def load_model(settings: GatewaySettings, *, created: int) -> ServedModel:
         defaults=SamplingDefaults.from_pretrained(directory) if from_model else SamplingDefaults(),
         vocab_size=config.vocab_size,
         max_model_len=config.max_model_len,
-        embedding=EmbeddingConfig.from_pretrained(directory, settings.embedding_pooling),
+        embedding=_embedding(directory, settings, embeds_only=embeds_only),
         created=created,
         directory=directory,
-        eos_token_ids=tuple(config.eos_token_ids),
+        eos_token_ids=() if isinstance(config, EncoderConfig) else config.eos_token_ids,
         syntax=model_syntax(
             template.source if template is not None else "",
             str(read_json(directory / "config.json").get("model_type", "")),
             settings.tool_parser,
             settings.reasoning_parser,
         ),
+        is_encoder=embeds_only,
     )
+
+
+def _embedding(directory: Path, settings: GatewaySettings, *, embeds_only: bool) -> EmbeddingConfig:
+    if not embeds_only:
+        return EmbeddingConfig.from_pretrained(directory, settings.embedding_pooling)
+    embedding = EmbeddingConfig.from_pretrained(directory, settings.embedding_pooling, default="mean")
+    if embedding.pooling == "last":
+        raise ConfigurationError(f"{directory}: an encoder pools the first token (cls) or the mean, not the last token")
+    return embedding

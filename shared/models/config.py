@@ -11,6 +11,16 @@ from shared.errors import ConfigurationError
 from shared.models.rope import RopeScaling, read_rope
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ENCODER_ARCHITECTURES = (
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    "RobertaModel",
+    "RobertaForMaskedLM",
+    "XLMRobertaModel",
+    "XLMRobertaForMaskedLM",
+)
+"""Those that embed texts and generate none: `EncoderConfig` reads them."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -62,7 +72,7 @@ class ModelConfig:
             ConfigurationError: No config.json, not JSON, a field missing or of the wrong type, an architecture or a
                 feature that is not supported, or `max_model_len` above the model's.
         """
-        raw = _read_json(directory / "config.json")
+        raw = read_json_object(directory / "config.json")
         try:
             return cls._from_raw(raw, _eos_token_ids(directory, raw), max_model_len, directory)
         except (KeyError, TypeError, ValueError) as exc:
@@ -121,7 +131,12 @@ def resolve_dtype(name: str, device_type: str) -> str:
     return name
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a checkpoint's file.
+
+    Raises:
+        ConfigurationError: No such file, or no JSON object in it.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
@@ -136,9 +151,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _architecture(raw: dict[str, Any], directory: Path) -> str:
     names = raw.get("architectures") or [f"model_type {raw.get('model_type')!r}"]
     if names[0] not in SUPPORTED_ARCHITECTURES:
-        raise ConfigurationError(
-            f"{directory}: architecture {names[0]} is not supported; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
-        )
+        supported = ", ".join((*SUPPORTED_ARCHITECTURES, *ENCODER_ARCHITECTURES))
+        raise ConfigurationError(f"{directory}: architecture {names[0]} is not supported; supported: {supported}")
     return str(names[0])
 
 
@@ -169,7 +183,7 @@ def _context_length(raw: dict[str, Any], architecture: str, max_positions: int, 
 def _eos_token_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     """Those of generation_config.json if it names any, as in transformers' generate; else config.json's."""
     generation = directory / "generation_config.json"
-    value = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    value = read_json_object(generation).get("eos_token_id") if generation.exists() else None
     if value is None:
         value = raw.get("eos_token_id")
     if value is None:

@@ -1,9 +1,10 @@
 """The bytes that each token stands for, so that detokenizing is joining bytes.
 
-Two families of generative tokenizers exist, told apart by the decoder that `tokenizer.json` names:
+Families of tokenizers are told apart by the decoder that `tokenizer.json` names, the last one being encoders':
 
     ByteLevel                       every character of a token spells one byte (GPT-2's alphabet)
     Replace/Metaspace+ByteFallback  text with a mark for the space, and tokens "<0xAB>" for single bytes
+    WordPiece                       a token begins a word, unless its mark says that it goes on with one
 """
 
 from __future__ import annotations
@@ -32,17 +33,20 @@ def token_byte_table(raw: RawTokenizer) -> list[bytes]:
     """Bytes by token id; b"" for ids that have no token.
 
     Raises:
-        ConfigurationError: The tokenizer's decoder is of neither family.
+        ConfigurationError: The tokenizer's decoder is of no such family.
     """
-    kinds = _decoder_kinds(json.loads(raw.to_str())["decoder"])
+    decoder = json.loads(raw.to_str())["decoder"]
+    kinds = _decoder_kinds(decoder)
     vocab = raw.get_vocab(with_added_tokens=True)
     literal = {token_id: token.content for token_id, token in raw.get_added_tokens_decoder().items()}
     if "ByteLevel" in kinds:
         return _table(vocab, literal, partial(_byte_level, alphabet=byte_alphabet()))
     if "ByteFallback" in kinds or "Metaspace" in kinds:
         return _table(vocab, literal, _byte_fallback)
+    if kinds == ["WordPiece"]:
+        return _table(vocab, literal, partial(_word_piece, mark=decoder["prefix"]))
     raise ConfigurationError(
-        f"tokenizer.json has the decoder {', '.join(kinds) or 'none'}; supported are ByteLevel and ByteFallback"
+        f"tokenizer.json has the decoder {', '.join(kinds) or 'none'}; supported are ByteLevel, ByteFallback, WordPiece"
     )
 
 
@@ -67,6 +71,10 @@ def _byte_fallback(token: str) -> bytes:
     if match := _BYTE_TOKEN.fullmatch(token):
         return bytes([int(match[1], 16)])
     return token.replace(_SPACE_MARK, " ").encode()
+
+
+def _word_piece(token: str, mark: str) -> bytes:
+    return (token.removeprefix(mark) if token.startswith(mark) else f" {token}").encode()
 
 
 def _table(vocab: Mapping[str, int], literal: Mapping[int, str], to_bytes: Callable[[str], bytes]) -> list[bytes]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -219,7 +218,7 @@ async def _running(
         http = await serve_metrics(settings.host, settings.metrics_port, metrics.registry, status.readiness)
         stack.push_async_callback(http.close)
         started_at = time.time()
-        await directory.announce(lambda: _record(identity, status, address, started_at))
+        await directory.announce(lambda: status.record(address, started_at))
         log.info("serving", address=address, incarnation=identity.incarnation, metrics=http.url)
         yield tasks
         await Drain(engine, link, status, directory, servicer).run(settings.drain_timeout_s)
@@ -262,25 +261,4 @@ def _link(
         pull_timeout_s=settings.pull_timeout_s,
         sealed_hashes=loaded.engine.sealed_hashes,
         on_quiet=loaded.engine.release_quarantined,
-    )
-
-
-def _record(identity: WorkerIdentity, status: WorkerStatus, address: str, started_at: float) -> WorkerRecord:
-    ready, _ = status.readiness()
-    return WorkerRecord(
-        worker_id=identity.worker_id,
-        role=identity.role,
-        model=identity.model,
-        fingerprint=identity.fingerprint,
-        incarnation=identity.incarnation,
-        address=address,
-        pid=os.getpid(),
-        block_size=identity.block_size,
-        max_model_len=identity.max_model_len,
-        vocab_size=identity.vocab_size,
-        block_bytes=identity.block_bytes,
-        load=status.load(),
-        draining=status.is_draining,
-        ready=ready,
-        started_at=started_at,
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from protos import worker_pb2 as pb
-from shared.directory.records import Role, WorkerLoad
-from shared.engine.engine import Engine
+from shared.directory.records import Role, WorkerLoad, WorkerRecord
+from shared.engine.stats import EngineStats
 from shared.identity import Fingerprint, Incarnation, WorkerId
 from shared.worker.sidecar_link import SidecarLink
 
@@ -36,10 +37,22 @@ class WorkerIdentity:
     threads: int = 0
 
 
-class WorkerStatus:
-    """Reads the engine and the link; holds only the draining flag."""
+class Measured(Protocol):
+    """What computes, as far as a status needs it: a decoder's engine, or an encoder's queue."""
 
-    def __init__(self, identity: WorkerIdentity, engine: Engine, link: SidecarLink) -> None:
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        ...
+
+
+class WorkerStatus:
+    """Reads the engine and the link; holds only the draining flag.
+
+    Args:
+        link: None for a worker without KV, which has no kv_transfer beside it.
+    """
+
+    def __init__(self, identity: WorkerIdentity, engine: Measured, link: SidecarLink | None) -> None:
         self.identity = identity
         self.is_draining = False
         self._engine = engine
@@ -52,7 +65,8 @@ class WorkerStatus:
             return False, f"the engine stopped: {stats.failure}"
         if self.is_draining:
             return False, "draining"
-        if not self._link.is_attached and (self.identity.role == "prefill" or self._link.incarnation is None):
+        link = self._link
+        if link and not link.is_attached and (self.identity.role == "prefill" or link.incarnation is None):
             return False, "kv_transfer is not attached"
         pending = stats.running + stats.waiting
         stalled_s = time.monotonic() - stats.last_progress_s
@@ -81,7 +95,33 @@ class WorkerStatus:
             total_blocks=stats.blocks.total,
             queued_prefill_tokens=stats.queued_prefill_tokens,
             prefill_tokens_per_s=stats.prefill_tokens_per_s,
-            transfer_bytes_per_s=self._link.bytes_per_s,
+            transfer_bytes_per_s=self._link.bytes_per_s if self._link else 0.0,
+        )
+
+    def record(self, address: str, started_at: float) -> WorkerRecord:
+        """For the directory.
+
+        Args:
+            address: Where the worker serves gRPC.
+            started_at: Unix seconds.
+        """
+        who, (ready, _) = self.identity, self.readiness()
+        return WorkerRecord(
+            worker_id=who.worker_id,
+            role=who.role,
+            model=who.model,
+            fingerprint=who.fingerprint,
+            incarnation=who.incarnation,
+            address=address,
+            pid=os.getpid(),
+            block_size=who.block_size,
+            max_model_len=who.max_model_len,
+            vocab_size=who.vocab_size,
+            block_bytes=who.block_bytes,
+            load=self.load(),
+            draining=self.is_draining,
+            ready=ready,
+            started_at=started_at,
         )
 
     def reply(self) -> pb.StatusReply:
