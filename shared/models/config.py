@@ -150,6 +150,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def _architecture(raw: dict[str, Any], directory: Path) -> str:
     names = raw.get("architectures") or [f"model_type {raw.get('model_type')!r}"]
+    if names[0] in ENCODER_ARCHITECTURES:
+        raise ConfigurationError(
+            f"{directory}: {names[0]} is an encoder: it generates nothing, decode workers serve it"
+        )
     if names[0] not in SUPPORTED_ARCHITECTURES:
         supported = ", ".join((*SUPPORTED_ARCHITECTURES, *ENCODER_ARCHITECTURES))
         raise ConfigurationError(f"{directory}: architecture {names[0]} is not supported; supported: {supported}")

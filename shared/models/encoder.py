@@ -88,7 +88,7 @@ class Encoder:
             states = self._norm(states + attended, layer.attention_norm)
             fed = functional.linear(self._activation(functional.linear(states, *layer.up)), *layer.down)
             states = self._norm(states + fed, layer.feed_forward_norm)
-        return list(states.split(lengths))
+        return list(torch.split(states, lengths))
 
     def _embed(self, inputs: Sequence[Sequence[int]], lengths: list[int]) -> Tensor:
         """`[tokens of all inputs, hidden]`."""
@@ -103,7 +103,7 @@ class Encoder:
         config = self.config
         qkv = functional.linear(states, *layer.qkv).view(-1, 3, config.num_heads, config.head_dim)
         mixed = []
-        for packed in qkv.split(lengths):
+        for packed in torch.split(qkv, lengths):
             query, key, value = packed.permute(1, 2, 0, 3)  # each [heads, tokens, head_dim]
             mixed.append(
                 functional.scaled_dot_product_attention(query[None], key[None], value[None])[0].transpose(0, 1)

@@ -107,5 +107,5 @@ def test_limits_are_told_with_both_numbers_and_decoders_keep_theirs(tmp_path):
     save("bert", tmp_path)
     with pytest.raises(ConfigurationError, match="max_model_len 67 exceeds the model's 66"):
         EncoderConfig.from_pretrained(tmp_path, max_model_len=67)
-    with pytest.raises(ConfigurationError, match="BertModel is not supported"):
+    with pytest.raises(ConfigurationError, match="BertModel is an encoder"):
         ModelConfig.from_pretrained(tmp_path)

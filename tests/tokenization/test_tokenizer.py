@@ -10,7 +10,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from shared.errors import ConfigurationError
-from shared.tokenization.token_bytes import byte_alphabet
+from shared.tokenization.token_bytes import byte_alphabet, token_byte_table
 from shared.tokenization.tokenizer import Tokenizer
 
 MODEL_DIR = Path("shared/assets/pydoc-mini")
@@ -78,7 +78,13 @@ def test_broken_file_is_a_configuration_error(tmp_path):
 
 def test_unsupported_decoder_is_named(tmp_path):
     content = json.loads((MODEL_DIR / "tokenizer.json").read_text())
-    content["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    content["decoder"] = {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ConfigurationError, match="WordPiece"):
+    with pytest.raises(ConfigurationError, match="CTC"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+def test_word_pieces_are_words_and_their_continuations():
+    raw = RawTokenizer(models.WordPiece({"[UNK]": 0, "cat": 1, "##s": 2}, unk_token="[UNK]"))
+    raw.decoder = decoders.WordPiece()
+    assert token_byte_table(raw) == [b" [UNK]", b" cat", b"s"]
