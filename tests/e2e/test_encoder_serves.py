@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+import grpc
 import httpx
 import numpy as np
 import openai
@@ -12,6 +13,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
+
+from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
+from shared.rpc import open_channel
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "##s", "##ting", "run", "!", "."]
 TEXTS = ["The cat sat on a mat.", "dogs!", "running " * 9, "cat " * 20]
@@ -103,3 +108,7 @@ async def test_a_worker_that_is_asked_to_generate_refuses(encoder_suite, generat
     [worker] = encoder_suite.status()["workers"]
     result = await generate(worker, [2, 4, 3])
     assert "embeds texts and generates none" in result.failure.message
+    async with open_channel(worker["address"]) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="embeds texts and generates none"):
+            async for _ in rpc.WorkerStub(channel).Prefill(pb.PrefillRequest(session_id="direct")):
+                pass

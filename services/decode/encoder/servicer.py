@@ -68,6 +68,15 @@ class EncoderServicer(rpc.WorkerServicer):
         finally:
             leaving.cancel()
 
+    async def Prefill(  # noqa: N802
+        self, request: pb.PrefillRequest, context: grpc.aio.ServicerContext[pb.PrefillRequest, pb.PrefillProgress]
+    ) -> AsyncIterator[pb.PrefillProgress]:
+        """Refused: there is no KV to compute."""
+        nothing: list[pb.PrefillProgress] = []
+        for progress in nothing:  # a function without a yield would be no stream
+            yield progress
+        raise InvalidRequest(self._reason())
+
     def end_calls(self) -> None:
         """Ends the gateways' streams."""
         self._leaving.set()
