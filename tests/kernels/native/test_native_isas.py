@@ -17,25 +17,27 @@ COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
 X86 = [isa for isa in Isa if isa is not Isa.NEON_DOT]
 
 
-def compile_only(command, *flags):
+def compile_only(folder, command, *flags):
     quick = [flag for flag in FLAGS if flag not in ("-O3", "-shared")]
-    arguments = [*command, *quick, "-O0", *flags, "-S", "-o", "/dev/null", SOURCE / "library.cpp"]
-    subprocess.run(arguments, check=True, timeout=300, capture_output=True, text=True)
+    arguments = [*command, *quick, "-O0", *flags, "-S", "-o", "library.out", SOURCE / "library.cpp"]
+    subprocess.run(arguments, check=True, timeout=300, capture_output=True, text=True, cwd=folder)
 
 
 @pytest.mark.skipif(COMPILER is None or platform.machine() != "x86_64", reason="no C++ compiler for x86-64")
 @pytest.mark.parametrize("isa", X86, ids=lambda isa: isa.name)
-def test_sources_compile_for_every_instruction_set_of_x86(isa):
+def test_sources_compile_for_every_instruction_set_of_x86(tmp_path, isa):
     if isa in supported_isas():
         pytest.skip(f"{isa.name} runs here: the other tests compile it and prove its results")
-    compile_only([COMPILER], *isa.value)
+    compile_only(tmp_path, [COMPILER], *isa.value)
 
 
-def test_sources_compile_for_arm():
+def test_sources_compile_for_arm(tmp_path):
     """Compile only: no such processor is at hand. What replaces dot products is portable and compiled by GENERIC."""
     pytest.importorskip("ziglang", reason="no cross compiler: pip install ziglang")
     command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu", "-mcpu=baseline+dotprod"]
-    compile_only(command, "-emit-llvm")  # every intrinsic is checked by then; without optimization the rest takes long
+    compile_only(
+        tmp_path, command, "-emit-llvm"
+    )  # every intrinsic is checked by then; without optimization the rest takes long
 
 
 def test_best_instruction_set_comes_first_and_the_portable_one_always():
