@@ -14,6 +14,9 @@ import subprocess
 import time
 
 import pytest
+import redis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from services.cli.certificates import Member, issue_certificates
 from shared.directory.client import Directory
@@ -39,6 +42,28 @@ async def until(condition, timeout_s=20.0):
 async def until_found(directory, expected):
     async with asyncio.timeout(20):
         while await directory.longest_prefixes(HASHES) != expected:
+            await asyncio.sleep(0.05)
+
+
+def until_linked(replica_port, timeout_s=20.0):
+    deadline = time.monotonic() + timeout_s
+    with redis.Redis(port=replica_port) as replica:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RedisError):
+                if replica.info("replication")["master_link_status"] == "up":
+                    return
+            time.sleep(0.05)
+    raise AssertionError("the replica did not connect")
+
+
+async def until_replica_is_known(sentinel_port):
+    """The Sentinel learns of it from the master, whom it asks every 10 s; before, there is nobody to promote."""
+    async with asyncio.timeout(40), Redis(host="127.0.0.1", port=sentinel_port, decode_responses=True) as sentinel:
+        while True:
+            with contextlib.suppress(RedisError):
+                replicas = await sentinel.execute_command("SENTINEL", "REPLICAS", "tandem")
+                if any(replica["master-link-status"] == "ok" for replica in replicas):
+                    return
             await asyncio.sleep(0.05)
 
 
@@ -126,7 +151,9 @@ def sentinel_url(tmp_path):
         [*_command(tmp_path / "replica", replica_port), "--replicaof", "127.0.0.1", str(master_port)],
         [str(find_redis_binary()), str(configuration), "--sentinel"],
     ]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands[:2]]
+    until_linked(replica_port)  # so that the Sentinel's first question finds the replica
+    processes.append(subprocess.Popen(commands[2], stdout=subprocess.DEVNULL))
     yield f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel_port}/tandem/0", processes[0]
     for process in processes:
         process.kill()
@@ -135,7 +162,7 @@ def sentinel_url(tmp_path):
 
 async def test_after_a_failover_the_directory_lives_on_at_the_new_master(sentinel_url):
     url, master = sentinel_url
-    await asyncio.sleep(2)  # the Sentinel finds the replica by asking the master
+    await until_replica_is_known(int(url.rpartition(":")[2].partition("/")[0]))
     async with member(url) as (directory, holder):
         assert directory.healthy
         os.kill(master.pid, signal.SIGKILL)
