@@ -13,8 +13,7 @@ DETECTED_WITHIN_S = 10.0
 
 
 @pytest.fixture(scope="module")
-def cluster(start_another):
-    suite = start_another("--prefill", "1", "--decode", "2", "--threads", "1", "--kv-cache-bytes", "32MiB")
+def cluster(suite):
     return Cluster(suite.run_dir)
 
 
