@@ -24,7 +24,7 @@ POOL_IDLE_S = 60.0
 """Idle endpoints are let go after this long, well before the sender would."""
 MAX_POOLED = 8
 """Idle endpoints per peer."""
-_GROUP_BYTES = 32 << 20  # posted, awaited and checked together
+_GROUP_BYTES = 8 << 20  # awaited and checked together: the last one of them is checked when nothing arrives any more
 
 
 @dataclass(frozen=True, slots=True)
