@@ -14,11 +14,11 @@ from services.gateway.anthropic import routes as anthropic
 from services.gateway.batches import file_routes as files
 from services.gateway.batches import routes as batches
 from services.gateway.embeddings import routes as embeddings
-from services.gateway.error_reply import error_response, framework_error_response
 from services.gateway.gateway import Gateway
 from services.gateway.kserve import http_routes as kserve
 from services.gateway.middleware import HeadAsGet, RequestIds
 from services.gateway.openapi import true_openapi
+from services.gateway.replies.error_reply import error_response, framework_error_response
 from services.gateway.responses import routes as responses
 from services.gateway.routes import generation, models, probes, tokens
 from shared.errors import InternalError, InvalidRequest, TandemError

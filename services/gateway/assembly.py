@@ -15,19 +15,19 @@ from services.gateway.batches.execute import execute
 from services.gateway.batches.files import FileStore
 from services.gateway.batches.records import BatchRecords
 from services.gateway.batches.runner import BatchRunner
-from services.gateway.dispatcher import Dispatcher
 from services.gateway.gateway import Gateway
-from services.gateway.grammar_check import GrammarCheck
 from services.gateway.health import Health
 from services.gateway.metrics import RequestMetrics
 from services.gateway.object_store import ObjectStore
 from services.gateway.pipeline import Pipeline
+from services.gateway.requests.grammar_check import GrammarCheck
+from services.gateway.requests.text_work import TextWork
 from services.gateway.responses.runs import BackgroundRuns
 from services.gateway.responses.store import ResponseStore
 from services.gateway.served_model import ServedModel
+from services.gateway.sessions.dispatcher import Dispatcher
+from services.gateway.sessions.workers import Workers
 from services.gateway.settings import GatewaySettings
-from services.gateway.text_work import TextWork
-from services.gateway.workers import Workers
 from shared.access.key_store import KnownKeys, open_key_store
 from shared.directory.client import Directory
 from shared.identity import new_incarnation

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.gateway.placement import can_take_work
-from services.gateway.workers import Workers
+from services.gateway.sessions.placement import can_take_work
+from services.gateway.sessions.workers import Workers
 from shared.directory.client import Directory
 
 

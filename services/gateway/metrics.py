@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.gateway.placement import Placement
-from services.gateway.session import Session
+from services.gateway.sessions.placement import Placement
+from services.gateway.sessions.session import Session
 from shared.metrics.registry import exposition, new_registry
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)

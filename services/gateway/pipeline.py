@@ -15,24 +15,24 @@ from functools import partial
 
 from services.gateway.access.admission import Admission
 from services.gateway.access.caller import current_caller
-from services.gateway.body_reader import parse_body
-from services.gateway.chat_prompt import chat_prompt
-from services.gateway.chat_reply import ChatReply
-from services.gateway.completion_reply import CompletionReply
-from services.gateway.dispatcher import Dispatcher
-from services.gateway.generation import Generation, Patience, Stamps
-from services.gateway.grammar_check import GrammarCheck
 from services.gateway.metrics import RequestMetrics
-from services.gateway.replies import ReplyFormat
-from services.gateway.request import Endpoint, GenerationRequest
+from services.gateway.replies.chat_reply import ChatReply
+from services.gateway.replies.completion_reply import CompletionReply
+from services.gateway.replies.reply_format import ReplyFormat
+from services.gateway.requests.body_reader import parse_body
+from services.gateway.requests.chat_prompt import chat_prompt
+from services.gateway.requests.grammar_check import GrammarCheck
+from services.gateway.requests.request import Endpoint, GenerationRequest
+from services.gateway.requests.text_work import INLINE_CHARS, TextWork
+from services.gateway.requests.validation import chat_request, completion_request, output_limit, truncated
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.served_model import ServedModel
-from services.gateway.session import Mailbox, Session
+from services.gateway.sessions.dispatcher import Dispatcher
+from services.gateway.sessions.generation import Generation, Patience, Stamps
+from services.gateway.sessions.session import Mailbox, Session
+from services.gateway.sessions.workers import Workers
 from services.gateway.settings import GatewaySettings
-from services.gateway.text_work import INLINE_CHARS, TextWork
-from services.gateway.validation import chat_request, completion_request, output_limit, truncated
-from services.gateway.workers import Workers
 from shared.errors import InvalidRequest
 
 

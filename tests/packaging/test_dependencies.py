@@ -67,7 +67,7 @@ def _files_of(name: str) -> list[Path]:
 
 PROVIDED_BY = {"google": "protobuf", "grpc": "grpcio", "pydantic_core": "pydantic", "ucxx": "ucxx-cu13"}
 # Only where there is a GPU, imported by the backend that needs it.
-OPTIONAL = {"triton"}
+OPTIONAL = {"triton", "cuda"}
 
 
 @pytest.mark.parametrize(

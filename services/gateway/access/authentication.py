@@ -9,8 +9,8 @@ from services.gateway.access.admission import Admission
 from services.gateway.access.caller import Caller, set_caller
 from services.gateway.access.keyring import Keyring
 from services.gateway.access.rate_limits import Standing
-from services.gateway.error_reply import error_response
 from services.gateway.gateway import Gateway
+from services.gateway.replies.error_reply import error_response
 from shared.errors import InvalidRequest, NotAuthenticated, TandemError
 
 OPEN_PATHS = frozenset(

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from services.gateway.body_reader import UnknownFields
+from services.gateway.requests.body_reader import UnknownFields
 from shared.errors import InvalidRequest, UnsupportedField
 
 Block = dict[str, Any]

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import orjson
 
 from services.gateway.anthropic.schemas import MessageReply, MessageUsage
-from services.gateway.choice_text import Delta
-from services.gateway.error_reply import anthropic_error
-from services.gateway.generation import Generation, Usage
-from services.gateway.replies import CollectedChoice
+from services.gateway.replies.choice_text import Delta
+from services.gateway.replies.error_reply import anthropic_error
+from services.gateway.replies.reply_format import CollectedChoice
+from services.gateway.sessions.generation import Generation, Usage
 from shared.errors import TandemError
 
 _DELTAS = {

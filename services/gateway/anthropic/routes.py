@@ -18,11 +18,11 @@ from services.gateway.anthropic.schemas import (
     MessagesBody,
 )
 from services.gateway.anthropic.translate import chat_body
-from services.gateway.body_reader import parse_body, read_body
 from services.gateway.gateway import Gateway
-from services.gateway.generation import Generation
 from services.gateway.openapi import described
+from services.gateway.requests.body_reader import parse_body, read_body
 from services.gateway.routes.generation import generate
+from services.gateway.sessions.generation import Generation
 
 
 def router(gateway: Gateway) -> APIRouter:

@@ -6,7 +6,7 @@ from typing import Any
 
 from services.gateway.anthropic.blocks import Turn, assistant_turn, blocks_of, system_parts, user_turns
 from services.gateway.anthropic.schemas import MessagesBody, PromptBody
-from services.gateway.body_reader import UnknownFields, check_extra, validate
+from services.gateway.requests.body_reader import UnknownFields, check_extra, validate
 from services.gateway.schemas.chat import ChatBody
 from shared.errors import InvalidRequest, UnsupportedField
 

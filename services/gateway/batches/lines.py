@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from services.gateway.body_reader import parse_object
+from services.gateway.requests.body_reader import parse_object
 from shared.errors import InvalidRequest, TandemError
 
 MAX_ERRORS = 100

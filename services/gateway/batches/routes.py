@@ -15,9 +15,9 @@ from services.gateway.access.caller import current_caller
 from services.gateway.batches.pages import page
 from services.gateway.batches.records import check_batch
 from services.gateway.batches.schemas import BatchBody, BatchList, BatchObject
-from services.gateway.body_reader import parse_body, read_body
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.requests.body_reader import parse_body, read_body
 from shared.errors import InvalidRequest, PermissionDenied
 
 

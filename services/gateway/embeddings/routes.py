@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.access.caller import Caller, current_caller
-from services.gateway.body_reader import parse_body, read_body
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.embeddings.call import EmbedCall
 from services.gateway.embeddings.schemas import EmbeddingBody, EmbeddingReply
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
-from services.gateway.validation import prompts_of
+from services.gateway.requests.body_reader import parse_body, read_body
+from services.gateway.requests.validation import prompts_of
 from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
 
 INPUTS_PER_CALL = 128

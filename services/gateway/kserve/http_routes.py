@@ -12,7 +12,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from services.gateway.body_reader import parse_object, read_body
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
 from services.gateway.kserve.inference import MODEL_VERSION, InferRequest, check_model, infer, infer_stream
@@ -20,6 +19,7 @@ from services.gateway.kserve.metadata import model_config, model_metadata, repos
 from services.gateway.kserve.schemas import GenerateBody, GenerateReply, InferBody, InferReply, KServeError
 from services.gateway.kserve.tensors import Tensor, column, tensor_from, tensor_from_raw
 from services.gateway.openapi import described
+from services.gateway.requests.body_reader import parse_object, read_body
 from shared.errors import InvalidRequest, TandemError
 
 HEADER_LENGTH = "inference-header-content-length"

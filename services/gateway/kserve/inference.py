@@ -15,12 +15,12 @@ from typing import Any
 
 import orjson
 
-from services.gateway.body_reader import validate
 from services.gateway.gateway import Gateway
-from services.gateway.generation import Generation
 from services.gateway.kserve.tensors import Element, Tensor, column
-from services.gateway.replies import collect
+from services.gateway.replies.reply_format import collect
+from services.gateway.requests.body_reader import validate
 from services.gateway.schemas.completion import CompletionBody
+from services.gateway.sessions.generation import Generation
 from shared.errors import InvalidRequest, ModelNotFound, UnsupportedField
 
 MODEL_VERSION = "1"

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from services.gateway.body_reader import UnknownFields
+from services.gateway.requests.body_reader import UnknownFields
 from shared.errors import InvalidRequest, UnsupportedField
 
 Item = dict[str, Any]

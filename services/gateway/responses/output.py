@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from services.gateway.choice_text import Delta, TokenEntry
-from services.gateway.logprobs import TokenNames, chat_logprobs
+from services.gateway.replies.choice_text import Delta, TokenEntry
+from services.gateway.replies.logprobs import TokenNames, chat_logprobs
 from services.gateway.syntax.families import ToolFamily
 
 Item = dict[str, Any]

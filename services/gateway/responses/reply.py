@@ -13,13 +13,13 @@ from typing import Any
 
 import orjson
 
-from services.gateway.choice_text import Delta
-from services.gateway.generation import Usage
-from services.gateway.logprobs import TokenNames
-from services.gateway.request import GenerationRequest
+from services.gateway.replies.choice_text import Delta
+from services.gateway.replies.logprobs import TokenNames
+from services.gateway.requests.request import GenerationRequest
 from services.gateway.responses.input_items import Item
 from services.gateway.responses.output import OutputItems
 from services.gateway.responses.schemas import ResponseBody
+from services.gateway.sessions.generation import Usage
 from services.gateway.syntax.families import ToolFamily
 from shared.errors import TandemError, Unavailable
 from shared.tokenization.tokenizer import Tokenizer

@@ -12,10 +12,10 @@ from fastapi.params import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.body_reader import parse_body, read_body
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.requests.body_reader import parse_body, read_body
 from services.gateway.responses.input_items import Item, input_items
 from services.gateway.responses.reply import ResponseBuilder
 from services.gateway.responses.runs import ResponseRun

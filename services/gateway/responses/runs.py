@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 
 from services.gateway.access.caller import current_caller
-from services.gateway.generation import Generation
 from services.gateway.responses.input_items import Item
 from services.gateway.responses.reply import ResponseBuilder
 from services.gateway.responses.store import ResponseRecord, ResponseStore
+from services.gateway.sessions.generation import Generation
 from shared.errors import InternalError, Overloaded, TandemError
 
 log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
-from services.gateway.error_reply import error_response
+from services.gateway.replies.error_reply import error_response
 from services.gateway.responses.runs import ResponseRun
 from shared.errors import Cancelled
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from services.gateway.body_reader import UnknownFields, check_extra, validate
+from services.gateway.requests.body_reader import UnknownFields, check_extra, validate
 from services.gateway.responses.input_items import Item, chat_turns
 from services.gateway.responses.schemas import LOGPROBS, PromptBody, ResponseBody
 from services.gateway.schemas.chat import ChatBody

@@ -9,17 +9,17 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.body_reader import read_body
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
-from services.gateway.generation import Generation
 from services.gateway.openapi import described
-from services.gateway.replies import ReplyFormat, collect
+from services.gateway.replies.reply_format import ReplyFormat, collect
+from services.gateway.replies.sse import EventStream
+from services.gateway.replies.timing import timing_block
+from services.gateway.requests.body_reader import read_body
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.schemas.replies import ChatCompletionReply, TextCompletionReply
-from services.gateway.sse import EventStream
-from services.gateway.timing import timing_block
+from services.gateway.sessions.generation import Generation
 
 Open = Callable[[bytes, float], Awaitable[Generation]]
 FormatOf = Callable[[Generation], ReplyFormat]

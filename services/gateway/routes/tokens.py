@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.body_reader import parse_object, read_body, validate
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
-from services.gateway.sampling_fields import checked_token_ids
+from services.gateway.requests.body_reader import parse_object, read_body, validate
+from services.gateway.requests.sampling_fields import checked_token_ids
 from services.gateway.schemas.tokens import (
     DetokenizeBody,
     DetokenizeReply,

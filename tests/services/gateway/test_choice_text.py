@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.choice_text import ChoiceText, Reading
-from services.gateway.session import Finish, FinishReason, Mailbox, Session, TokenLogprobs
+from services.gateway.replies.choice_text import ChoiceText, Reading
+from services.gateway.sessions.session import Finish, FinishReason, Mailbox, Session, TokenLogprobs
 from shared.engine.sampling_params import SamplingParams
 
 EOS = 3

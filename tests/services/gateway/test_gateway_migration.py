@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.session import Finish, FinishReason
+from services.gateway.sessions.session import Finish, FinishReason
 
 BODY = {"model": "pydoc-mini", "prompt": "hi", "max_tokens": 200}
 ANSWER = "the whole answer, word by word"

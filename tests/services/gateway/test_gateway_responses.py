@@ -9,7 +9,7 @@ from itertools import pairwise
 import openai
 import pytest
 
-from services.gateway.choice_text import Delta
+from services.gateway.replies.choice_text import Delta
 from services.gateway.responses.input_items import chat_turns
 from services.gateway.responses.output import OutputItems
 from services.gateway.syntax.families import ToolFamily

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.placement import MAX_PREFILL_CANDIDATES, Mode, Prompt, Snapshot, place
+from services.gateway.sessions.placement import MAX_PREFILL_CANDIDATES, Mode, Prompt, Snapshot, place
 from shared.directory.records import NO_HOLDER_INDEX, TransferRecord, WorkerLoad, WorkerRecord
 from shared.identity import Fingerprint, Incarnation, WorkerId
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.placement import Mode, Prompt, Snapshot, place
-from services.gateway.placement_learning import HALF_LIFE_S, MAX_OVERHEAD_S, PlacementLearning
+from services.gateway.sessions.placement import Mode, Prompt, Snapshot, place
+from services.gateway.sessions.placement_learning import HALF_LIFE_S, MAX_OVERHEAD_S, PlacementLearning
 from tests.services.gateway.conftest import FakeWorker
 
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.gateway.session import Finish, FinishReason, Mailbox, Session
-from services.gateway.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
+from services.gateway.sessions.session import Finish, FinishReason, Mailbox, Session
+from services.gateway.sessions.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import InternalError, WorkerDraining, WorkerLost
 from shared.state_machine import StateMachine

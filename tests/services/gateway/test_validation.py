@@ -5,13 +5,13 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from services.gateway.body_reader import parse_body
-from services.gateway.messages import template_messages
+from services.gateway.requests.body_reader import parse_body
+from services.gateway.requests.messages import template_messages
+from services.gateway.requests.validation import chat_request, completion_request, output_limit
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.served_model import SamplingDefaults, load_model
 from services.gateway.settings import GatewaySettings
-from services.gateway.validation import chat_request, completion_request, output_limit
 from shared.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedField
 
 SETTINGS = GatewaySettings(model="pydoc-mini")

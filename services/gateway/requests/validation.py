@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
-from services.gateway.request import Endpoint, GenerationRequest
-from services.gateway.sampling_fields import check_beams, checked_token_ids, sampling_of, stop_strings
+from services.gateway.requests.request import Endpoint, GenerationRequest
+from services.gateway.requests.sampling_fields import check_beams, checked_token_ids, sampling_of, stop_strings
 from services.gateway.schemas.body import GenerationBody
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody

@@ -10,11 +10,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
-from services.gateway.error_reply import error_response
-from services.gateway.event_body import EventBody
-from services.gateway.generation import Generation
-from services.gateway.replies import ReplyFormat
-from services.gateway.timing import timing_block
+from services.gateway.replies.error_reply import error_response
+from services.gateway.replies.event_body import EventBody
+from services.gateway.replies.reply_format import ReplyFormat
+from services.gateway.replies.timing import timing_block
+from services.gateway.sessions.generation import Generation
 from shared.errors import Cancelled, InternalError, TandemError
 
 log = structlog.get_logger(__name__)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.gateway.choice_text import Delta
-from services.gateway.generation import Usage
-from services.gateway.logprobs import TokenNames, chat_logprobs, prompt_logprobs
-from services.gateway.replies import DONE, CollectedChoice, UsageSoFar, openai_failure, usage_block
-from services.gateway.request import GenerationRequest
-from services.gateway.session import Session
-from services.gateway.stream_chunks import ChunkTemplate
+from services.gateway.replies.choice_text import Delta
+from services.gateway.replies.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from services.gateway.replies.reply_format import DONE, CollectedChoice, UsageSoFar, openai_failure, usage_block
+from services.gateway.replies.stream_chunks import ChunkTemplate
+from services.gateway.requests.request import GenerationRequest
+from services.gateway.sessions.generation import Usage
+from services.gateway.sessions.session import Session
 from services.gateway.syntax.families import ToolFamily
 from shared.errors import TandemError
 from shared.tokenization.tokenizer import Tokenizer

@@ -16,8 +16,16 @@ import structlog
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
 from services.gateway.embeddings.call import EmbedCall
-from services.gateway.placement import Holder
-from services.gateway.session import Choice, Finish, FinishReason, PromptScore, Session, Timeline, TokenLogprobs
+from services.gateway.sessions.placement import Holder
+from services.gateway.sessions.session import (
+    Choice,
+    Finish,
+    FinishReason,
+    PromptScore,
+    Session,
+    Timeline,
+    TokenLogprobs,
+)
 from shared.directory.records import WorkerRecord
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.thinking import Thinking

@@ -10,10 +10,10 @@ from functools import partial
 import structlog
 
 from services.gateway.embeddings.call import EmbedCall
-from services.gateway.placement import Holder, Snapshot, can_take_work
-from services.gateway.placement_learning import PlacementLearning
-from services.gateway.session import Choice, Session
-from services.gateway.worker_stream import WorkerStream
+from services.gateway.sessions.placement import Holder, Snapshot, can_take_work
+from services.gateway.sessions.placement_learning import PlacementLearning
+from services.gateway.sessions.session import Choice, Session
+from services.gateway.sessions.worker_stream import WorkerStream
 from shared.directory.client import Directory
 from shared.directory.records import WorkerRecord
 from shared.errors import TandemError, Unavailable, WorkerLost

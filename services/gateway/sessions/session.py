@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from services.gateway.access.caller import current_caller
-from services.gateway.placement import Placement
-from services.gateway.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
+from services.gateway.sessions.placement import Placement
+from services.gateway.sessions.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import TandemError
 from shared.identity import SessionId

@@ -15,13 +15,13 @@ from functools import partial
 import structlog
 
 from services.gateway.access.admission import Ticket
-from services.gateway.choice_text import ChoiceText, Delta, Reading
-from services.gateway.dispatcher import Dispatcher
 from services.gateway.metrics import RequestMetrics
-from services.gateway.request import GenerationRequest
-from services.gateway.session import Choice, Failure, Finish, FinishReason, Mailbox, Session
-from services.gateway.session_state import SessionState
-from services.gateway.workers import Workers
+from services.gateway.replies.choice_text import ChoiceText, Delta, Reading
+from services.gateway.requests.request import GenerationRequest
+from services.gateway.sessions.dispatcher import Dispatcher
+from services.gateway.sessions.session import Choice, Failure, Finish, FinishReason, Mailbox, Session
+from services.gateway.sessions.session_state import SessionState
+from services.gateway.sessions.workers import Workers
 from shared.errors import InternalError, Overloaded, RequestTimeout, TandemError, Unavailable, WorkerLost
 from shared.identity import Incarnation
 from shared.tokenization.tokenizer import Tokenizer

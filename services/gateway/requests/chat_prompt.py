@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from services.gateway.body_reader import UnknownFields
-from services.gateway.messages import template_messages
+from services.gateway.requests.body_reader import UnknownFields
+from services.gateway.requests.messages import template_messages
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.gateway.choice_text import Delta, TokenEntry
-from services.gateway.error_reply import error_body
-from services.gateway.generation import Generation, Usage
+from services.gateway.replies.choice_text import Delta, TokenEntry
+from services.gateway.replies.error_reply import error_body
+from services.gateway.sessions.generation import Generation, Usage
 from shared.errors import TandemError
 
 DONE = b"data: [DONE]\n\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from services.gateway.generation import Generation, Stamps
-from services.gateway.session import Session
+from services.gateway.sessions.generation import Generation, Stamps
+from services.gateway.sessions.session import Session
 
 
 def timing_block(generation: Generation) -> dict[str, object]:

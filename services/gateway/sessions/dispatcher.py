@@ -13,10 +13,19 @@ from functools import partial
 
 import structlog
 
-from services.gateway.placement import Holder, Placement, Policy, Prompt, Snapshot, can_take_work, holders_of, place
-from services.gateway.session import Choice, Session
-from services.gateway.text_work import INLINE_TOKENS, TextWork
-from services.gateway.workers import Workers
+from services.gateway.requests.text_work import INLINE_TOKENS, TextWork
+from services.gateway.sessions.placement import (
+    Holder,
+    Placement,
+    Policy,
+    Prompt,
+    Snapshot,
+    can_take_work,
+    holders_of,
+    place,
+)
+from services.gateway.sessions.session import Choice, Session
+from services.gateway.sessions.workers import Workers
 from shared.directory.client import Directory
 from shared.errors import Unavailable
 from shared.identity import Fingerprint, Incarnation, prompt_hashes

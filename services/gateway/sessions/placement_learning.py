@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from services.gateway.placement import Mode, Placement
+from services.gateway.sessions.placement import Mode, Placement
 
 WEIGHT = 0.1  # of the latest observation
 MAX_OVERHEAD_S = 1.0

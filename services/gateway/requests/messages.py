@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.gateway.body_reader import MAX_DEPTH, UnknownFields, check_extra, depth_of
+from services.gateway.requests.body_reader import MAX_DEPTH, UnknownFields, check_extra, depth_of
 from services.gateway.schemas.chat import ChatMessage, MessageToolCall
 from shared.errors import InvalidRequest, UnsupportedField
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from services.gateway.request import GenerationRequest
-from services.gateway.session import Choice, Finish, FinishReason, TokenLogprobs
+from services.gateway.requests.request import GenerationRequest
+from services.gateway.sessions.session import Choice, Finish, FinishReason, TokenLogprobs
 from services.gateway.syntax.pieces import CallPiece, Pieces
 from services.gateway.syntax.reply_parser import ReplyParser, ReplySyntax
 from shared.engine.thinking import ThinkingState

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.gateway.choice_text import TokenEntry
-from services.gateway.session import PromptScore, Session
+from services.gateway.replies.choice_text import TokenEntry
+from services.gateway.sessions.session import PromptScore, Session
 from shared.tokenization.detokenizer import IncrementalDetokenizer
 from shared.tokenization.tokenizer import Tokenizer
 

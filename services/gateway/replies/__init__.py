@@ -1,0 +1,1 @@
+"""From tokens to bytes: text, choices, chunks, server-sent events, errors."""

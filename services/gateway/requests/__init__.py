@@ -1,0 +1,1 @@
+"""From bytes to a request that is understood: bodies, validation, prompts."""
