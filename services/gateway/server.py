@@ -14,6 +14,7 @@ from shared.errors import ConfigurationError
 
 BACKLOG = 2048
 LAST_REQUESTS_S = 0.5
+"""A stopping gateway still serves connections that were made just before."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -45,7 +46,8 @@ def address_of(listener: socket.socket, host: str) -> str:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `serve_until` is told when to stop."""
 
-    def __init__(self, app: FastAPI, *, drain_s: float) -> None:
+    def __init__(self, app: FastAPI, *, drain_s: float, last_requests_s: float = LAST_REQUESTS_S) -> None:
+        self._last_requests_s = last_requests_s
         super().__init__(
             uvicorn.Config(
                 app,
@@ -73,7 +75,7 @@ class HttpServer(uvicorn.Server):
             listener.close()
         closing = (b"connection", b"close")
         self.server_state.default_headers = [*self.server_state.default_headers, closing]
-        await asyncio.sleep(LAST_REQUESTS_S)
+        await asyncio.sleep(self._last_requests_s)
         await super().shutdown(sockets)
 
     async def serve_until(self, listener: socket.socket, stop: asyncio.Event) -> None:

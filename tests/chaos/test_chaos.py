@@ -13,7 +13,7 @@ from tests.chaos.faults import possible_kinds
 from tests.chaos.rounds import Chaos
 
 SEED = 20
-ROUNDS = 5
+ROUNDS = 3
 
 
 @pytest.mark.timeout(420)

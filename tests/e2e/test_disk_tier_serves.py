@@ -35,9 +35,12 @@ def own_hint(worker: dict) -> list[pb.HolderHint]:
 
 
 async def push_out(suite, generate, worker) -> None:
-    """Other prompts, until nothing of the first is left in the arena or in host memory."""
-    for round_ in range(3):
-        other = [(13 * i + 101 * round_) % 1500 + 300 for i in range(3000)]
+    """Other prompts, until nothing of the first is left in the arena or in host memory.
+
+    In small steps: blocks are saved ahead of their eviction, and what a rush of prompts outruns is lost, as it may be.
+    """
+    for round_ in range(9):
+        other = [(13 * i + 101 * round_) % 1500 + 300 for i in range(1000)]
         await generate(worker, other, cache_salt=uuid.uuid4().hex, max_tokens=1)
         await asyncio.sleep(0.3)
 

@@ -290,7 +290,7 @@ def start_gateway(fresh_redis_url, served_model):
             )
             listener = stack.enter_context(bind("127.0.0.1", 0))
             stop = asyncio.Event()
-            server = HttpServer(create_app(gateway), drain_s=1)
+            server = HttpServer(create_app(gateway), drain_s=1, last_requests_s=0)
             serving = asyncio.create_task(server.serve_until(listener, stop))
             running = RunningGateway(f"http://{address_of(listener, '127.0.0.1')}", gateway, workers)
             try:
