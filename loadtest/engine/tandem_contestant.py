@@ -47,15 +47,20 @@ class TandemContestant:
         self._random = random.Random(1)
 
     def decode(self, batch: int, context: int, steps: int) -> float:
-        sequences = [self._sequence(self._tokens(context - steps // 2), steps + 1) for _ in range(batch)]
+        # Prompts are computed over several steps, in which the first sequences decode already: more tokens than needed.
+        sequences = [self._sequence(self._tokens(context - steps // 2), 4 * steps + batch) for _ in range(batch)]
         self._engine.submit(sequences)
-        started_s = 0.0
-        num_tokens = 0
-        while num_tokens < batch * (steps + 1):
-            num_tokens += len(self._outputs.get().tokens)
-            if not started_s and num_tokens >= batch:
-                started_s, num_before = time.perf_counter(), num_tokens
-        return (time.perf_counter() - started_s) * batch / (num_tokens - num_before)
+        while not all(sequence.num_output_tokens for sequence in sequences):
+            self._outputs.get()
+        started_s, num_steps = time.perf_counter(), 0
+        while num_steps < steps:
+            num_steps += bool(self._outputs.get().tokens)
+        seconds = time.perf_counter() - started_s
+        self._engine.abort(sequence.sequence_id for sequence in sequences)
+        finished = 0
+        while finished < batch:
+            finished += len(self._outputs.get().finished)
+        return seconds / steps
 
     def prefill(self, tokens: int) -> float:
         started_s = time.perf_counter()
