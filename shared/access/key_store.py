@@ -11,10 +11,9 @@ from typing import Protocol
 
 import msgspec
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from shared.access.api_keys import KeyRecord
+from shared.directory.store import RedisStore, StoreDown
 from shared.errors import ConfigurationError
 
 log = structlog.get_logger(__name__)
@@ -81,15 +80,7 @@ class RedisKeys:
         Raises:
             ConfigurationError: The URL is malformed.
         """
-        try:
-            self._redis: Redis = Redis.from_url(
-                redis_url,
-                socket_timeout=REDIS_TIMEOUT_S,
-                socket_connect_timeout=REDIS_TIMEOUT_S,
-                decode_responses=True,
-            )
-        except ValueError as exc:
-            raise ConfigurationError(f"redis_url: {exc}") from exc
+        self._redis = RedisStore(redis_url, lookup_timeout_s=REDIS_TIMEOUT_S, background_timeout_s=REDIS_TIMEOUT_S)
 
     async def records(self) -> dict[str, KeyRecord]:
         """See `KeyStore`.
@@ -98,21 +89,21 @@ class RedisKeys:
             ConfigurationError: Redis is not there, or holds something else under the key.
         """
         try:
-            raw = await self._redis.hgetall(REDIS_KEY)
-            return {str(key): msgspec.json.decode(value, type=KeyRecord) for key, value in raw.items()}
-        except (RedisError, OSError, msgspec.MsgspecError) as exc:
+            [raw] = await self._redis.run([("HGETALL", REDIS_KEY)])
+            return {key.decode(): msgspec.json.decode(value, type=KeyRecord) for key, value in raw.items()}
+        except (StoreDown, msgspec.MsgspecError) as exc:
             raise ConfigurationError(f"API keys in Redis: {exc}") from exc
 
     async def put(self, record: KeyRecord) -> None:
         """See `KeyStore`."""
         try:
-            await self._redis.hset(REDIS_KEY, record.key_id, msgspec.json.encode(record).decode())
-        except (RedisError, OSError) as exc:
+            await self._redis.run([("HSET", REDIS_KEY, record.key_id, msgspec.json.encode(record))])
+        except StoreDown as exc:
             raise ConfigurationError(f"API keys in Redis: {exc}") from exc
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._redis.aclose()
+        await self._redis.close()
 
 
 def open_key_store(where: str, redis_url: str) -> KeyStore:

@@ -72,7 +72,7 @@ class FairShare:
         Args:
             waiting: Senior first; that order is kept within a tenant.
         """
-        if len({entry.sequence.tenant for entry in waiting}) < 2:
+        if len(self._present) < 2 or len({entry.sequence.tenant for entry in waiting}) < 2:
             yield from waiting
             return
         aged = [entry for entry in waiting if entry.is_aged]

@@ -253,6 +253,8 @@ class Scheduler:
 
     def _admissible(self, budget: StepBudget, aside: frozenset[str]) -> Iterator[Sequence]:
         """Waiting sequences that fit, senior first, cached blocks attached; looks past a bounded number of others."""
+        if budget.is_spent:  # as in most steps under load: nobody is put in order for nothing
+            return
         num_skipped = 0
         for entry in self._share.order([e for e in self._waiting if e.sequence.tenant not in aside]):
             if budget.is_spent or num_skipped > self._config.max_skip_ahead:

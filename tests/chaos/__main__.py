@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +19,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import httpx
-
 from tests.chaos.cases import make_cases
 from tests.chaos.faults import Saboteur, possible_kinds, small_disk
 from tests.chaos.rounds import Chaos
-from tests.e2e.conftest import Suite, start_suite, stop_suite
+from tests.e2e.conftest import Suite, local_gateway, start_suite, stop_suite
 
 OPTIONS = ("--prefill", "1", "--decode", "2", "--threads", "1", "--kv-cache-bytes", "48MiB", "--tier-bytes", "24MiB")
 
@@ -56,32 +53,6 @@ def chaotic_suite(scratch: Path) -> Iterator[tuple[Suite, Saboteur]]:
         undo()
 
 
-@contextlib.contextmanager
-def aggregated_gateway(suite: Suite) -> Iterator[str]:
-    """A second gateway, which never prefills remotely: the oracle's."""
-    settings = {"HOST": "127.0.0.1", "PORT": "0", "REDIS_URL": suite.redis_url, "PLACEMENT": "local"}
-    environment = {**os.environ, **{f"TANDEM_GATEWAY_{name}": value for name, value in settings.items()}}
-    with (suite.run_dir / "logs" / "gateway-oracle.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=environment, stdout=log, stderr=log)
-    try:
-        yield _url_of(suite, process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _url_of(suite: Suite, pid: int, timeout_s: float = 60) -> str:
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        for process in suite.status()["processes"]:
-            if process["role"] == "gateway" and process["pid"] == pid:
-                url = f"http://{process['address']}"
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    return url
-        time.sleep(0.2)
-    raise TimeoutError("the oracle's gateway did not become ready")
-
-
 def main() -> None:
     """Runs, prints, exits with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,7 +75,7 @@ def main() -> None:
     ):
         say = partial(print, flush=True)
         chaos = Chaos(suite, saboteur, make_cases(options.cases), options.kinds or kinds, say)
-        with aggregated_gateway(suite) as url:
+        with local_gateway(suite) as url:
             asyncio.run(chaos.learn(url))
         try:
             seconds = 0.0 if options.rounds else 60 * options.minutes

@@ -7,10 +7,11 @@ import random
 
 import pytest
 
-from tests.chaos.__main__ import aggregated_gateway, chaotic_suite
+from tests.chaos.__main__ import chaotic_suite
 from tests.chaos.cases import make_cases
 from tests.chaos.faults import possible_kinds
 from tests.chaos.rounds import Chaos
+from tests.e2e.conftest import local_gateway
 
 SEED = 20
 ROUNDS = 3
@@ -21,7 +22,7 @@ def test_no_fault_brings_a_wrong_token_a_lost_reply_or_a_leak(tmp_path):
     kinds, _ = possible_kinds()
     with chaotic_suite(tmp_path) as (suite, saboteur):
         chaos = Chaos(suite, saboteur, make_cases(12), kinds, print)
-        with aggregated_gateway(suite) as url:
+        with local_gateway(suite) as url:
             asyncio.run(chaos.learn(url))
         asyncio.run(chaos.run(random.Random(SEED), rounds=ROUNDS, streams=4))
         assert not chaos.report.wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -75,21 +76,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """One prefill and two decode workers with the bundled model, and a second gateway without prefill workers."""
     run_dir = tmp_path_factory.mktemp("suite")
     suite = start_suite(run_dir, "--prefill", "1", "--decode", "2", "--threads", "1", "--kv-cache-bytes", "64MiB")
-    environment = {
-        **os.environ,
-        "TANDEM_GATEWAY_PORT": "0",
-        "TANDEM_GATEWAY_REDIS_URL": suite.redis_url,
-        "TANDEM_GATEWAY_PLACEMENT": "local",
-    }
-    log_file = run_dir / "logs" / "gateway-local.log"
-    with log_file.open("wb") as log:
-        gateway = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=environment, stderr=log, stdout=log)
     try:
-        local_url = _second_gateway(suite, gateway, log_file)
-        yield Suite(suite.url, suite.run_dir, suite.redis_url, local_url)
+        with local_gateway(suite) as local_url:
+            yield Suite(suite.url, suite.run_dir, suite.redis_url, local_url)
     finally:
-        gateway.terminate()
-        gateway.wait(30)
         stop_suite(suite)
 
 
@@ -107,7 +97,22 @@ def start_another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
         stop_suite(suite)
 
 
-def _second_gateway(suite: Suite, gateway: subprocess.Popen, log_file: Path) -> str:
+@contextlib.contextmanager
+def local_gateway(suite: Suite) -> Iterator[str]:
+    """A second gateway, which never prefills remotely; yields its URL."""
+    settings = {"PORT": "0", "REDIS_URL": suite.redis_url, "PLACEMENT": "local"}
+    environment = {**os.environ, **{f"TANDEM_GATEWAY_{name}": value for name, value in settings.items()}}
+    log_file = suite.run_dir / "logs" / "gateway-local.log"
+    with log_file.open("wb") as log:
+        gateway = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=environment, stderr=log, stdout=log)
+    try:
+        yield _url_of(suite, gateway, log_file)
+    finally:
+        gateway.terminate()
+        gateway.wait(30)
+
+
+def _url_of(suite: Suite, gateway: subprocess.Popen, log_file: Path) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert gateway.poll() is None, log_file.read_text()

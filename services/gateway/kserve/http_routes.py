@@ -19,6 +19,7 @@ from services.gateway.kserve.metadata import model_config, model_metadata, repos
 from services.gateway.kserve.schemas import GenerateBody, GenerateReply, InferBody, InferReply, KServeError
 from services.gateway.kserve.tensors import Tensor, column, tensor_from, tensor_from_raw
 from services.gateway.openapi import described
+from services.gateway.replies.stream_chunks import event
 from services.gateway.requests.body_reader import parse_object, read_body
 from shared.errors import InvalidRequest, TandemError
 
@@ -221,17 +222,13 @@ def _generate_reply(name: str, tensors: list[Tensor]) -> dict[str, object]:
 async def _events(
     gateway: Gateway, name: str, first: list[Tensor], pieces: AsyncIterator[list[Tensor]]
 ) -> AsyncIterator[bytes]:
-    yield _event(_generate_reply(name, first))
+    yield event(_generate_reply(name, first))
     try:
         async for tensors in pieces:
-            yield _event(_generate_reply(name, tensors))
+            yield event(_generate_reply(name, tensors))
     except TandemError as exc:
         gateway.note_failure(exc)
-        yield _event({"error": exc.message})
-
-
-def _event(content: dict[str, object]) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
+        yield event({"error": exc.message})
 
 
 def _json_element(element: object) -> object:

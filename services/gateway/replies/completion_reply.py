@@ -8,7 +8,13 @@ import orjson
 
 from services.gateway.replies.choice_text import Delta, TokenEntry
 from services.gateway.replies.logprobs import TokenNames, completion_logprobs, echoed_logprobs, prompt_logprobs
-from services.gateway.replies.reply_format import DONE, CollectedChoice, UsageSoFar, openai_failure, usage_block
+from services.gateway.replies.reply_format import (
+    CollectedChoice,
+    UsageSoFar,
+    openai_closing,
+    openai_failure,
+    usage_block,
+)
 from services.gateway.replies.stream_chunks import ChunkTemplate
 from services.gateway.requests.request import GenerationRequest
 from services.gateway.sessions.generation import Usage
@@ -76,10 +82,7 @@ class CompletionReply:
 
     def closing(self, usage: Usage, timing: dict[str, object] | None) -> bytes:
         """Usage and timing if asked for, and the end mark."""
-        extra: dict[str, object] = {"usage": usage_block(usage)} if self._request.include_usage else {}
-        if timing is not None:
-            extra["timing"] = timing
-        return (self._chunks.ending(extra) if extra else b"") + DONE
+        return openai_closing(self._chunks, usage if self._request.include_usage else None, timing)
 
     def failure(self, error: TandemError) -> bytes:
         """An error event."""

@@ -7,6 +7,8 @@ import time
 
 from starlette.types import Send
 
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Of every event stream: nobody on the way keeps it back."""
 HEARTBEAT = b": heartbeat\n\n"
 """A comment: every client of server-sent events skips it."""
 

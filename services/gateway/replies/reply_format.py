@@ -8,6 +8,7 @@ from typing import Protocol
 
 from services.gateway.replies.choice_text import Delta, TokenEntry
 from services.gateway.replies.error_reply import error_body
+from services.gateway.replies.stream_chunks import ChunkTemplate
 from services.gateway.sessions.generation import Generation, Usage
 from shared.errors import TandemError
 
@@ -82,6 +83,14 @@ class ReplyFormat(Protocol):
     def failure(self, error: TandemError) -> bytes:
         """The last events of a stream that failed after it began."""
         ...
+
+
+def openai_closing(chunks: ChunkTemplate, usage: Usage | None, timing: dict[str, object] | None) -> bytes:
+    """A chunk with what was asked for, if anything was, and the end mark."""
+    extra: dict[str, object] = {} if usage is None else {"usage": usage_block(usage)}
+    if timing is not None:
+        extra["timing"] = timing
+    return (chunks.ending(extra) if extra else b"") + DONE
 
 
 def openai_failure(error: TandemError) -> bytes:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.replies.error_reply import error_response
-from services.gateway.replies.event_body import EventBody
+from services.gateway.replies.event_body import HEADERS, EventBody
 from services.gateway.replies.reply_format import ReplyFormat
 from services.gateway.replies.timing import timing_block
 from services.gateway.sessions.generation import Generation
@@ -38,7 +38,7 @@ class EventStream(Response):
         *,
         heartbeat_s: float = 0.0,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._generation = generation
         self._reply = reply

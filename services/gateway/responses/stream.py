@@ -9,10 +9,9 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.replies.error_reply import error_response
+from services.gateway.replies.event_body import HEADERS, EventBody
 from services.gateway.responses.runs import ResponseRun
 from shared.errors import Cancelled
-
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class ResponseEvents(Response):
@@ -25,7 +24,7 @@ class ResponseEvents(Response):
     media_type = "text/event-stream"
 
     def __init__(self, run: ResponseRun, *, cancels: bool, position: int = 0) -> None:
-        super().__init__(headers=_HEADERS)
+        super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._run = run
         self._cancels = cancels
@@ -42,18 +41,13 @@ class ResponseEvents(Response):
                 self._run.cancel()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun = False
+        body = EventBody(send, self.raw_headers)
         async for events in self._run.read(self._position):
-            if not has_begun and self._cancels and self._run.error is not None:
+            if not body.is_open and self._cancels and self._run.error is not None:
                 await error_response(self._run.error, scope["path"])(scope, receive, send)
                 return
-            if not has_begun:
-                has_begun = True
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": events, "more_body": True})
-        if not has_begun:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await body.send(events)
+        await body.send(b"", is_last=True)
 
 
 class ReplayedEvents(Response):
@@ -62,4 +56,4 @@ class ReplayedEvents(Response):
     media_type = "text/event-stream"
 
     def __init__(self, events: Sequence[bytes]) -> None:
-        super().__init__(b"".join(events), headers=_HEADERS)
+        super().__init__(b"".join(events), headers=HEADERS)
