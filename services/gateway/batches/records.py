@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -159,7 +160,7 @@ def _new_object(body: BatchBody) -> dict[str, Any]:
         "output_file_id": None,
         "error_file_id": None,
         "created_at": now,
-        "expires_at": now + int(check_batch(body)),
+        "expires_at": math.ceil(time.time() + check_batch(body)),
         **{f"{status}_at": None for status in times},
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "metadata": body.metadata,

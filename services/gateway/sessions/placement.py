@@ -61,8 +61,9 @@ class Snapshot:
         prefill_workers: As the directory has them.
         transfers: Every kv_transfer; also those whose worker is gone.
         open_sessions: Per decode worker, sessions of this gateway that its last heartbeat may not show yet.
+        sent_prefill_tokens: Likewise per worker that computes prompts, of either role: tokens sent there whose first
+            token has not come.
         overhead_s: Per mode, what first tokens took beyond the model.
-        sent_prefill_tokens: Likewise per prefill worker: prompt tokens sent there whose first token has not come.
     """
 
     decode_workers: Sequence[WorkerRecord]
@@ -105,6 +106,11 @@ class Placement:
     remote_s: float | None
     is_measured: bool
     overhead_s: float = 0.0
+
+    @property
+    def computes(self) -> WorkerRecord:
+        """The worker that is to compute what nobody has."""
+        return self.prefill_candidates[0] if self.prefill_candidates else self.decode
 
 
 def place(
@@ -238,7 +244,7 @@ class _Option:
         return self._remote_wait_s(prefill) + tail_s + self._stall_s(tail_s) + self._shared_s()
 
     def _local_wait_s(self) -> float:
-        queue_s = self._decode.load.queued_prefill_tokens / _prefill_rate(self._decode)
+        queue_s = self._queued_tokens(self._decode) / _prefill_rate(self._decode)
         return queue_s + self._transfer_s(self._held_blocks - self._own_blocks) + self._local_compute_s()
 
     def _local_compute_s(self) -> float:
@@ -249,10 +255,12 @@ class _Option:
         """Until the decode worker has every block, chunks travelling while later ones are computed."""
         cached = self._held_blocks  # the prefill worker fetches what others hold, as the decode worker would
         tokens = (self._usable_blocks - cached) * self._decode.block_size
-        sent = self._snapshot.sent_prefill_tokens.get(prefill.worker_id, 0)
-        queued = max(prefill.load.queued_prefill_tokens, sent)
-        compute_s = (queued + tokens) / _prefill_rate(prefill)
+        compute_s = (self._queued_tokens(prefill) + tokens) / _prefill_rate(prefill)
         return max(compute_s, self._transfer_s(self._usable_blocks - self._own_blocks))
+
+    def _queued_tokens(self, worker: WorkerRecord) -> int:
+        """Prompt tokens before ours: as the worker said last, or as this gateway has sent since."""
+        return max(worker.load.queued_prefill_tokens, self._snapshot.sent_prefill_tokens.get(worker.worker_id, 0))
 
     def _tail_s(self) -> float:
         """What the decode worker itself computes after a remote prefill."""

@@ -115,9 +115,7 @@ class Workers:
         if stream is None:
             raise WorkerLost(f"worker {placement.decode.worker_id} is gone")
         stream.submit(session, holders=holders, cache_salt=cache_salt, priority=priority, timeout_s=timeout_s)
-        if placement.prefill_candidates:
-            worker_id = placement.prefill_candidates[0].worker_id
-            self._sent_prefill.setdefault(worker_id, {})[session] = placement.uncached_tokens
+        self._sent_prefill.setdefault(placement.computes.worker_id, {})[session] = placement.uncached_tokens
 
     async def embed(self, call: EmbedCall, timeout_s: float) -> bytes:
         """Vectors from the worker with the fewest sessions; another one is asked if that is lost.
@@ -147,9 +145,9 @@ class Workers:
         self.prefilled(session)
 
     def prefilled(self, session: Session) -> None:
-        """The session's first token came, or it ended: its prompt no longer waits at a prefill worker."""
-        if session.placement is not None and session.placement.prefill_candidates:
-            self._sent_prefill.get(session.placement.prefill_candidates[0].worker_id, {}).pop(session, None)
+        """The session's first token came, or it ended: its prompt waits nowhere any more."""
+        if session.placement is not None:
+            self._sent_prefill.get(session.placement.computes.worker_id, {}).pop(session, None)
 
     def abort(self, session: Session, choices: Sequence[Choice] = ()) -> None:
         """Ends a session, or only some of its choices; does nothing when it has ended."""

@@ -158,7 +158,7 @@ async def test_cancelling_keeps_what_is_done(start, text_ids):
 async def test_what_is_not_done_in_the_window_expires(start, text_ids):
     async with start() as running:
         running.worker.script.hold_prompt = text_ids("prompt held")
-        batch = await create(running, [line("a"), line("held")], window="1s")
+        batch = await create(running, [line("a"), line("held")], window="4s")
         batch = await ended(running, batch.id, "expired")
         assert set(await results(running, batch.output_file_id)) == {"a"}
         late = (await results(running, batch.error_file_id))["held"]

@@ -167,6 +167,11 @@ def test_prompts_just_sent_count_as_queued():
     assert names(place(Prompt(1000), snapshot).prefill_candidates) == ["p1", "p0"]
 
 
+def test_prompts_just_sent_to_be_computed_where_they_decode_count_as_queued():
+    snapshot = Snapshot([worker("d0"), worker("d1")], sent_prefill_tokens={WorkerId("d0"): 5000})
+    assert place(Prompt(1000), snapshot).decode.worker_id == "d1"
+
+
 def test_local_policy_never_prefills_elsewhere():
     assert place(Prompt(100), Snapshot([worker("d0")], [worker("p0", "prefill")]), "local").mode is Mode.LOCAL
 
