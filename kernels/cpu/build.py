@@ -28,16 +28,21 @@ COMPILE_TIMEOUT_S = 300
 
 
 class Isa(Enum):
-    """An instruction set, best first; the value is the compiler's flags."""
+    """An instruction set, best first; the value is the compiler's flags, as one would type them."""
 
-    AMX = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
-    AVX512_BF16 = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16")
-    AVX512_VNNI = ("-march=x86-64-v4", "-mavx512vnni")
-    AVX512 = ("-march=x86-64-v4",)
-    AVX2_VNNI = ("-march=x86-64-v3", "-mavxvnni")
-    AVX2 = ("-march=x86-64-v3",)
-    NEON_DOT = ("-march=armv8.2-a+dotprod",)
-    GENERIC = ()
+    AMX = "-march=x86-64-v4 -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8"
+    AVX512_BF16 = "-march=x86-64-v4 -mavx512vnni -mavx512bf16"
+    AVX512_VNNI = "-march=x86-64-v4 -mavx512vnni"
+    AVX512 = "-march=x86-64-v4"
+    AVX2_VNNI = "-march=x86-64-v3 -mavxvnni"
+    AVX2 = "-march=x86-64-v3"
+    NEON_DOT = "-march=armv8.2-a+dotprod"
+    GENERIC = ""  # text, because Enum of Python 3.11.2 (Debian 12's) makes something else of an empty tuple
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """One argument each."""
+        return tuple(self.value.split())
 
 
 _AVX2 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
@@ -121,13 +126,13 @@ def compile_library(compiler: str, isa: Isa, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         output = Path(scratch) / path.name
-        command = [compiler, *FLAGS, *isa.value, "-o", str(output), str(SOURCE / "library.cpp")]
+        command = [compiler, *FLAGS, *isa.flags, "-o", str(output), str(SOURCE / "library.cpp")]
         subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S)
         output.replace(path)
 
 
 def _digest(isa: Isa, version: bytes) -> str:
-    digest = hashlib.blake2b(version + " ".join(FLAGS + isa.value).encode(), digest_size=10)
+    digest = hashlib.blake2b(version + " ".join(FLAGS + isa.flags).encode(), digest_size=10)
     for file in sorted(SOURCE.iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

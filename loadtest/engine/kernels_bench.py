@@ -45,7 +45,7 @@ class Roofs:
         source = Path(__file__).with_name("roofs.cpp")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "roofs.so"
-            subprocess.run(["g++", *FLAGS, *isa.value, f"-I{SOURCE}", "-o", path, source], check=True, timeout=300)
+            subprocess.run(["g++", *FLAGS, *isa.flags, f"-I{SOURCE}", "-o", path, source], check=True, timeout=300)
             self._calls = ctypes.CDLL(str(path))
         self._calls.roof_read.restype = self._calls.roof_dot.restype = ctypes.c_double
         self._calls.roof_read.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)

@@ -28,7 +28,7 @@ def compile_only(folder, command, *flags):
 def test_sources_compile_for_every_instruction_set_of_x86(tmp_path, isa):
     if isa in supported_isas():
         pytest.skip(f"{isa.name} runs here: the other tests compile it and prove its results")
-    compile_only(tmp_path, [COMPILER], *isa.value)
+    compile_only(tmp_path, [COMPILER], *isa.flags)
 
 
 def test_sources_compile_for_arm(tmp_path):
