@@ -17,7 +17,9 @@ class EngineConfig:
         block_size: Tokens per block; equal to the pool's.
         max_model_len: Prompt and output tokens of a sequence at most.
         eos_token_ids: Tokens that end a sequence unless its sampling says otherwise.
-        max_batch_tokens: Tokens computed in one step at most: bounds how long a decode step waits for prefill chunks.
+        max_batch_tokens: Tokens computed in one step at most.
+        max_step_s: A step with prompt chunks takes about so long at most: bounds how long sequences that decode, and
+            cancels, wait for it. 0 = no bound but `max_batch_tokens`.
         max_sequences: Sequences running at once at most; not above `max_batch_tokens`, so that every step has a token
             for each of them.
         max_waiting: Sequences that may wait (for KV or to run); beyond it submissions are refused as overloaded.
@@ -31,6 +33,7 @@ class EngineConfig:
     max_model_len: int
     eos_token_ids: frozenset[int] = frozenset()
     max_batch_tokens: int = 512
+    max_step_s: float = 0.0
     max_sequences: int = 64
     max_waiting: int = 1024
     max_skip_ahead: int = 16

@@ -291,7 +291,9 @@ class Engine:
             outputs = self._scheduler.update(launched.batch, result)
             started_s = max(launched.started_s, self._step_ended_s)
             self._step_ended_s = self._last_progress_s = time.monotonic()
-            self._meter.record(launched.batch, self._step_ended_s - started_s, self._scheduler.running)
+            seconds = self._step_ended_s - started_s
+            self._meter.record(launched.batch, seconds, self._scheduler.running)
+            self._scheduler.pace.observe(launched.batch, seconds)
             self._is_woken = True
         return outputs
 

@@ -21,6 +21,7 @@ from shared.engine.block_tables import BlockTables
 from shared.engine.config import EngineConfig
 from shared.engine.fair_share import FairShare
 from shared.engine.policy import preemption_cost
+from shared.engine.prefill_pace import MIN_CHUNK_TOKENS, PrefillPace
 from shared.engine.sequence import FinishReason, Sequence, SequenceStatus
 from shared.engine.siblings import Siblings
 from shared.engine.step import ScheduledSequence, StepBatch, StepOutputs, StepResult, TokenLogprobs
@@ -40,6 +41,7 @@ class Scheduler:
 
     Attributes:
         tables: Block tables of the sequences.
+        pace: Bounds steps by time; to be told what each step took.
         num_preemptions: Times that a running sequence had to yield.
         prefix_query_tokens, prefix_hit_tokens: Prompt tokens looked up in the prefix cache, and found there or fetched.
     """
@@ -49,6 +51,7 @@ class Scheduler:
         self._config = config
         self._clock = clock
         self.tables = BlockTables(pool)
+        self.pace = PrefillPace(config.max_step_s, max(MIN_CHUNK_TOKENS, pool.block_size))
         self._sequences: dict[SequenceId, Sequence] = {}
         self._siblings = Siblings(pool.block_size)
         self._acquiring: dict[SequenceId, Sequence] = {}
@@ -224,7 +227,7 @@ class Scheduler:
         scheduled = [ScheduledSequence(s, s.num_computed_tokens, 1, s.sampling is not None) for s in decoding]
         if len(decoding) == len(running):
             return scheduled
-        tokens = self._config.max_batch_tokens - len(scheduled)
+        tokens = self._prompt_tokens_left(scheduled)
         for sequence in running:
             if tokens > 0 and not sequence.decodes:
                 chunk = self._grow_by_chunk(sequence, tokens)
@@ -233,11 +236,18 @@ class Scheduler:
                     tokens -= chunk
         return scheduled
 
+    def _prompt_tokens_left(self, scheduled: list[ScheduledSequence]) -> int:
+        """Tokens of prompts that the step may compute beside what is in it."""
+        num_decodes = len([True for entry in scheduled if entry.num_new_tokens == 1])
+        num_chunked = sum(entry.num_new_tokens for entry in scheduled) - num_decodes
+        limit = self.pace.limit(self._config.max_batch_tokens - num_decodes, beside_decodes=num_decodes > 0)
+        return limit - num_chunked
+
     def _schedule_waiting(self, scheduled: list[ScheduledSequence], aside: frozenset[str]) -> list[ScheduledSequence]:
         if not self._waiting:
             return []
         budget = StepBudget(
-            tokens=self._config.max_batch_tokens - sum(entry.num_new_tokens for entry in scheduled),
+            tokens=self._prompt_tokens_left(scheduled),
             sequences=self._config.max_sequences - len(self._running),
             blocks=self.num_spare_blocks(),
         )

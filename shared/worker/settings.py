@@ -31,6 +31,7 @@ class WorkerSettings(ServiceSettings):
         kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head.
         max_model_len: Context limit in tokens; 0 = the model's own.
         max_batch_tokens: Tokens computed per step at most.
+        max_step_s: A step that computes prompts takes about so long at most, and fewer tokens if need be; 0 = no bound.
         max_sequences: Sequences running at once at most.
         max_waiting: Sequences waiting at most; more are refused as overloaded.
         cpus: Cores to compute on, like "0-3,8"; what computes is bound to them. "" = any, and nothing is bound.
@@ -64,6 +65,7 @@ class WorkerSettings(ServiceSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_model_len: int = Field(default=0, ge=0)
     max_batch_tokens: int = Field(default=512, ge=16)
+    max_step_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     max_sequences: int = Field(default=64, ge=1)
     max_waiting: int = Field(default=1024, ge=1)
     cpus: str = ""
