@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,20 @@ from shared.directory.records import WorkerRecord
 from shared.rpc import open_channel
 
 ASK_TIMEOUT_S = 2.0
+LOOK_AGAIN_S = 0.006  # each look costs every worker some of its time
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """When every block was free.
+
+    Attributes:
+        at_s: `time.perf_counter()` when nothing was held first.
+        last: Workers that held some at the look before.
+    """
+
+    at_s: float
+    last: frozenset[str]
 
 
 class Fleet:
@@ -35,6 +50,10 @@ class Fleet:
         for channel in self._channels.values():
             await channel.close()
         await self._directory.close()
+
+    def addresses(self) -> dict[str, str]:
+        """Of every worker in the directory now, by its id."""
+        return {record.worker_id: record.address for record in self._directory.workers()}
 
     async def statuses(self, *roles: str) -> list[pb.StatusReply]:
         """Of every worker, in these roles if any are named, that answers now."""
@@ -63,14 +82,31 @@ class Fleet:
         Raises:
             TimeoutError: Some still had; the message says who and how many.
         """
-        deadline_s = time.perf_counter() + timeout_s
+        return (await self.freed(timeout_s)).at_s
+
+    async def freed(self, timeout_s: float = 10.0, *, settled_s: float = 0.0) -> Freed:
+        """Waits until no worker has a block that is neither free nor evictable.
+
+        Args:
+            timeout_s: How long.
+            settled_s: They must have none for so long: what is on its way to a worker is not held there yet.
+
+        Raises:
+            TimeoutError: Some still had; the message says who and how many.
+        """
+        deadline_s, freed, holders = time.perf_counter() + timeout_s, None, frozenset[str]()
         while True:
             held = {s.worker_id: held for s in await self.statuses() if (held := blocks_in_use(s))}
-            if not held:
-                return time.perf_counter()
-            if time.perf_counter() > deadline_s:
-                raise TimeoutError(f"blocks still held after {timeout_s:g} s: {held}")
-            await asyncio.sleep(0.004)
+            now_s = time.perf_counter()
+            if held:
+                freed, holders = None, frozenset(held)
+                if now_s > deadline_s:
+                    raise TimeoutError(f"blocks still held after {timeout_s:g} s: {held}")
+            else:
+                freed = freed or Freed(now_s, holders)
+                if now_s >= freed.at_s + settled_s:
+                    return freed
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def until_ready(self, num_workers: int, timeout_s: float = 60.0) -> None:
         """Waits until so many workers are ready, e.g. after one was restarted.
