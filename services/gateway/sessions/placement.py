@@ -3,7 +3,7 @@
 What a placement costs is counted in seconds, summed over everybody who waits:
 
     local    (queue + uncached tokens) / decode rate, and the compute once more for each sequence already decoding
-             there, because chunks of this prompt are computed between their tokens
+             there, as this gateway knows now, because chunks of this prompt are computed between their tokens
     remote   (queue + uncached tokens) / prefill rate overlapped with the transfer of the blocks, then the tail here
     both     the transfer of cached blocks that another worker holds, and a nominal cost for each sequence that
              shares the decode worker's steps
@@ -271,15 +271,19 @@ class _Option:
         return num_blocks * self._decode.block_bytes / rate
 
     def _stall_s(self, compute_s: float) -> float:
-        """What computing here costs the sequences that decode here, together."""
-        return self._decode.load.running * compute_s
+        """What computing here costs the sequences that decode here, together.
+
+        The last heartbeat is too old to say how many they are: at some requests per second, half of them are new.
+        """
+        return max(self._decode.load.running, self._open_sessions) * compute_s
+
+    @property
+    def _open_sessions(self) -> int:
+        return self._snapshot.open_sessions.get(self._decode.worker_id, 0)
 
     def _shared_s(self) -> float:
         load = self._decode.load
-        sequences = max(
-            load.running + load.waiting + load.waiting_for_kv,
-            self._snapshot.open_sessions.get(self._decode.worker_id, 0),
-        )
+        sequences = max(load.running + load.waiting + load.waiting_for_kv, self._open_sessions)
         needed = self._usable_blocks + 1 - self._own_blocks
         crowded = load.total_blocks > 0 and needed > load.free_blocks + load.cached_blocks
         return sequences * STEP_SHARE_S + (CROWDED_S if crowded else 0.0)

@@ -172,6 +172,15 @@ def test_prompts_just_sent_to_be_computed_where_they_decode_count_as_queued():
     assert place(Prompt(1000), snapshot).decode.worker_id == "d1"
 
 
+def test_sessions_that_no_heartbeat_shows_yet_would_be_stalled_as_well():
+    fast = {"prefill_tokens_per_s": 1000.0, "transfer_bytes_per_s": 1e9}
+    workers = [worker("d0", load=fast)], [worker("p0", "prefill", load={**fast, "queued_prefill_tokens": 100})]
+    alone = place(Prompt(500), Snapshot(*workers), "auto")
+    beside_others = place(Prompt(500), Snapshot(*workers, open_sessions={WorkerId("d0"): 3}), "auto")
+    assert alone.mode is Mode.LOCAL
+    assert beside_others.mode is Mode.REMOTE_PREFILL
+
+
 def test_local_policy_never_prefills_elsewhere():
     assert place(Prompt(100), Snapshot([worker("d0")], [worker("p0", "prefill")]), "local").mode is Mode.LOCAL
 
