@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.cases import make_cases
+from tests.chaos.cases import LONG_EVERY, make_cases
 from tests.chaos.faults import Saboteur, possible_kinds, small_disk
 from tests.chaos.rounds import Chaos
 from tests.e2e.conftest import Suite, local_gateway, start_suite, stop_suite
@@ -35,6 +35,7 @@ def chaotic_suite(scratch: Path) -> Iterator[tuple[Suite, Saboteur]]:
     disk, undo = small_disk()
     added = {
         "TANDEM_CHAOS_CONTROL": str(control),
+        "TANDEM_WORKER_PULL_TIMEOUT_S": "2",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "in_flight"), os.environ.get("PYTHONPATH", "")]),
     }
     if disk:
@@ -59,8 +60,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=0, help="instead of minutes")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--cases", type=int, default=24)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--cases", type=int, default=4 * LONG_EVERY, help="different ones")
     parser.add_argument("--kinds", nargs="*", help="only these")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--logs", type=Path, help="keep the processes' logs here")

@@ -45,16 +45,21 @@ class Answer:
         return same_usage and all(dict(getattr(self, part)) == dict(getattr(other, part)) for part in parts)
 
 
+LONG_EVERY = 7
+"""Most cases are short, so that many are served in a minute; every so many-th is long, and lives through a fault."""
+
+
 def make_cases(count: int, seed: int = 0) -> list[Case]:
     """Short and long prompts, greedy and drawn, choices, stop strings, penalties, logprobs."""
     rng = random.Random(seed)
     cases = []
     for number in range(count):
-        sentences = rng.choice([1, 2, 8, 20])
+        is_long = number % LONG_EVERY == LONG_EVERY - 1
+        text = TEXT * rng.choice([2, 8, 20]) if is_long else TEXT[: rng.randrange(len(TEXT))]
         body = {
             "model": MODEL,
-            "prompt": f"Case {rng.randrange(8)}. " + TEXT * sentences,
-            "max_tokens": rng.choice([8, 24, 64, 160]),
+            "prompt": f"Case {rng.randrange(8)}. {text}",
+            "max_tokens": rng.choice([24, 64, 160] if is_long else [1, 4, 8, 16]),
             "temperature": 0,
             "ignore_eos": True,
         }
@@ -64,18 +69,21 @@ def make_cases(count: int, seed: int = 0) -> list[Case]:
             case 2:
                 body |= {"temperature": 1.0, "seed": number, "n": 3, "presence_penalty": 0.5, "repetition_penalty": 1.1}
             case 3:
-                body |= {"temperature": 0.8, "seed": number, "stop": ["the", "of a"], "min_tokens": 6, "logprobs": 1}
+                body |= {"temperature": 0.8, "seed": number, "stop": ["the", "of a"], "logprobs": 1}
+                body["min_tokens"] = min(6, body["max_tokens"])
         cases.append(Case(f"case-{number}", body))
     return cases
 
 
-async def ask(client: httpx.AsyncClient, case: Case, salt: str, *, leave_after_s: float = 0.0) -> Answer:
-    """Streams a case to its end, or leaves."""
+async def ask(
+    client: httpx.AsyncClient, case: Case, salt: str, *, stream: bool = True, leave_after_s: float = 0.0
+) -> Answer:
+    """Reads the reply to a case to its end, or leaves."""
     answer = Answer()
-    body = {**case.body, "stream": True, "stream_options": {"include_usage": True}, "timing": True, "cache_salt": salt}
+    body = {**case.body, "timing": True, "cache_salt": salt}
     try:
         async with asyncio.timeout(leave_after_s or None):
-            await _read(client, body, answer)
+            await (_read_stream if stream else _read_whole)(client, body, answer)
     except TimeoutError:
         answer.outcome = "left"
     except httpx.HTTPError as exc:
@@ -83,7 +91,18 @@ async def ask(client: httpx.AsyncClient, case: Case, salt: str, *, leave_after_s
     return answer
 
 
-async def _read(client: httpx.AsyncClient, body: dict, answer: Answer) -> None:
+async def _read_whole(client: httpx.AsyncClient, body: dict, answer: Answer) -> None:
+    reply = await client.post("/v1/completions", json=body)
+    answer.num_replies += 1
+    if reply.status_code != 200:
+        answer.outcome, answer.code = "error", reply.json()["error"]["code"]
+        return
+    _take(reply.json(), answer)
+    answer.outcome = "answered"
+
+
+async def _read_stream(client: httpx.AsyncClient, body: dict, answer: Answer) -> None:
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with client.stream("POST", "/v1/completions", json=body) as stream:
         if stream.status_code != 200:
             answer.num_replies += 1

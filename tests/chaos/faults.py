@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.cli.state_file import read_state
 from tests.e2e.conftest import Suite
 
 DECODERS = ("decode-0", "decode-1")
@@ -52,17 +53,16 @@ class Saboteur:
     def __init__(self, suite: Suite, control: Path) -> None:
         self._suite = suite
         self._control = control
-        self._processes: dict[str, dict] = {}
+        self._addresses: Mapping[str, str] = {}
         self.calm()
 
     def calm(self) -> None:
         """Bytes travel as they are."""
         self._set_flight({})
 
-    async def look(self) -> None:
-        """Learns the processes as they are now."""
-        status = await asyncio.to_thread(self._suite.status)
-        self._processes = {process["name"]: process for process in status["processes"]}
+    def look(self, addresses: Mapping[str, str]) -> None:
+        """Learns where the workers are now, by their ids."""
+        self._addresses = addresses
 
     async def inflict(self, fault: Fault) -> None:
         """Does it, and undoes it after its time."""
@@ -94,17 +94,16 @@ class Saboteur:
                 await redis.execute_command("CLIENT", "PAUSE", int(fault.for_s * 1000), "ALL")
 
     async def in_flight(self, fault: Fault) -> None:
-        """`target` is corrupt, cut, reorder or delay."""
+        """`target` is corrupt, cut, drop, reorder or delay."""
         self._set_flight({fault.target: 0.5})
         await asyncio.sleep(fault.for_s)
         self.calm()
 
     async def partition(self, fault: Fault) -> None:
         """Packets to a worker's port vanish, or are answered with resets."""
-        process = self._processes.get(fault.target)
-        if not process or not process.get("address"):
+        if fault.target not in self._addresses:
             return
-        port = str(urlsplit(f"//{process['address']}").port)
+        port = str(urlsplit(f"//{self._addresses[fault.target]}").port)
         how = ["DROP"] if fault.for_s > 1 else ["REJECT", "--reject-with", "tcp-reset"]
         rule = ["-p", "tcp", "-d", "127.0.0.1", "--dport", port, "-j", *how]
         await _iptables("-I", rule)
@@ -119,7 +118,9 @@ class Saboteur:
         scratch.replace(self._control)
 
     def _signal(self, name: str, number: signal.Signals) -> int:
-        pid = (self._processes.get(name) or {}).get("pid") or 0
+        """Sends to the process that has the name now; returns its pid, 0 if there is none."""
+        state = read_state(self._suite.run_dir)
+        pid = next((p.pid for p in state.processes if p.name == name and p.pid), 0) if state else 0
         if pid:
             _send(pid, number)
         return pid
@@ -149,7 +150,7 @@ def plan(rng: random.Random, length_s: float, kinds: list[str]) -> list[Fault]:
 def _target(kind: str, rng: random.Random) -> str:
     match kind:
         case "in_flight":
-            return rng.choice(["corrupt", "cut", "reorder", "delay"])
+            return rng.choice(["corrupt", "cut", "drop", "reorder", "delay"])
         case "flush_redis" | "slow_redis":
             return "redis"
         case "terminate" | "partition":

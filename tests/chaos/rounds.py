@@ -1,6 +1,6 @@
 """Rounds of traffic under faults; after each the suite must be as before, and every answer must have been right.
 
-calm: oracle  |  round: traffic + faults -> everything heals -> blocks free, all ready -> the next round
+calm: oracle  |  round: traffic, faults in it -> traffic goes on until all is ready again -> blocks free -> next round
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ EXPLICIT_ERRORS = {"unavailable", "worker_lost", "worker_draining", "overloaded"
 
 @dataclass
 class Report:
-    """What happened, in numbers."""
+    """What happened, in numbers.
+
+    Attributes:
+        faulted: Requests that were under way while something was broken or not ready again yet.
+    """
 
     requests: int = 0
     faulted: int = 0
+    wall_s: float = 0.0
     outcomes: Counter = field(default_factory=Counter)
     errors: Counter = field(default_factory=Counter)
     faults: Counter = field(default_factory=Counter)
@@ -46,7 +51,8 @@ class Report:
         return {
             "rounds": self.rounds,
             "requests": self.requests,
-            "requests_in_faulted_rounds": self.faulted,
+            "faulted_requests": self.faulted,
+            "requests_per_s": round(self.requests / self.wall_s, 1) if self.wall_s else 0.0,
             "wrong": self.wrong,
             "outcomes": dict(self.outcomes),
             "errors": dict(self.errors),
@@ -77,6 +83,7 @@ class Chaos:
         self._kinds = kinds
         self._say = say
         self._oracle: dict[str, Answer] = {}
+        self._is_disturbed = False
         self.report = Report()
 
     async def learn(self, oracle_url: str) -> None:
@@ -89,55 +96,53 @@ class Chaos:
 
     async def run(self, rng: random.Random, *, rounds: int = 0, seconds: float = 0.0, streams: int = 8) -> None:
         """So many rounds, or rounds for so long; stops at the first violation."""
-        deadline_s = time.monotonic() + seconds
+        started_s = time.monotonic()
         async with Fleet(self._suite.redis_url) as fleet:
             num_workers = len((await asyncio.to_thread(self._suite.status))["workers"])
-            while self.report.rounds < rounds or time.monotonic() < deadline_s:
+            while self.report.rounds < rounds or time.monotonic() < started_s + seconds:
                 await self._round(random.Random(rng.getrandbits(64)), fleet, num_workers, streams)
+                self.report.wall_s = time.monotonic() - started_s
 
     async def _round(self, rng: random.Random, fleet: Fleet, num_workers: int, streams: int) -> None:
         length_s = rng.uniform(2.0, 5.0)
         faults = plan(rng, length_s, self._kinds)
-        await self._saboteur.look()
-        traffic = asyncio.create_task(self._traffic(rng, length_s, streams))
-        await asyncio.gather(*(self._inflict(fault) for fault in faults))
-        num_requests = await traffic
-        self._saboteur.calm()
-        report = self.report
+        self._saboteur.look(fleet.addresses())
+        report, is_over, before = self.report, asyncio.Event(), self.report.requests
+        async with asyncio.TaskGroup() as traffic:
+            for _ in range(streams):
+                traffic.create_task(self._stream(random.Random(rng.getrandbits(64)), is_over))
+            await asyncio.gather(asyncio.sleep(length_s), *(self._inflict(fault) for fault in faults))
+            self._saboteur.calm()
+            calm_s = time.perf_counter()
+            await self._until_healed(fleet, num_workers, faults)
+            report.heal_s.append(time.perf_counter() - calm_s)
+            self._is_disturbed = False
+            is_over.set()
+        over_s = time.perf_counter()
+        report.free_s.append(await fleet.until_free(FREE_S) - over_s)
         report.rounds += 1
-        report.faulted += num_requests
-        started_s = time.perf_counter()
-        await self._until_healed(fleet, num_workers, faults)
-        report.heal_s.append(time.perf_counter() - started_s)
-        report.free_s.append(await fleet.until_free(FREE_S) - started_s)
+        num_requests = report.requests - before
         self._say(f"round {report.rounds}: {'; '.join(map(str, faults))}: {num_requests} requests, {report.outcomes}")
 
     async def _inflict(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
+        self._is_disturbed = True
         self.report.faults[f"{fault.kind} {fault.target}".split("-")[0]] += 1
         await self._saboteur.inflict(fault)
 
-    async def _traffic(self, rng: random.Random, length_s: float, streams: int) -> int:
-        deadline_s = time.monotonic() + length_s
-        count = 0
-
-        async def stream(number: int) -> None:
-            nonlocal count
-            own = random.Random(rng.getrandbits(64) + number)
-            async with _client(self._suite.url) as client:
-                while time.monotonic() < deadline_s:
-                    count += 1
-                    await self._one(client, own)
-
-        await asyncio.gather(*(stream(number) for number in range(streams)))
-        return count
+    async def _stream(self, rng: random.Random, is_over: asyncio.Event) -> None:
+        async with _client(self._suite.url) as client:
+            while not is_over.is_set():
+                await self._one(client, rng)
 
     async def _one(self, client: httpx.AsyncClient, rng: random.Random) -> None:
-        case = rng.choice(self._cases)
+        case, salt, stream = rng.choice(self._cases), f"salt-{rng.randrange(SALTS)}", rng.random() < 0.6
         leave_after_s = rng.uniform(0.005, 0.5) if rng.random() < 0.15 else 0.0
-        answer = await ask(client, case, f"salt-{rng.randrange(SALTS)}", leave_after_s=leave_after_s)
+        was_disturbed = self._is_disturbed
+        answer = await ask(client, case, salt, stream=stream, leave_after_s=leave_after_s)
         report = self.report
         report.requests += 1
+        report.faulted += was_disturbed or self._is_disturbed
         report.outcomes[answer.outcome] += 1
         report.migrations += answer.migrations
         if answer.outcome == "error":

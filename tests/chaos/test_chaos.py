@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tests.chaos.__main__ import chaotic_suite
-from tests.chaos.cases import make_cases
+from tests.chaos.cases import LONG_EVERY, make_cases
 from tests.chaos.faults import possible_kinds
 from tests.chaos.rounds import Chaos
 from tests.e2e.conftest import local_gateway
@@ -21,9 +21,9 @@ ROUNDS = 3
 def test_no_fault_brings_a_wrong_token_a_lost_reply_or_a_leak(tmp_path):
     kinds, _ = possible_kinds()
     with chaotic_suite(tmp_path) as (suite, saboteur):
-        chaos = Chaos(suite, saboteur, make_cases(12), kinds, print)
+        chaos = Chaos(suite, saboteur, make_cases(2 * LONG_EVERY), kinds, print)
         with local_gateway(suite) as url:
             asyncio.run(chaos.learn(url))
-        asyncio.run(chaos.run(random.Random(SEED), rounds=ROUNDS, streams=4))
+        asyncio.run(chaos.run(random.Random(SEED), rounds=ROUNDS, streams=8))
         assert not chaos.report.wrong
         assert chaos.report.outcomes["answered"] > chaos.report.requests // 2

@@ -1,10 +1,18 @@
 """Lies on the PYTHONPATH of a suite under test: its sidecars send what the control file says, not what they should.
 
+Its supervisor restarts what dies again and again as soon as what dies once: else most of an hour of faults is pauses.
 Python imports a module of this name at start. Nothing in the product knows of it.
 """
 
 import os
 import sys
+
+if "services.cli.detached" in sys.orig_argv and "TANDEM_CHAOS_CONTROL" in os.environ:
+    import functools
+
+    from services.cli import supervisor
+
+    supervisor.Backoff = functools.partial(supervisor.Backoff, limit_s=0.5)
 
 if "services.kv_transfer" in sys.orig_argv and "TANDEM_CHAOS_CONTROL" in os.environ:
     import asyncio
@@ -36,6 +44,9 @@ if "services.kv_transfer" in sys.orig_argv and "TANDEM_CHAOS_CONTROL" in os.envi
         await asyncio.sleep(seconds)
         await send_as_is(endpoint, blocks, tag_base)
 
+    async def never():
+        """Says that all was sent, and sends nothing."""
+
     async def cut(endpoint):
         await endpoint.close()
         raise TransportError("cut by the chaos harness")
@@ -44,6 +55,8 @@ if "services.kv_transfer" in sys.orig_argv and "TANDEM_CHAOS_CONTROL" in os.envi
         chances = faults()
         if rng.random() < chances.get("cut", 0):
             return asyncio.ensure_future(cut(endpoint))
+        if rng.random() < chances.get("drop", 0):
+            return asyncio.ensure_future(never())
         if rng.random() < chances.get("corrupt", 0):
             victim = rng.randrange(len(blocks))
             blocks = [flipped(block) if i == victim else block for i, block in enumerate(blocks)]
