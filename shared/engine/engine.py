@@ -272,7 +272,8 @@ class Engine:
             outputs = self._scheduler.take_outputs() if is_due else StepOutputs()
         self._deliver(outputs)
         if batch.scheduled:
-            self._in_flight.append(_Launched(batch, self._runner.launch(batch), time.monotonic()))
+            started_s = time.monotonic()  # before the launch: a runner on the CPU computes the step in it
+            self._in_flight.append(_Launched(batch, self._runner.launch(batch), started_s))
         if self._in_flight and (not batch.scheduled or len(self._in_flight) == self._runner.max_in_flight):
             self._deliver(self._take_back(self._in_flight.popleft()))
         return True

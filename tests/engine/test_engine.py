@@ -94,6 +94,33 @@ def test_submitted_sequences_run_to_their_end():
         assert stats.prefill_tokens_per_s > 0
 
 
+def test_a_step_takes_as_long_as_its_runner_computes(monkeypatch):
+    with Worker() as worker:
+        execute = worker.runner.execute
+        monkeypatch.setattr(worker.runner, "execute", lambda batch: time.sleep(0.02) or execute(batch))
+        one = sequence(prompt(30), max_tokens=1)
+        worker.engine.submit([one])
+        worker.wait_finished(one)
+        stats = worker.engine.stats()
+    assert stats.last_step_s >= 0.02
+    assert 0 < stats.prefill_tokens_per_s <= 30 / 0.02
+
+
+def test_a_slow_runner_gets_shorter_steps(monkeypatch):
+    token_s = 5e-4
+    with Worker(num_blocks=1024, max_batch_tokens=2048, max_step_s=0.04) as worker:
+        execute = worker.runner.execute
+        monkeypatch.setattr(
+            worker.runner, "execute", lambda batch: time.sleep(batch.num_tokens * token_s) or execute(batch)
+        )
+        one = sequence(prompt(1000), max_tokens=1)
+        worker.engine.submit([one])
+        worker.wait_finished(one)
+    chunks = [tokens for batch in worker.runner.batches for *_, tokens in batch]
+    assert max(chunks) <= 0.04 / token_s
+    assert sum(chunks) == 1000
+
+
 def test_one_message_carries_all_outputs_of_a_step():
     with Worker() as worker:
         worker.runner.is_gated = True
