@@ -50,6 +50,8 @@ class PrefillPace:
 
     def observe(self, batch: StepBatch, seconds: float) -> None:
         """A step took so long."""
+        if not self._max_step_s:
+            return
         chunks = [entry.num_new_tokens for entry in batch.scheduled if entry.num_new_tokens > 1]
         num_tokens = sum(chunks)
         if not num_tokens:

@@ -127,7 +127,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
             max_model_len=config.max_model_len,
             eos_token_ids=frozenset(config.eos_token_ids),
             max_batch_tokens=settings.max_batch_tokens,
-            max_step_s=settings.max_step_s,
+            max_step_s=settings.max_step_s_on(device.type),
             max_sequences=settings.max_sequences,
             max_waiting=settings.max_waiting,
             role=role,

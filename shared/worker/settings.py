@@ -11,6 +11,8 @@ from pydantic_settings import SettingsConfigDict
 from shared.rpc import TlsFiles
 from shared.settings import ServiceSettings
 
+CPU_MAX_STEP_S = 0.1
+
 
 class WorkerSettings(ServiceSettings):
     """`TANDEM_WORKER_*`, read once in `__main__`.
@@ -31,7 +33,8 @@ class WorkerSettings(ServiceSettings):
         kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head.
         max_model_len: Context limit in tokens; 0 = the model's own.
         max_batch_tokens: Tokens computed per step at most.
-        max_step_s: A step that computes prompts takes about so long at most, and fewer tokens if need be; 0 = no bound.
+        max_step_s: A step that computes prompts takes about so long at most; 0 = no bound but the one in tokens. Unset
+            = 0.1 on a CPU, and no bound on a GPU, where a step of `max_batch_tokens` is short.
         max_sequences: Sequences running at once at most.
         max_waiting: Sequences waiting at most; more are refused as overloaded.
         cpus: Cores to compute on, like "0-3,8"; what computes is bound to them. "" = any, and nothing is bound.
@@ -65,7 +68,7 @@ class WorkerSettings(ServiceSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_model_len: int = Field(default=0, ge=0)
     max_batch_tokens: int = Field(default=512, ge=16)
-    max_step_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    max_step_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_sequences: int = Field(default=64, ge=1)
     max_waiting: int = Field(default=1024, ge=1)
     cpus: str = ""
@@ -77,6 +80,12 @@ class WorkerSettings(ServiceSettings):
     metrics_port: int = Field(default=0, ge=-1, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    def max_step_s_on(self, device_type: str) -> float:
+        """The bound on a step's time for a device of that type, as torch calls it."""
+        if self.max_step_s is not None:
+            return self.max_step_s
+        return CPU_MAX_STEP_S if device_type == "cpu" else 0.0
 
     @property
     def tls(self) -> TlsFiles | None:
