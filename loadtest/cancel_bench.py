@@ -173,7 +173,9 @@ async def _measure(url: str, redis_url: str, options: argparse.Namespace) -> dic
     async with Fleet(redis_url) as fleet:
         await run_cancels(url, fleet, cancels=64, sessions=8, window_s=options.window_s, seed=0)
         started_s = time.perf_counter()
-        while sum(outcome.num_cancels for outcome in outcomes.values()) < options.cancels:
+        while sum(outcome.num_cancels for outcome in outcomes.values()) < options.cancels and (
+            not options.seconds or time.perf_counter() < started_s + options.seconds
+        ):
             # As many cancels of each load, in random order.
             sessions = min(outcomes, key=lambda n: (outcomes[n].num_cancels, rng.random()))
             outcome = outcomes[sessions]
@@ -186,6 +188,7 @@ def main() -> None:
     """Starts a suite of one prefill and two decode workers, measures, prints; JSON with `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cancels", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=0, help="stop after so long, with fewer cancels; 0 = never")
     parser.add_argument(
         "--sessions", type=int, nargs="+", default=[2, 8, 16], help="per round; as many cancels of each"
     )

@@ -13,7 +13,7 @@ import grpc
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
 from shared.directory.client import Directory
-from shared.directory.records import WorkerRecord
+from shared.directory.records import TransferRecord, WorkerRecord
 from shared.rpc import open_channel
 
 ASK_TIMEOUT_S = 2.0
@@ -37,7 +37,7 @@ class Fleet:
     """`async with Fleet(redis_url) as fleet`: follows workers as they come and go."""
 
     def __init__(self, redis_url: str) -> None:
-        self._directory = Directory(redis_url, heartbeat_s=0.4, watch=(WorkerRecord,))
+        self._directory = Directory(redis_url, heartbeat_s=0.4, watch=(WorkerRecord, TransferRecord))
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
@@ -52,8 +52,9 @@ class Fleet:
         await self._directory.close()
 
     def addresses(self) -> dict[str, str]:
-        """Of every worker in the directory now, by its id."""
-        return {record.worker_id: record.address for record in self._directory.workers()}
+        """Of every worker and, as `<worker>.transfer`, of every kv_transfer in the directory now."""
+        transfers = {f"{record.worker_id}.transfer": record.fetch_address for record in self._directory.transfers()}
+        return transfers | {record.worker_id: record.address for record in self._directory.workers()}
 
     async def statuses(self, *roles: str) -> list[pb.StatusReply]:
         """Of every worker, in these roles if any are named, that answers now."""

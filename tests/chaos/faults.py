@@ -54,6 +54,7 @@ class Saboteur:
         self._suite = suite
         self._control = control
         self._addresses: Mapping[str, str] = {}
+        self._ended: set[int] = set()
         self.calm()
 
     def calm(self) -> None:
@@ -61,18 +62,23 @@ class Saboteur:
         self._set_flight({})
 
     def look(self, addresses: Mapping[str, str]) -> None:
-        """Learns where the workers are now, by their ids."""
+        """Learns where the processes that may be cut off are now."""
         self._addresses = addresses
+
+    def all_run(self) -> bool:
+        """Whatever was ended has a successor, and every process is ready in its supervisor's eyes."""
+        state = read_state(self._suite.run_dir)
+        return state is not None and state.is_ready and not self._ended.intersection(p.pid for p in state.processes)
 
     async def inflict(self, fault: Fault) -> None:
         """Does it, and undoes it after its time."""
         await KINDS[fault.kind](self, fault)
 
     async def kill(self, fault: Fault) -> None:
-        self._signal(fault.target, signal.SIGKILL)
+        self._ended.add(self._signal(fault.target, signal.SIGKILL))
 
     async def terminate(self, fault: Fault) -> None:
-        self._signal(fault.target, signal.SIGTERM)
+        self._ended.add(self._signal(fault.target, signal.SIGTERM))
 
     async def pause(self, fault: Fault) -> None:
         pid = self._signal(fault.target, signal.SIGSTOP)
@@ -100,7 +106,7 @@ class Saboteur:
         self.calm()
 
     async def partition(self, fault: Fault) -> None:
-        """Packets to a worker's port vanish, or are answered with resets."""
+        """Packets to a process's gRPC port vanish, or are answered with resets."""
         if fault.target not in self._addresses:
             return
         port = str(urlsplit(f"//{self._addresses[fault.target]}").port)
@@ -153,8 +159,10 @@ def _target(kind: str, rng: random.Random) -> str:
             return rng.choice(["corrupt", "cut", "drop", "reorder", "delay"])
         case "flush_redis" | "slow_redis":
             return "redis"
-        case "terminate" | "partition":
+        case "terminate":
             return rng.choice(ENGINES)
+        case "partition":
+            return rng.choice([*ENGINES, *SIDECARS])
         case _:
             return rng.choice([*ENGINES, *DECODERS, *SIDECARS, "redis"])
 

@@ -159,6 +159,9 @@ class Chaos:
 
     async def _until_healed(self, fleet: Fleet, num_workers: int, faults: list[Fault]) -> None:
         try:
+            async with asyncio.timeout(HEAL_S):
+                while not self._saboteur.all_run():
+                    await asyncio.sleep(0.05)
             await fleet.until_ready(num_workers, HEAL_S)
             await self._until_gateway_ready()
         except TimeoutError as exc:
