@@ -23,6 +23,7 @@ class Case:
 
     name: str
     body: dict
+    is_long: bool
 
 
 @dataclass
@@ -46,7 +47,9 @@ class Answer:
 
 
 LONG_EVERY = 7
-"""Most cases are short, so that many are served in a minute; every so many-th is long, and lives through a fault."""
+"""Every so many-th case is long, and lives through a fault; the others are short, so that many are served."""
+LONG_SHARE = 0.05
+"""Of the requests: one that is long costs as much as ten."""
 
 
 def make_cases(count: int, seed: int = 0) -> list[Case]:
@@ -55,11 +58,11 @@ def make_cases(count: int, seed: int = 0) -> list[Case]:
     cases = []
     for number in range(count):
         is_long = number % LONG_EVERY == LONG_EVERY - 1
-        text = TEXT * rng.choice([2, 8, 20]) if is_long else TEXT[: rng.randrange(len(TEXT))]
+        text = TEXT * rng.choice([2, 8, 20]) if is_long else TEXT[: rng.randrange(len(TEXT) // 2)]
         body = {
             "model": MODEL,
             "prompt": f"Case {rng.randrange(8)}. {text}",
-            "max_tokens": rng.choice([24, 64, 160] if is_long else [1, 4, 8, 16]),
+            "max_tokens": rng.choice([24, 64, 160] if is_long else [1, 2, 4, 10]),
             "temperature": 0,
             "ignore_eos": True,
         }
@@ -71,8 +74,14 @@ def make_cases(count: int, seed: int = 0) -> list[Case]:
             case 3:
                 body |= {"temperature": 0.8, "seed": number, "stop": ["the", "of a"], "logprobs": 1}
                 body["min_tokens"] = min(6, body["max_tokens"])
-        cases.append(Case(f"case-{number}", body))
+        cases.append(Case(f"case-{number}", body, is_long))
     return cases
+
+
+def draw(cases: list[Case], rng: random.Random) -> Case:
+    """One to ask next."""
+    is_long = rng.random() < LONG_SHARE
+    return rng.choice([case for case in cases if case.is_long is is_long])
 
 
 async def ask(

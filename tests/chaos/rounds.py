@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import httpx
 
 from loadtest.fleet import Fleet
-from tests.chaos.cases import Answer, Case, ask
+from tests.chaos.cases import Answer, Case, ask, draw
 from tests.chaos.faults import Fault, Saboteur, plan
 from tests.e2e.conftest import Suite
 
 HEAL_S = 60.0
 FREE_S = 15.0
-SALTS = 6
+SALTS, FRESH = 4, 0.2
 EXPLICIT_ERRORS = {"unavailable", "worker_lost", "worker_draining", "overloaded", "request_timeout"}
 """What a client may be told when it cannot be served. Anything else is a defect."""
 
@@ -136,7 +136,9 @@ class Chaos:
                 await self._one(client, rng)
 
     async def _one(self, client: httpx.AsyncClient, rng: random.Random) -> None:
-        case, salt, stream = rng.choice(self._cases), f"salt-{rng.randrange(SALTS)}", rng.random() < 0.6
+        case, stream = draw(self._cases, rng), rng.random() < 0.6
+        # What is cached travels no more, unless its worker is gone: some prompts are new to everybody.
+        salt = f"salt-{rng.getrandbits(64) if rng.random() < FRESH else rng.randrange(SALTS)}"
         leave_after_s = rng.uniform(0.005, 0.5) if rng.random() < 0.15 else 0.0
         was_disturbed = self._is_disturbed
         answer = await ask(client, case, salt, stream=stream, leave_after_s=leave_after_s)
