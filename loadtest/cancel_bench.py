@@ -1,6 +1,6 @@
 """Cancels at random instants: from the client's disconnect until every block of every worker is free.
 
-    python -m loadtest.cancel_bench --cancels 10000 --sessions 2 8 16
+    python -m loadtest.cancel_bench --cancels 10000 --sessions 4 8 16
 
 Rounds of several sessions each; how many is the load, and rounds of different loads take turns. Sessions start at
 random instants within a window and are all cut off at its end, so that a session is cancelled anywhere between its
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--cancels", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=0, help="stop after so long, with fewer cancels; 0 = never")
     parser.add_argument(
-        "--sessions", type=int, nargs="+", default=[2, 8, 16], help="per round; as many cancels of each"
+        "--sessions", type=int, nargs="+", default=[4, 8, 16], help="per round; as many cancels of each"
     )
     parser.add_argument("--window-s", type=float, default=0.2, help="within which a round's sessions start")
     parser.add_argument("--seed", type=int, default=1)
@@ -199,8 +199,8 @@ def main() -> None:
     with cluster(prefill=1, decode=2, options=("--threads", "1", "--kv-cache-bytes", "64MiB")) as suite:
         state = json.loads((suite.run_dir / "state.json").read_text())
         loads = asyncio.run(_measure(suite.url, state["redis_url"], options))
-    report = {"hardware": f"{os.cpu_count()} cores", "seed": options.seed, **loads}
-    print(json.dumps(report, indent=2))
+        report = {"hardware": f"{os.cpu_count()} cores", "seed": options.seed, **loads}
+        print(json.dumps(report, indent=2), flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
