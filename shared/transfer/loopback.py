@@ -112,8 +112,10 @@ class _LoopbackEndpoint:
     def send_blocks(self, blocks: Sequence[Block], tag_base: int) -> asyncio.Future[None]:
         return self._post(self._outbox, blocks, tag_base)
 
-    def receive_blocks(self, blocks: Sequence[Block], tag_base: int) -> asyncio.Future[None]:
-        return self._post(self._inbox, blocks, tag_base)
+    def receive_blocks(
+        self, blocks: Sequence[Block], tag_base: int, on_arrival: Callable[[int], None] | None = None
+    ) -> asyncio.Future[None]:
+        return self._post(self._inbox, blocks, tag_base, on_arrival)
 
     async def close(self) -> None:
         peer = self.peer
@@ -123,7 +125,11 @@ class _LoopbackEndpoint:
         await asyncio.gather(*self._moving, return_exceptions=True)
 
     def _post(
-        self, box: dict[int, tuple[Block, asyncio.Future[None]]], blocks: Sequence[Block], tag_base: int
+        self,
+        box: dict[int, tuple[Block, asyncio.Future[None]]],
+        blocks: Sequence[Block],
+        tag_base: int,
+        on_arrival: Callable[[int], None] | None = None,
     ) -> asyncio.Future[None]:
         whole = self._future()
         if not self._is_usable(whole):
@@ -132,12 +138,20 @@ class _LoopbackEndpoint:
         for tag, (block, part) in enumerate(zip(blocks, parts, strict=True), tag_base):
             box[tag] = (block, part)
 
+        num_reported = 0
+
         def settle_whole(part: asyncio.Future[None]) -> None:
+            nonlocal num_reported
             if whole.done():
                 return
             if part.exception() is not None:
                 whole.set_exception(part.exception() or TransportError(""))
-            elif all(other.done() for other in parts):
+                return
+            while num_reported < len(parts) and parts[num_reported].done():
+                if on_arrival is not None:
+                    on_arrival(num_reported)
+                num_reported += 1
+            if num_reported == len(parts):
                 whole.set_result(None)
 
         for part in parts:

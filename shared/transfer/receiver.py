@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import structlog
 
 from shared.identity import BlockHash
-from shared.transfer.checksum import Block, checksums_of
+from shared.transfer.arrival_checks import ArrivalChecks
+from shared.transfer.checksum import Block
 from shared.transfer.claims import Claims
 from shared.transfer.protocol import WITHDRAWN, Header, Trailer, new_tag_base, trailer_bytes
 from shared.transfer.settle import settle
@@ -24,7 +25,6 @@ POOL_IDLE_S = 60.0
 """Idle endpoints are let go after this long, well before the sender would."""
 MAX_POOLED = 8
 """Idle endpoints per peer."""
-_GROUP_BYTES = 8 << 20  # awaited and checked together: the last one of them is checked when nothing arrives any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +58,6 @@ class Received:
     verified: list[bool]
     withdrawn: list[bool]
     verify_s: float
-
-
-class _Checks:
-    """Checksums of one transfer, taken in worker threads."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self.checksums: list[int] = []
-        self.seconds = 0.0
-
-    async def add(self, blocks: Sequence[Block]) -> None:
-        """Appends the checksums of blocks that have arrived."""
-        started_s = time.monotonic()
-        self.checksums.extend(await settle(checksums_of(blocks, self._executor)))
-        self.seconds += time.monotonic() - started_s
 
 
 class BlockReceiver:
@@ -124,27 +109,23 @@ class BlockReceiver:
     ) -> Received:
         assert offer.claims.num_blocks == len(slots) == len(hashes)
         is_done = False
+        checks = ArrivalChecks(slots, self._executor)
         try:
             header = Header.signed(offer.claims, new_tag_base(), offer.key)
-            step = max(1, _GROUP_BYTES // slots[0].nbytes)
-            groups = [slots[start : start + step] for start in range(0, len(slots), step)]
             # Every slot is in place before the holder hears of it.
-            arriving = [endpoint.receive_blocks(group, header.tag_base + i * step) for i, group in enumerate(groups)]
+            arriving = endpoint.receive_blocks(slots, header.tag_base, checks.arrived)
             ending = endpoint.receive(trailer_bytes(len(slots)))
             asking = endpoint.send(header.encode())
-            checks = _Checks(self._executor)
-            for group, arrival in zip(groups, arriving, strict=True):
-                await arrival
-                await checks.add(group)  # while later groups arrive
+            await arriving
+            checksums = await checks.finish()
             await asking
             trailer = Trailer.decode(await ending, offer.claims.transfer_id, offer.key)
             is_done = True
         finally:
             if not (is_done and self._keep_idle(offer, endpoint)):
-                with contextlib.suppress(TransportError):
-                    await settle(endpoint.close())
+                await settle(_let_go(endpoint, checks))
         self.received_bytes += sum(slot.nbytes for slot in slots)
-        found = zip(hashes, checks.checksums, strict=True)
+        found = zip(hashes, checksums, strict=True)
         verified = [sent == block for sent, block in zip(trailer.blocks, found, strict=True)]
         withdrawn = [name == WITHDRAWN for name, _ in trailer.blocks]
         return Received(verified, withdrawn, checks.seconds)
@@ -161,3 +142,10 @@ class BlockReceiver:
             return False
         idle.append((time.monotonic(), endpoint))
         return True
+
+
+async def _let_go(endpoint: Endpoint, checks: ArrivalChecks) -> None:
+    """On return nothing writes or reads the slots."""
+    with contextlib.suppress(TransportError):
+        await endpoint.close()
+    await checks.settled()

@@ -41,11 +41,16 @@ class Endpoint(Protocol):
         """Starts sending block `i` under `tag_base + i`; done when the memory is not read any more."""
         ...
 
-    def receive_blocks(self, blocks: Sequence[Block], tag_base: int) -> Awaitable[None]:
+    def receive_blocks(
+        self, blocks: Sequence[Block], tag_base: int, on_arrival: Callable[[int], None] | None = None
+    ) -> Awaitable[None]:
         """Posts memory for the blocks tagged `tag_base + i`; done when all have arrived.
 
         Posted in the order of the calls: a `send` that follows finds the memory in place. A block that is shorter than
         its memory counts as arrived; checksums tell.
+
+        `on_arrival` is called with each `i`, in order, while later blocks may still be under way; perhaps from a thread
+        that carries all transfers, so it must be quick and must not raise. It is not called once `close` has returned.
         """
         ...
 

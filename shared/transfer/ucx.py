@@ -18,7 +18,8 @@ from shared.errors import ConfigurationError
 from shared.transfer.checksum import Block, is_contiguous
 from shared.transfer.listen_filter import ListenFilter, interface_addresses
 from shared.transfer.transport import Endpoint, TransportError
-from shared.transfer.ucx_engine import Kind, Link, Operation, UcxEngine
+from shared.transfer.ucx_engine import UcxEngine
+from shared.transfer.ucx_operation import Kind, Link, Operation
 
 _JOIN_S = 10.0
 
@@ -99,8 +100,10 @@ class _UcxEndpoint:
     def send_blocks(self, blocks: Sequence[Block], tag_base: int) -> asyncio.Future[None]:
         return self._post(Kind.SEND_BLOCKS, blocks, tag_base)
 
-    def receive_blocks(self, blocks: Sequence[Block], tag_base: int) -> asyncio.Future[None]:
-        return self._post(Kind.RECEIVE_BLOCKS, blocks, tag_base)
+    def receive_blocks(
+        self, blocks: Sequence[Block], tag_base: int, on_arrival: Callable[[int], None] | None = None
+    ) -> asyncio.Future[None]:
+        return self._post(Kind.RECEIVE_BLOCKS, blocks, tag_base, on_arrival=on_arrival)
 
     async def close(self) -> None:
         engine, link = self._engine, self._link
@@ -117,12 +120,18 @@ class _UcxEndpoint:
             await asyncio.shield(engine.finished)  # a stopping engine closes every endpoint
 
     def _post(
-        self, kind: Kind, buffers: Sequence[Block], tag_base: int = 0, result: Callable[[], object] | None = None
+        self,
+        kind: Kind,
+        buffers: Sequence[Block],
+        tag_base: int = 0,
+        *,
+        result: Callable[[], object] | None = None,
+        on_arrival: Callable[[int], None] | None = None,
     ) -> asyncio.Future[Any]:
         # UCX would send a strided view's first bytes in a row, without an error.
         assert all(is_contiguous(buffer) for buffer in buffers), "blocks must be contiguous"
         future = self._engine.new_future()
-        operation = Operation(kind, self._link, future, buffers, tag_base, result)
+        operation = Operation(kind, self._link, future, buffers, tag_base, result, on_arrival)
         self._engine.command(lambda: self._engine.post(operation), future)
         return future
 

@@ -1,4 +1,4 @@
-"""The thread that owns UCX. The only module that touches ucxx, whose low-level API is not a stable one.
+"""The thread that owns UCX. With `ucx_operation` the only module that touches ucxx, whose low-level API is unstable.
 
 The engine owns the UCX context, the worker and every endpoint. It sleeps in epoll on two descriptors: UCX's
 own, and an eventfd that the event loop rings when it has queued a command. UCX copies with the GIL released.
@@ -19,25 +19,14 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
-# ucxx sets a variable of its own on import and UCX then warns that nobody used it.
-os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
-# A peer that went away is an outcome to us, reported with its context; ucxx would print it as an error as well.
-os.environ.setdefault("UCXX_LOG_LEVEL", "FATAL")
-
-from ucxx._lib import libucxx
-from ucxx._lib.arr import Array
-from ucxx.exceptions import UCXError
-from ucxx.types import Tag, TagMaskFull
-
-from shared.transfer.checksum import Block
 from shared.transfer.listen_filter import ListenFilter, listening_sockets
 from shared.transfer.transport import TransportError
+from shared.transfer.ucx_operation import Link, Operation, UCXError, libucxx
 
 log = structlog.get_logger(__name__)
 
@@ -45,83 +34,8 @@ _FEATURES = (libucxx.Feature.TAG, libucxx.Feature.STREAM, libucxx.Feature.WAKEUP
 _POLL_S = 1.0
 _CLOSE_PERIOD_NS = 10**9
 _FAREWELL_TURNS = 20
+_SLICE_S = 0.0005  # a turn's share of UCX: what arrived is checked beside the rest, and commands don't wait for it
 _QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
-
-
-class Kind(Enum):
-    """What an operation does with its buffers."""
-
-    SEND = "send"
-    RECEIVE = "receive"
-    SEND_BLOCKS = "send blocks"
-    RECEIVE_BLOCKS = "receive blocks"
-
-
-class Operation:
-    """Requests that succeed or fail as one.
-
-    Args:
-        buffers: One request each; kept alive as long as the operation is.
-        tag_base: Of the first block; the stream has no tags.
-        result: Makes the future's result from what arrived.
-    """
-
-    __slots__ = ("buffers", "future", "kind", "link", "requests", "result", "tag_base")
-
-    def __init__(
-        self,
-        kind: Kind,
-        link: Link,
-        future: asyncio.Future[Any],
-        buffers: Sequence[Block],
-        tag_base: int = 0,
-        result: Callable[[], object] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.link = link
-        self.future = future
-        self.buffers = buffers
-        self.tag_base = tag_base
-        self.result = result
-        self.requests: list[Any] = []  # last first, so that finished ones pop off the end
-
-    def post(self, endpoint: Any) -> None:
-        """Makes the requests; UCX reads or writes the buffers from now on."""
-        for tag, buffer in enumerate(self.buffers, self.tag_base):
-            # One at a time: should one raise, those before it are still accounted for when the endpoint is closed.
-            self.requests.append(self._request(endpoint, Array(buffer), tag))
-        self.requests.reverse()
-
-    def _request(self, endpoint: Any, buffer: Any, tag: int) -> Any:
-        match self.kind:
-            case Kind.SEND:
-                return endpoint.stream_send(buffer)
-            case Kind.RECEIVE:
-                return endpoint.stream_recv(buffer)
-            case Kind.SEND_BLOCKS:
-                return endpoint.tag_send(buffer, Tag(tag))
-            case Kind.RECEIVE_BLOCKS:
-                return endpoint.tag_recv(buffer, Tag(tag), TagMaskFull)
-
-
-class Link:
-    """The engine thread's side of an endpoint.
-
-    Attributes:
-        unfinished: Operations that failed while some of their requests were still under way.
-        is_open: Read by the event loop; everything else belongs to the engine thread.
-    """
-
-    __slots__ = ("endpoint", "is_open", "unfinished")
-
-    def __init__(self, endpoint: Any) -> None:
-        self.endpoint = endpoint
-        self.is_open = True
-        self.unfinished: list[Operation] = []
-
-    def lost(self) -> None:
-        """UCX says that the connection is gone."""
-        self.is_open = False
 
 
 class NotQuiescentError(RuntimeError):
@@ -288,19 +202,28 @@ class UcxEngine(threading.Thread):
         poll.register(self._bell, select.EPOLLIN)
         try:
             while not self._stopping:
-                worker.progress()
+                has_more = self._progress()
                 self._sweep()
                 if self._run_commands():
-                    worker.progress()
+                    has_more = self._progress()
                     self._sweep()
                 self._flush()
-                if self._commands or not worker.arm():
+                if has_more or self._commands or not worker.arm():
                     continue
                 for descriptor, _ in poll.poll(_POLL_S):
                     if descriptor == self._bell:
                         os.eventfd_read(self._bell)
         finally:
             poll.close()
+
+    def _progress(self) -> bool:
+        """Lets UCX work for a slice of time; returns whether it has more to do."""
+        end_s = time.monotonic() + _SLICE_S
+        while self._worker.progress_once():
+            if time.monotonic() >= end_s:
+                return True
+        self._worker.progress()  # finds nothing to do, but only here ucxx cancels what it was asked to
+        return False
 
     def _run_commands(self) -> bool:
         ran = False
@@ -319,7 +242,7 @@ class UcxEngine(threading.Thread):
     def _sweep(self) -> None:
         still_active: list[Operation] = []
         for operation in self._active:
-            error = _pop_completed(operation.requests)
+            error = operation.take_completed()
             if error is not None:
                 operation.link.unfinished.append(operation)
                 self._reject(operation.future, error)
@@ -362,17 +285,6 @@ class UcxEngine(threading.Thread):
             self._loop.call_soon_threadsafe(_run_all, outbox)
         except RuntimeError:  # the loop is closed: nobody waits any more
             log.debug("event_loop_gone", callbacks=len(outbox))
-
-
-def _pop_completed(requests: list[Any]) -> Exception | None:
-    """Drops finished requests off the end; returns the first failure."""
-    while requests and requests[-1].completed:
-        try:
-            requests.pop().check_error()
-        except UCXError as exc:
-            error: Exception = exc
-            return error
-    return None
 
 
 def _mark_retrieved(future: asyncio.Future[Any]) -> None:

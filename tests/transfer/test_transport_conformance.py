@@ -70,6 +70,42 @@ async def test_blocks_land_in_the_memory_posted_for_their_tag(pair, num_blocks, 
     assert (source == target).all()
 
 
+async def test_arrivals_are_told_in_order_and_each_with_its_bytes_in_place(pair):
+    near, far = await pair.connect()
+    source, target = random_blocks(12, 2 << 20), np.zeros((12, 2 << 20), np.uint8)
+    told = []
+
+    def on_arrival(index):
+        told.append((index, bool((source[index] == target[index]).all())))
+
+    base = new_tag_base()
+    arriving = near.receive_blocks(list(target), base, on_arrival)
+    await near.send(b"go")
+    assert await far.receive(2) == b"go"
+    await far.send_blocks(list(source[:5]), base)
+    assert not arriving.done()
+    await far.send_blocks(list(source[5:]), base + 5)
+    await arriving
+    assert told == [(index, True) for index in range(12)]
+
+
+async def test_a_small_transfer_does_not_wait_for_a_large_one(pair):
+    """Whoever carries both gives the small one its turn."""
+    near, far = await pair.connect()
+    other_near, other_far = await pair.connect()
+    large, small = random_blocks(64, 2 << 20), random_blocks(1, 1000)
+    large_target, small_target = np.zeros_like(large), np.zeros_like(small)
+    bases, order = (new_tag_base(), new_tag_base()), []
+    await asyncio.gather(
+        near.receive_blocks(list(large_target), bases[0], lambda index: order.append(f"large {index}")),
+        far.send_blocks(list(large), bases[0]),
+        other_near.receive_blocks(list(small_target), bases[1], lambda index: order.append("small")),
+        other_far.send_blocks(list(small), bases[1]),
+    )
+    assert order.index("small") < order.index("large 63")
+    assert (small == small_target).all()
+
+
 async def test_streams_carry_bytes_in_order_both_ways(pair):
     near, far = await pair.connect()
     payload = bytes(range(256)) * 200

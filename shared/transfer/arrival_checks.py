@@ -1,0 +1,80 @@
+"""Checksums of blocks as they arrive, taken while the bytes are still in the processor's cache and others are coming.
+
+The transport's thread says what has arrived; a worker thread follows it without passing through the event loop, which
+has other things to do and would make both wait. What the worker thread has not been told of is done at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+
+from shared.transfer.checksum import Block, block_checksum, checksums_of
+from shared.transfer.settle import settle
+
+_PIECE_BYTES = 4 << 20  # waking a thread for less costs more than the checksums; several of these fit into a cache
+
+
+class ArrivalChecks:
+    """The checksums of one transfer.
+
+    Args:
+        blocks: All of one size, in the order in which `arrived` will name them.
+        executor: Where checksums are computed.
+
+    Attributes:
+        seconds: Spent on checksums so far.
+    """
+
+    def __init__(self, blocks: Sequence[Block], executor: Executor) -> None:
+        self._blocks = blocks
+        self._executor = executor
+        self._piece = max(1, _PIECE_BYTES // blocks[0].nbytes)
+        self._lock = threading.Lock()
+        self._num_arrived = 0
+        self._is_following = False
+        self._following: Future[None] | None = None
+        self._checksums: list[int] = []
+        self.seconds = 0.0
+
+    def arrived(self, index: int) -> None:
+        """Block `index` and all before it are in memory. May be called from any one thread; quick."""
+        with self._lock:
+            self._num_arrived = index + 1
+            if self._is_following or self._num_arrived - len(self._checksums) < self._piece:
+                return
+            self._is_following = True
+            try:
+                self._following = self._executor.submit(self._follow)
+            except RuntimeError:
+                self._is_following = False  # this process is ending, and with it the transfer
+
+    async def finish(self) -> list[int]:
+        """The checksum of each block; to be called when all have arrived."""
+        await self.settled()
+        if self._following is not None:
+            self._following.result()
+        rest = self._blocks[len(self._checksums) :]
+        started_s = time.monotonic()
+        self._checksums += await settle(checksums_of(rest, self._executor))
+        self.seconds += time.monotonic() - started_s
+        return self._checksums
+
+    async def settled(self) -> None:
+        """On return, and if cancelled, nothing reads the blocks any more, provided that none arrives."""
+        if self._following is not None:
+            await settle(asyncio.wait([asyncio.wrap_future(self._following)]))
+
+    def _follow(self) -> None:
+        while True:
+            with self._lock:
+                start, end = len(self._checksums), self._num_arrived
+                if start == end:
+                    self._is_following = False
+                    return
+            started_s = time.monotonic()
+            self._checksums += [block_checksum(block) for block in self._blocks[start:end]]
+            self.seconds += time.monotonic() - started_s
