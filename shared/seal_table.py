@@ -29,6 +29,7 @@ _HEADER = struct.Struct("<8sQQ32s")  # magic, blocks, bytes of one, fingerprint
 _HEADER_BYTES = 64
 _ENTRY_BYTES = 64
 _NAME = struct.Struct(f"<{HASH_BYTES}sQ")  # name, stamp
+_ENTRY = struct.Struct(f"<{HASH_BYTES}sQQQQ")  # name, stamp, seal, checksum, checksum seal
 _NUMBER = struct.Struct("<Q")
 _SEAL_AT, _CHECKSUM_AT, _CHECKSUM_SEAL_AT = 24, 32, 40
 _VALID = 1 << 32  # above the 32 bits of a CRC: a seal is never zero
@@ -137,18 +138,19 @@ class SealTable:
     def slot(self, block_id: BlockId) -> SealedSlot | None:
         """One entry, if it is valid."""
         at = _HEADER_BYTES + block_id * _ENTRY_BYTES
-        raw = self._buffer[at : at + _ENTRY_BYTES]
-        if _NUMBER.unpack_from(raw, _SEAL_AT)[0] != _crc(raw[: _NAME.size], block_id):
+        raw = self._buffer[at : at + _ENTRY.size]
+        name, stamp, seal, checksum, checksum_seal = _ENTRY.unpack(raw)
+        entry = raw[: _NAME.size]
+        if seal != _crc(entry, block_id):
             return None
-        name, stamp = _NAME.unpack_from(raw)
-        (checksum,), (seal,) = _NUMBER.unpack_from(raw, _CHECKSUM_AT), _NUMBER.unpack_from(raw, _CHECKSUM_SEAL_AT)
-        is_checked = seal == _crc(raw[: _NAME.size] + raw[_CHECKSUM_AT:_CHECKSUM_SEAL_AT], block_id)
+        is_checked = checksum_seal == _crc(entry + raw[_CHECKSUM_AT:_CHECKSUM_SEAL_AT], block_id)
         return SealedSlot(block_id, BlockHash(name), stamp, checksum if is_checked else None)
 
     def holds(self, slot: SealedSlot) -> bool:
         """Whether the slot was not given away since `slot` was read: its bytes were that block's all the while."""
-        now = self.slot(slot.block_id)
-        return now is not None and now.stamp == slot.stamp
+        at = _HEADER_BYTES + slot.block_id * _ENTRY_BYTES
+        entry = _NAME.pack(slot.name, slot.stamp)
+        return self._buffer[at : at + _CHECKSUM_AT] == entry + _NUMBER.pack(_crc(entry, slot.block_id))
 
     def note_checksum(self, slot: SealedSlot, checksum: int) -> bool:
         """Adds what was computed from the slot's bytes after `slot` was read; False if the slot was given away since.

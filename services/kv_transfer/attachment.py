@@ -146,8 +146,7 @@ class Attachment:
             slot = before[block_hash]
             if slot is None or slot.name != block_hash:
                 return False
-            now = table.slot(slot.block_id)
-            return now is not None and now.stamp == slot.stamp
+            return table.holds(slot)
 
         return is_unchanged
 
@@ -156,14 +155,15 @@ class Attachment:
         pinned = iter(self.blocks([block_id for block_id in block_ids if block_id >= 0]))
         held: list[HeldBlock | None] = []
         for block_hash, block_id in zip(hashes, block_ids, strict=True):
-            slot = None if self.table is None or block_id < 0 else self.table.slot(BlockId(block_id))
             if block_id < 0:
                 held.append(None)
-            elif self.table is not None and slot is not None and slot.name == block_hash:
-                held.append(held_slot(self.shared_arena, self.table, slot))
-                next(pinned)
+                continue
+            block = next(pinned)
+            slot = None if self.table is None else self.table.slot(BlockId(block_id))
+            if self.table is not None and slot is not None and slot.name == block_hash:
+                held.append(HeldBlock(block, slot.checksum, functools.partial(self.table.holds, slot)))
             else:
-                held.append(HeldBlock(next(pinned)))
+                held.append(HeldBlock(block))
         return held
 
     async def close(self) -> None:
