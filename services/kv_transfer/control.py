@@ -39,7 +39,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         fetch_address: Announced to the worker, for its log.
         executor: For checksums.
         on_attachment: Called after a worker came or went.
-        on_pull: Called with each outcome, for metrics.
+        on_pull: Called with each outcome once its reply is on the way, for metrics.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class KvTransferServicer(rpc.KvTransferServicer):
         attachment = self._attached()
         with self._pulls.running((attachment.incarnation, job.pull_id)):
             outcome = await self._puller.pull(job, attachment)
-        self._on_pull(job, outcome)
+        asyncio.get_running_loop().call_soon(self._on_pull, job, outcome)  # after the reply: the worker waits for that
         return pb.PullReply(
             verified=outcome.verified,
             bytes=outcome.bytes,

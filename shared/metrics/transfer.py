@@ -60,6 +60,9 @@ class TransferFigures:
     directory_healthy: bool
 
 
+_OUTCOMES = ("verified", "missing", "mismatched", "failed")
+
+
 class TransferMetrics:
     """One per process; used on the event loop.
 
@@ -75,11 +78,10 @@ class TransferMetrics:
         """
         self.registry = new_registry()
         self.registry.register(_FiguresCollector(read))
-        self._pulled = Counter(
+        pulled = Counter(
             "tandem_transfer_pulled_blocks", "Blocks asked for, by outcome.", ("outcome",), registry=self.registry
         )
-        for outcome in ("verified", "missing", "mismatched", "failed"):
-            self._pulled.labels(outcome=outcome)
+        self._pulled = {outcome: pulled.labels(outcome=outcome) for outcome in _OUTCOMES}
         self._pull_s = self._histogram("tandem_transfer_pull_seconds", "Per pull, as the worker waits for it.")
         self._verify_s = self._histogram("tandem_transfer_verify_seconds", "Of it, checksums.")
 
@@ -90,7 +92,7 @@ class TransferMetrics:
         outcomes = {"verified": verified, "missing": missing, "mismatched": mismatched}
         outcomes["failed"] = max(0, asked - sum(outcomes.values()))
         for outcome, num_blocks in outcomes.items():
-            self._pulled.labels(outcome=outcome).inc(num_blocks)
+            self._pulled[outcome].inc(num_blocks)
         self._pull_s.observe(seconds)
         self._verify_s.observe(verify_s)
 
