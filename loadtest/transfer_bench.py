@@ -3,7 +3,8 @@
 Two real kv_transfer processes, each beside a stand-in for its worker, pull blocks through the whole path: gRPC on the
 Unix socket, Fetch, pins, UCX, checksums. In the same run the same messages go over bare UCX between two processes (the
 transport of `shared/transfer` and nothing else) and through memcpy from one shared-memory file to another, so that the
-ratios hold however busy the machine is.
+ratios hold however busy the machine is. Two more processes do the same without checksums: what they save is what
+checking costs.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _spawn(module: str, *arguments: str, environment: dict[str, str] | None = No
 
 @contextlib.asynccontextmanager
 async def _node(
-    name: str, directory: Path, redis_url: str, tls: str, hashes: list[BlockHash], block_bytes: int
+    name: str, module: str, directory: Path, redis_url: str, tls: str, hashes: list[BlockHash], block_bytes: int
 ) -> AsyncIterator[_Node]:
     arena = SharedArena.create(Path(f"/dev/shm/tandem-bench-{os.getpid()}-{name}"), len(hashes), block_bytes)
     table = SealTable.create(table_path(arena.path), len(hashes), block_bytes, "bench")
@@ -112,7 +113,7 @@ async def _node(
         "LOG_LEVEL": "warning",
     }
     environment = {**os.environ, **{f"TANDEM_TRANSFER_{key}": value for key, value in settings.items()}}
-    process = _spawn("services.kv_transfer", environment=environment)
+    process = _spawn(module, environment=environment)
     host_server = new_server()
     rpc.add_BlockHostServicer_to_server(_Host(hashes), host_server)
     bind_unix(host_server, host_socket)
@@ -142,15 +143,6 @@ async def _node(
         await host_server.stop(0)
         table.unlink()
         arena.unlink()
-
-
-async def _median_s(rounds: int, run: Callable[[], Awaitable[object]]) -> float:
-    times = []
-    for _ in range(rounds):
-        started_s = time.perf_counter()
-        await run()
-        times.append(time.perf_counter() - started_s)
-    return statistics.median(times)
 
 
 def _unnamed_arena(name: str, num_blocks: int, block_bytes: int) -> np.ndarray:
@@ -205,41 +197,62 @@ async def _raw(tls: str, targets: np.ndarray) -> AsyncIterator[Callable[[int], A
     await transport.stop()
 
 
+@contextlib.asynccontextmanager
+async def _pair(
+    module: str, directory: Path, redis_url: str, tls: str, hashes: list[BlockHash], block_bytes: int
+) -> AsyncIterator[tuple[_Node, _Node]]:
+    """A holder with all blocks, sealed, and a puller that knows it."""
+    suffix = module.rpartition(".")[2]
+    async with (
+        _node(f"holder-{suffix}", module, directory, redis_url, tls, hashes, block_bytes) as holder,
+        _node(f"puller-{suffix}", module, directory, redis_url, tls, hashes, block_bytes) as puller,
+    ):
+        rng = np.random.default_rng(0)
+        holder.arena.blocks[:] = rng.integers(0, 256, holder.arena.blocks.shape, dtype=np.uint8)
+        await holder.seal_all(hashes)
+        # Until the directory has told them of each other.
+        while (await puller.pull(holder, [BlockHash(os.urandom(16))], [0])).error:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        yield holder, puller
+
+
 async def _bench(tls: str, num_blocks: int, block_bytes: int, rounds: int) -> None:
     hashes = [BlockHash(os.urandom(16)) for _ in range(num_blocks)]
-    block_ids = list(np.random.default_rng(1).permutation(num_blocks))
+    block_ids = [int(i) for i in np.random.default_rng(1).permutation(num_blocks)]
     with RedisServer() as redis, tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        url = redis.start(directory / "redis")
+        where = (directory, redis.start(directory / "redis"), tls, hashes, block_bytes)
         async with (
-            _node("holder", directory, url, tls, hashes, block_bytes) as holder,
-            _node("puller", directory, url, tls, hashes, block_bytes) as puller,
+            _pair("services.kv_transfer", *where) as pair,
+            _pair("loadtest.unchecked_sidecar", *where) as unchecked,
+            # Of the same kind of memory: pages of shared memory are small, and that costs either of them.
+            _raw(tls, _unnamed_arena("raw-target", num_blocks, block_bytes)) as fetch_raw,
         ):
-            rng = np.random.default_rng(0)
-            holder.arena.blocks[:] = rng.integers(0, 256, holder.arena.blocks.shape, dtype=np.uint8)
-            await holder.seal_all(hashes)
-            # Until the directory has told them of each other.
-            while (await puller.pull(holder, [BlockHash(os.urandom(16))], [0])).error:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-            await _report(holder, puller, tls, hashes, [int(i) for i in block_ids], rounds)
+            print(f"{num_blocks} blocks x {block_bytes / MIB:g} MiB, UCX {tls}, {rounds} rounds in turn, medians")
+            await _report_firsts(*pair, hashes, block_ids)
+            await _report_all(pair, unchecked, fetch_raw, hashes, block_ids, rounds)
+            await _report_one(*pair, fetch_raw, hashes, block_ids, 10 * rounds)
+            await _report_tier(pair[0], hashes, rounds)
 
 
-async def _report(
-    holder: _Node, puller: _Node, tls: str, hashes: list[BlockHash], block_ids: list[int], rounds: int
+async def _report_firsts(holder: _Node, puller: _Node, hashes: list[BlockHash], block_ids: list[int]) -> None:
+    for name, count in (("first contact, 1 block", 1), ("first pull of all (page faults)", len(hashes))):
+        started_s = time.perf_counter()
+        first = await puller.pull(holder, hashes[:count], block_ids[:count])
+        assert all(first.verified), first
+        _row(name, time.perf_counter() - started_s, count * holder.arena.block_bytes)
+
+
+async def _report_all(
+    pair: tuple[_Node, _Node],
+    unchecked: tuple[_Node, _Node],
+    fetch_raw: Callable[[int], Awaitable[object]],
+    hashes: list[BlockHash],
+    block_ids: list[int],
+    rounds: int,
 ) -> None:
-    num_blocks, block_bytes = holder.arena.blocks.shape
-    total = num_blocks * block_bytes
-    print(
-        f"{num_blocks} blocks x {block_bytes / MIB:g} MiB = {total / 1e6:.0f} MB, UCX {tls}, {rounds} rounds, medians"
-    )
-    started_s = time.perf_counter()
-    first = await puller.pull(holder, hashes[:1], block_ids[:1])
-    assert all(first.verified), first
-    _row("first contact, 1 block", time.perf_counter() - started_s, block_bytes)
-    started_s = time.perf_counter()
-    await puller.pull(holder, hashes, block_ids)
-    _row("first pull of all (page faults)", time.perf_counter() - started_s, total)
-
+    holder, puller = pair
+    total = holder.arena.blocks.nbytes
     verify: list[float] = []
 
     async def pull_all() -> None:
@@ -247,41 +260,62 @@ async def _report(
         assert all(reply.verified), reply
         verify.append(reply.verify_s)
 
-    # Of the same kind of memory: pages of shared memory are small, and that costs either of them.
-    async with _raw(tls, _unnamed_arena("raw-target", num_blocks, block_bytes)) as fetch_raw:
-        targets = puller.arena.blocks
-        pulls, raws, copies = await _interleaved(
-            rounds, pull_all, lambda: fetch_raw(num_blocks), lambda: _copy(holder.arena.blocks, targets, block_ids)
-        )
-        _row("Pull", statistics.median(pulls), total)
-        _row("  of it checksums at the receiver", statistics.median(verify), total)
-        _row("bare UCX, the same messages", statistics.median(raws), total)
-        _row("memcpy, shared memory to shared memory", statistics.median(copies), total)
-        used = {node.name: _cpu_s(node.pid) for node in (puller, holder)}
-        own_s = time.process_time()
-        pulls_1, raws_1 = await _interleaved(
-            10 * rounds, lambda: puller.pull(holder, hashes[:1], block_ids[:1]), lambda: fetch_raw(1)
-        )
-        _row("Pull, 1 block", statistics.median(pulls_1), block_bytes)
-        _row("bare UCX, 1 block", statistics.median(raws_1), block_bytes)
-        for node in (puller, holder):
-            cpu_s = (_cpu_s(node.pid) - used[node.name]) / len(pulls_1)
-            print(f"  CPU of the {node.name} per block {cpu_s * 1e3:6.2f} ms")
-        print(f"  CPU of the caller and the bare UCX {(time.process_time() - own_s) / len(pulls_1) * 1e3:6.2f} ms")
-    await asyncio.sleep(0.2)
-    assert (puller.arena.blocks[block_ids] == holder.arena.blocks).all()
+    async def pull_unchecked() -> None:
+        assert all((await unchecked[1].pull(unchecked[0], hashes, block_ids)).verified)
 
-    saved = await holder.stub.Save(pb.SaveRequest(block_hashes=join_hashes(hashes), block_ids=range(num_blocks)))
+    await pull_unchecked()  # its page faults
+    pulls, bares, raws, copies = await _interleaved(
+        rounds,
+        pull_all,
+        pull_unchecked,
+        lambda: fetch_raw(len(hashes)),
+        lambda: _copy(holder.arena.blocks, puller.arena.blocks, block_ids),
+    )
+    _row("Pull", statistics.median(pulls), total)
+    _row("  of it checksums at the receiver, beside", statistics.median(verify), total)
+    _row("Pull without checksums at either side", statistics.median(bares), total)
+    _row("bare UCX, the same messages", statistics.median(raws), total)
+    _row("memcpy, shared memory to shared memory", statistics.median(copies), total)
+    assert (puller.arena.blocks[block_ids] == holder.arena.blocks).all()
+    added_s = statistics.median(a - b for a, b in zip(pulls, bares, strict=True))
+    print(
+        f"Pull / bare UCX {_ratio(raws, pulls):.2f}   Pull / memcpy {_ratio(copies, pulls):.2f}   (speed ratios)   "
+        f"checksums add {added_s * 1e3:.1f} ms to a Pull"
+    )
+    for name, run in (("Pull", pull_all), ("Pull without checksums", pull_unchecked)):
+        pids = [node.pid for node in (pair if run is pull_all else unchecked)]
+        print(f"  CPU of both sidecars, {name}: {await _cpu_of(pids, run, rounds) * 1e3:.1f} ms")
+    own_s = await _cpu_of([os.getpid()], lambda: fetch_raw(len(hashes)), rounds)
+    print(f"  CPU of bare UCX's receiver: {own_s * 1e3:.1f} ms")
+
+
+async def _report_one(
+    holder: _Node,
+    puller: _Node,
+    fetch_raw: Callable[[int], Awaitable[object]],
+    hashes: list[BlockHash],
+    block_ids: list[int],
+    rounds: int,
+) -> None:
+    def pull_one() -> Awaitable[object]:
+        return puller.pull(holder, hashes[:1], block_ids[:1])
+
+    pulls, raws = await _interleaved(rounds, pull_one, lambda: fetch_raw(1))
+    _row("Pull, 1 block", statistics.median(pulls), holder.arena.block_bytes)
+    _row("bare UCX, 1 block", statistics.median(raws), holder.arena.block_bytes)
+    for node in (puller, holder):
+        print(f"  CPU of {node.name} per block: {await _cpu_of([node.pid], pull_one, rounds) * 1e3:.2f} ms")
+
+
+async def _report_tier(holder: _Node, hashes: list[BlockHash], rounds: int) -> None:
+    total, block_ids = holder.arena.blocks.nbytes, range(len(hashes))
+    saved = await holder.stub.Save(pb.SaveRequest(block_hashes=join_hashes(hashes), block_ids=block_ids))
     assert all(saved.saved)
-    tier_s = await _median_s(rounds, lambda: holder.pull(None, hashes, list(range(num_blocks))))
-    _row("Pull from the own host tier", tier_s, total)
+    tier_s = await _interleaved(rounds, lambda: holder.pull(None, hashes, list(block_ids)))
+    _row("Pull from the own host tier", statistics.median(tier_s[0]), total)
     started_s = time.perf_counter()
     block_checksums(list(holder.arena.blocks))
     _row("xxh3 of all blocks, one thread", time.perf_counter() - started_s, total)
-    print(
-        f"Pull / bare UCX {_ratio(raws, pulls):.2f}   Pull / memcpy {_ratio(copies, pulls):.2f}   "
-        f"(speed ratios: medians over rounds that were run in turn)"
-    )
 
 
 async def _copy(source: np.ndarray, target: np.ndarray, block_ids: list[int]) -> None:
@@ -304,9 +338,17 @@ def _ratio(times: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
+async def _cpu_of(pids: list[int], run: Callable[[], Awaitable[object]], rounds: int) -> float:
+    """Seconds of CPU time of these processes for one run."""
+    before_s = sum(map(_cpu_s, pids))
+    for _ in range(rounds):
+        await run()
+    return (sum(map(_cpu_s, pids)) - before_s) / rounds
+
+
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of all threads that live, by the scheduler's clock: ticks are too coarse."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def _row(name: str, seconds: float, num_bytes: int) -> None:
