@@ -176,6 +176,7 @@ def _transfer(spec: ClusterSpec, name: str, redis_url: str) -> ProcessSpec:
         role="kv_transfer",
         worker_id=worker_id,
         command=python_module("services.kv_transfer"),
+        module="services.kv_transfer",
         log_path=spec.log_dir / f"{name}.transfer.log",
         stop_grace_s=_TRANSFER_GRACE_S,
         restart_after_s=_TRANSFER_RESTART_S,

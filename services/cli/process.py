@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import services
 
@@ -50,6 +50,7 @@ class ProcessSpec:
         log_path: Both output streams are appended to it.
         stop_grace_s: From SIGTERM to SIGKILL.
         restart_after_s: Pause before the restart that follows the first of several deaths.
+        module: That the command runs, where a spare process may run it instead, see `spare`; "" = none may.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ProcessSpec:
     environment: dict[str, str] = field(default_factory=dict)
     stop_grace_s: float = 10.0
     restart_after_s: float = 0.5
+    module: str = ""
 
 
 def python_module(module: str) -> tuple[str, ...]:
@@ -92,24 +94,19 @@ class ManagedProcess:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
-    async def start(self) -> None:
-        """Starts a life, in a session of its own: Ctrl-C in a terminal reaches only the supervisor, which keeps order.
+    async def start(self, spare: asyncio.subprocess.Process | None = None) -> None:
+        """Starts a life: that of `spare`, if there is one.
 
         Raises:
             OSError: The system refuses to run it.
         """
         self.started_s, self.ready_s = time.monotonic(), 0.0
         self.state, self.detail = ProcessState.STARTING, ""
+        if spare is not None:
+            self._process = spare
+            return
         with self.spec.log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
-                *self.spec.command,
-                env={**with_our_packages(os.environ), **self.spec.environment},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = await start_process(self.spec.command, self.spec.environment, output=log)
 
     async def wait(self) -> int:
         """Exit status of the current life, negative for a signal."""
@@ -142,6 +139,31 @@ class ManagedProcess:
                 os.killpg(process.pid, signal.SIGKILL)
         await asyncio.wait({ended}, timeout=_KILL_WAIT_S)
         self.state = ProcessState.STOPPED
+
+
+async def start_process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    output: int | IO[bytes],
+) -> asyncio.subprocess.Process:
+    """A child in a session of its own: Ctrl-C in a terminal reaches only the supervisor, which keeps order.
+
+    Its environment is ours and what is given here; both of its output streams go to `output`.
+
+    Raises:
+        OSError: The system refuses to run it.
+    """
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
+        *command,
+        env={**with_our_packages(os.environ), **environment},
+        stdin=stdin,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def last_lines(path: Path, count: int) -> list[str]:

@@ -3,7 +3,8 @@
     up:    redis | sidecars, workers, gateway            (any order works among the latter)
     down:  gateway | workers | sidecars | redis          (so that nothing waits for what is gone)
 
-A process that ends before it was ever ready is a mistake in the set-up and ends the whole; later, it is restarted.
+A process that ends before it was ever ready is a mistake in the set-up and ends the whole; later, it is restarted, out
+of a spare process that has loaded its code already where there is one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.cli.process import ManagedProcess, ProcessSpec, ProcessState, Role, describe_exit, last_lines
+from services.cli.spare import Spare
 from shared.errors import ConfigurationError
 
 START_STAGES: tuple[tuple[Role, ...], ...] = (("redis",), ("kv_transfer", "prefill", "decode", "gateway"))
@@ -72,6 +74,9 @@ class Supervisor:
 
     Args:
         on_change: Called after every change of any process's state or detail; must be quick.
+
+    Attributes:
+        spares: By module.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Supervisor:
         self._on_change = on_change
         self._backoff = backoff or Backoff()
         self._tasks: list[asyncio.Task[None]] = []
+        self.spares = {module: Spare(module) for process in self.processes if (module := process.spec.module)}
         self._failure: asyncio.Future[None] | None = None
         self._is_stopping = False
         self._hurry = asyncio.Event()
@@ -109,6 +115,8 @@ class Supervisor:
             stage = [process for process in self.processes if process.spec.role in roles]
             self._tasks += [asyncio.create_task(self._keep(process)) for process in stage]
             await self._until_ready(stage, deadline_s, timeout_s)
+        for spare in self.spares.values():
+            await spare.prepare()
 
     async def shut_down(self) -> None:
         """Stops everything in order and returns when it is gone. Idempotent."""
@@ -117,6 +125,8 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        for spare in self.spares.values():
+            await spare.stop()
         for roles in STOP_STAGES:
             stage = [process for process in self.processes if process.spec.role in roles]
             stops = [asyncio.create_task(process.stop(self._hurry)) for process in stage]
@@ -145,7 +155,8 @@ class Supervisor:
         deaths = 0
         while True:
             try:
-                await process.start()
+                spare = self.spares.get(process.spec.module) if process.has_been_ready else None
+                await process.start(spare.become(process.spec) if spare else None)
                 self._on_change()
                 reason = describe_exit(await process.wait())
             except OSError as exc:
