@@ -123,7 +123,6 @@ class TransferService:
         self._metrics = TransferMetrics(self._figures)
         self._watch = DataPlaneWatch(transport.probe, _die_of_transport_failure)
         self._mismatched_blocks = 0
-        self._announcing: set[asyncio.Future[None]] = set()
         self.fetch_address = ""
 
     @contextlib.asynccontextmanager
@@ -159,7 +158,7 @@ class TransferService:
             hints=self._hints,
             puller=self._puller,
             executor=self._executor,
-            on_attachment=self._announce_soon,
+            on_attachment=self._directory.heartbeat_soon,
             on_pull=self._note_pull,
         )
         rpc.add_KvTransferServicer_to_server(self._control, control_server)
@@ -294,12 +293,6 @@ class TransferService:
             holder_index=NO_HOLDER_INDEX if self._hints.holder is None else self._hints.holder.index,
             pid=os.getpid(),
         )
-
-    def _announce_soon(self) -> None:
-        """A worker came or went: peers should not wait a heartbeat for it."""
-        task = asyncio.ensure_future(self._directory.heartbeat_now())
-        self._announcing.add(task)
-        task.add_done_callback(self._announcing.discard)
 
     def _note_pull(self, job: PullJob, outcome: PullOutcome) -> None:
         self._mismatched_blocks += outcome.mismatched

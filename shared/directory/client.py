@@ -74,6 +74,7 @@ class Directory:
         self._has_beaten = False
         self._beating = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._beats_soon: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Reads the first snapshot if Redis answers, and starts the heartbeat."""
@@ -82,7 +83,7 @@ class Directory:
 
     async def close(self) -> None:
         """Leaves: withdraws records, revokes hints, closes connections. Idempotent; never raises."""
-        tasks, self._tasks = self._tasks, []
+        tasks, self._tasks = [*self._tasks, *self._beats_soon], []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,6 +130,12 @@ class Directory:
     async def heartbeat_now(self) -> None:
         """Writes the announced records now, e.g. because draining began."""
         await self._membership.heartbeat_now()
+
+    def heartbeat_soon(self) -> None:
+        """The same, for a caller that does not wait: something changed that others need not learn a heartbeat later."""
+        task = asyncio.create_task(self.heartbeat_now())
+        self._beats_soon.add(task)
+        task.add_done_callback(self._beats_soon.discard)
 
     async def withdraw(self) -> None:
         """Removes the announced records; `close` does too."""

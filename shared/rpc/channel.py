@@ -55,7 +55,8 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """Opens a channel; connects on first use and reconnects by itself, within 100 ms to 1 s of the peer's return.
 
-    A call on a channel whose peer is away fails at once as `WorkerLost`, unless made with `wait_for_ready=True`.
+    Over a Unix socket, where a try costs next to nothing, it is 100 ms always. A call on a channel whose peer is away
+    fails at once as `WorkerLost`, unless made with `wait_for_ready=True`.
 
     Args:
         target: "host:port", or `unix_target(path)`.
@@ -73,7 +74,7 @@ def open_channel(
         *transport_options(),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 100 if target.startswith("unix:") else 1000),
         # A new channel to a restarted peer must not inherit the old channel's broken connection and its back-off.
         ("grpc.use_local_subchannel_pool", 1),
         # Peers are on the private network; a proxy set for the hub's downloads is not meant for them.

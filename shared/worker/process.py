@@ -186,7 +186,7 @@ async def _running(
     watched = (WorkerRecord, TransferRecord)
     directory = Directory(settings.redis_url, heartbeat_s=settings.heartbeat_s, watch=watched)
     peers = Peers(directory, identity.fingerprint, settings.tls)
-    link = _link(settings, role, loaded, identity, host_socket)
+    link = _link(settings, role, loaded, identity, host_socket, directory)
     status = WorkerStatus(identity, engine, link)
     parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics, FetchCosts(), loaded.guides)
     metrics.follow(engine.stats)
@@ -245,7 +245,12 @@ def _identity(settings: WorkerSettings, role: Role, loaded: LoadedEngine) -> Wor
 
 
 def _link(
-    settings: WorkerSettings, role: Role, loaded: LoadedEngine, identity: WorkerIdentity, host_socket: Path
+    settings: WorkerSettings,
+    role: Role,
+    loaded: LoadedEngine,
+    identity: WorkerIdentity,
+    host_socket: Path,
+    directory: Directory,
 ) -> SidecarLink:
     return SidecarLink(
         settings.transfer_socket,
@@ -261,4 +266,5 @@ def _link(
         pull_timeout_s=settings.pull_timeout_s,
         sealed_hashes=loaded.engine.sealed_hashes,
         on_quiet=loaded.engine.release_quarantined,
+        on_change=directory.heartbeat_soon,  # a prefill worker is ready as long as its kv_transfer answers
     )

@@ -29,7 +29,7 @@ from shared.rpc import open_channel, unix_target
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_S = 0.2
+RECONNECT_S = 0.05
 _RATE_SMOOTHING = 0.2
 _RATE_MIN_BYTES = 64 << 10  # smaller pulls measure latency, not bandwidth
 
@@ -62,6 +62,7 @@ class SidecarLink:
     Args:
         sealed_hashes: Everything the pool has sealed now; published whole after each attach.
         on_quiet: Called with the slots of pulls that were never answered, once no transport writes them any more.
+        on_change: Called when kv_transfer answers again or no more.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class SidecarLink:
         pull_timeout_s: float,
         sealed_hashes: Callable[[], list[BlockHash]],
         on_quiet: Callable[[list[BlockId]], None],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._attach = attach
         self._pull_timeout_s = pull_timeout_s
         self._sealed_hashes = sealed_hashes
         self._on_quiet = on_quiet
+        self._on_change = on_change
         self._channel = open_channel(unix_target(socket))
         self._stub = rpc.KvTransferStub(self._channel)
         self._attached = asyncio.Event()
@@ -110,7 +113,9 @@ class SidecarLink:
             except grpc.aio.AioRpcError as exc:
                 if self._attached.is_set():
                     log.warning("kv_transfer_detached", status=exc.code().name, detail=exc.details())
-            self._attached.clear()
+            if self._attached.is_set():
+                self._attached.clear()
+                self._on_change()
             await asyncio.sleep(RECONNECT_S)
 
     async def close(self) -> None:
@@ -172,6 +177,7 @@ class SidecarLink:
             self._incarnation = incarnation
             self._attached.set()
             log.info("kv_transfer_attached", incarnation=incarnation, tier_blocks=attached.tier_blocks)
+            self._on_change()
             beside = [asyncio.create_task(work) for work in (self._publish_until_cancelled(), self._prove_ends())]
             try:
                 async for _ in call:

@@ -7,6 +7,8 @@ import signal
 import time
 import uuid
 
+import pytest
+
 MODEL = "pydoc-mini"
 LONG = "The report was read twice and filed. Nobody asked for a second copy. " * 40
 
@@ -52,18 +54,23 @@ def test_prefill_worker_killed_costs_a_local_prefill(suite):
     suite.wait_for_baseline()
 
 
-def test_kv_transfer_killed_costs_recomputes_until_its_successor_attached(suite):
+@pytest.mark.parametrize("victim", ["prefill-0.transfer", "decode-0.transfer"])
+def test_kv_transfer_killed_costs_recomputes_until_its_successor_attached(suite, victim):
     expected = ask(suite).choices[0].text
-    dead = kill(suite, "prefill-0.transfer")
-    assert ask(suite).choices[0].text == expected
-    wait_for_successor(suite, dead)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    workers = {name: process_of(suite, name)["pid"] for name in ("prefill-0", "decode-0", "decode-1")}
+    dead, killed_s = kill(suite, victim), time.monotonic()
+    fetched_s = {}
+    # By each decode worker: requests alternate between them, and only one has lost its sidecar.
+    while time.monotonic() < killed_s + 60 and len(fetched_s) < 2:
         reply = ask(suite)
         assert reply.choices[0].text == expected
-        if timing_of(reply)["mode"] == "remote_prefill":
-            break
-    assert timing_of(reply)["fetched_blocks"] >= 40
+        timing = timing_of(reply)
+        if timing["mode"] == "remote_prefill" and timing["fetched_blocks"] >= 40:
+            fetched_s.setdefault(timing["decode_worker"], time.monotonic() - killed_s)
+    print(f"{victim} killed; fetched again after", {worker: f"{at_s:.2f} s" for worker, at_s in fetched_s.items()})
+    assert len(fetched_s) == 2
+    wait_for_successor(suite, dead)
+    assert {name: process_of(suite, name)["pid"] for name in workers} == workers
     suite.wait_for_baseline()
 
 
