@@ -91,6 +91,8 @@ async def test_arrivals_are_told_in_order_and_each_with_its_bytes_in_place(pair)
 
 async def test_a_small_transfer_does_not_wait_for_a_large_one(pair):
     """Whoever carries both gives the small one its turn."""
+    if pair.client.name == "ucx:tcp":
+        pytest.skip("what a socket has is taken before anybody hears of it")
     near, far = await pair.connect()
     other_near, other_far = await pair.connect()
     large, small = random_blocks(64, 2 << 20), random_blocks(1, 1000)
