@@ -34,8 +34,9 @@ _FEATURES = (libucxx.Feature.TAG, libucxx.Feature.STREAM, libucxx.Feature.WAKEUP
 _POLL_S = 1.0
 _CLOSE_PERIOD_NS = 10**9
 _FAREWELL_TURNS = 20
-_LARGE_PIECE_S = 0.0002  # of UCX's work at once; a segment of TCP takes a tenth of it
-_SMALL_PIECES = 4  # after so many in a row more small ones are expected
+_SLICE_S = 0.0005
+_LARGE_PIECE_S = 0.00005  # half of what 512 KiB between processes takes, twice a segment of TCP
+_SMALL_PIECES = 8  # after so many in a row more small ones are expected
 _QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
 
 
@@ -220,16 +221,18 @@ class UcxEngine(threading.Thread):
     def _progress(self) -> bool:
         """Lets UCX work; returns whether it has more to do.
 
-        Where it copies megabytes at a time, as over shared memory, that is one such piece: what has arrived is checked
+        Where it copies large pieces, as over shared memory, that is for a slice of time: what has arrived is checked
         beside the rest, and commands don't wait for it. Small pieces, as over TCP, are taken until there are none: to
         come back here after each costs a tenth of the throughput.
         """
-        for _ in range(_SMALL_PIECES):
-            began_s = time.monotonic()
-            if not self._worker.progress_once():
-                break
-            if time.monotonic() - began_s > _LARGE_PIECE_S:
+        before_s = time.monotonic()
+        end_s, small_pieces = before_s + _SLICE_S, 0
+        while small_pieces < _SMALL_PIECES and self._worker.progress_once():
+            now_s = time.monotonic()
+            if now_s > end_s:
                 return True
+            small_pieces = 0 if now_s - before_s > _LARGE_PIECE_S else small_pieces + 1
+            before_s = now_s
         self._worker.progress()  # always once before sleeping: only here ucxx cancels what it was asked to
         return False
 
