@@ -14,18 +14,20 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from shared.directory.breaker import CircuitBreaker
+from shared.directory.redis_cluster import CLUSTER_MARK, connect_cluster
 from shared.directory.sentinel import SENTINEL_MARK, connect_sentinel
 from shared.errors import ConfigurationError
 
 Command = tuple[bytes | str | int, ...]
 
-_CLUSTER_MARK = "+cluster"
 _BREAK_S = 1.0
 _MAX_CONNECTIONS = 16
 _LATE_LOOP_S = 0.02
+# The second is what a cluster says of which no node can be reached; to redis-py it is no RedisError.
+_FAILURES = (RedisError, RedisClusterException, OSError)
 
 _log = structlog.get_logger(__name__)
 
@@ -44,8 +46,8 @@ class RedisStore:
         """Checks the URL; connects to nothing.
 
         Args:
-            url: `redis://`, `rediss://` (TLS) or `unix://`; `redis+cluster://host:port` names any node of a cluster,
-                `redis+sentinel://host:port,host:port/service` the Sentinels of one service.
+            url: `redis://`, `rediss://` (TLS) or `unix://`; `redis+cluster://host:port,host:port` names some nodes of a
+                cluster, `redis+sentinel://host:port,host:port/service` the Sentinels of one service.
             lookup_timeout_s: What a request may lose to Redis at most.
             background_timeout_s: For heartbeats and publishing.
 
@@ -53,7 +55,7 @@ class RedisStore:
             ConfigurationError: Not such a URL.
         """
         self._url = url
-        self._is_cluster = _CLUSTER_MARK in url.partition("://")[0]
+        self._is_cluster = CLUSTER_MARK in url.partition("://")[0]
         self._lookup_timeout_s = lookup_timeout_s
         self._background_timeout_s = background_timeout_s
         self._breaker = CircuitBreaker(open_s=_BREAK_S)
@@ -82,7 +84,7 @@ class RedisStore:
             # Where this process itself was held up, the time-out says nothing about Redis.
             if loop.time() - started < self._lookup_timeout_s + _LATE_LOOP_S:
                 self._failed(exc)
-        except (RedisError, OSError) as exc:
+        except _FAILURES as exc:
             self._failed(exc)
         return None
 
@@ -95,8 +97,10 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._background_timeout_s):
                 replies = await self._pipeline(commands)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (*_FAILURES, TimeoutError) as exc:
             self._failed(exc)
+            if self._is_cluster:
+                await self._close_connections()  # the client finds out anew who has which slots: a master may be gone
             raise StoreDown(str(exc) or type(exc).__name__) from exc
         if self._breaker.succeeded():
             _log.info("directory_recovered")
@@ -118,10 +122,13 @@ class RedisStore:
 
     async def close(self) -> None:
         """Closes every connection; never raises for a Redis that is gone."""
+        await self._close_connections()
+
+    async def _close_connections(self) -> None:
         try:
             async with asyncio.timeout(self._background_timeout_s):
                 await self._client.aclose()
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (*_FAILURES, TimeoutError) as exc:
             _log.debug("directory_close_failed", error=str(exc))
 
     async def _get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -145,7 +152,7 @@ class RedisStore:
 
     def _connect(self) -> Redis | RedisCluster:
         if self._is_cluster:
-            return self._connect_cluster()
+            return connect_cluster(self._url, self._background_timeout_s)
         if SENTINEL_MARK in self._url.partition("://")[0]:
             return connect_sentinel(self._url, self._background_timeout_s)
         return self._connect_single()
@@ -161,12 +168,3 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
         )
         return Redis.from_pool(pool)
-
-    def _connect_cluster(self) -> RedisCluster:
-        return RedisCluster.from_url(
-            self._url.replace(_CLUSTER_MARK, "", 1),
-            socket_timeout=self._background_timeout_s,
-            socket_connect_timeout=self._background_timeout_s,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-        )

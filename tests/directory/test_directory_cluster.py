@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import time
 
@@ -27,24 +29,53 @@ def command(url, *arguments):
         return connection.recv(1 << 16).decode()
 
 
-@pytest.fixture
-def cluster_url(tmp_path):
-    with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(RedisServer(settings={"cluster-enabled": "yes", "cluster-node-timeout": "2000"}))
-            for _ in range(3)
-        ]
-        urls = [server.start(tmp_path / str(index)) for index, server in enumerate(servers)]
-        for index, url in enumerate(urls):
-            assert command(url, "CLUSTER", "ADDSLOTS", *range(index, NUM_SLOTS, 3)) == "+OK\r\n"
+class Cluster:
+    """Masters with every third slot each, then as many replicas of them, in order."""
+
+    def __init__(self, folder, stack, num_masters=3, num_replicas=0, **settings):
+        settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", **settings}
+        self.servers = [stack.enter_context(RedisServer(settings=settings)) for _ in range(num_masters + num_replicas)]
+        self.urls = [server.start(folder / str(index)) for index, server in enumerate(self.servers)]
+        for index, url in enumerate(self.urls):
+            if index < num_masters:
+                assert command(url, "CLUSTER", "ADDSLOTS", *range(index, NUM_SLOTS, num_masters)) == "+OK\r\n"
             if index:
-                host, port = urls[0].removeprefix("redis://").removesuffix("/0").split(":")
+                host, port = self.urls[0].removeprefix("redis://").removesuffix("/0").split(":")
                 assert command(url, "CLUSTER", "MEET", host, port) == "+OK\r\n"
-        deadline = time.monotonic() + 15
-        while not all("cluster_state:ok" in command(url, "CLUSTER", "INFO") for url in urls):
+        self.until(lambda: all(self._info(url, f"cluster_known_nodes:{len(self.urls)}") for url in self.urls))
+        for index in range(num_replicas):
+            master_id = command(self.urls[index], "CLUSTER", "MYID").split()[1]
+            replicate = (self.urls[num_masters + index], "CLUSTER", "REPLICATE", master_id)
+            self.until(lambda replicate=replicate: command(*replicate) == "+OK\r\n")
+        self.until(lambda: all(self._info(url, "cluster_state:ok") for url in self.urls))
+
+    def url(self, *nodes):
+        addresses = ",".join(self.urls[node].removeprefix("redis://").removesuffix("/0") for node in nodes)
+        return f"redis+cluster://{addresses}"
+
+    def master_of(self, key):
+        return int(command(self.urls[0], "CLUSTER", "KEYSLOT", key)[1:]) % 3
+
+    def until_replicated(self):
+        masters = self.urls[:3]
+        self.until(lambda: all("state=online" in command(url, "INFO", "replication") for url in masters))
+
+    @staticmethod
+    def until(condition):
+        deadline = time.monotonic() + 20
+        while not condition():
             assert time.monotonic() < deadline, "the cluster did not form"
             time.sleep(0.05)
-        yield urls[0].replace("redis://", "redis+cluster://").removesuffix("/0")
+
+    @staticmethod
+    def _info(url, line):
+        return line in command(url, "CLUSTER", "INFO")
+
+
+@pytest.fixture
+def make_cluster(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: Cluster(tmp_path, stack, **options)
 
 
 async def until(condition, timeout_s=8.0):
@@ -54,7 +85,8 @@ async def until(condition, timeout_s=8.0):
         await asyncio.sleep(0.01)
 
 
-async def test_records_hints_and_farewell_work_across_slots(cluster_url):
+async def test_records_hints_and_farewell_work_across_slots(make_cluster):
+    cluster_url = make_cluster().url(0)
     record = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
     options = {"heartbeat_s": 0.3, "lookup_timeout_s": 0.5}
     async with Directory(cluster_url, **options) as reader:
@@ -70,3 +102,52 @@ async def test_records_hints_and_farewell_work_across_slots(cluster_url):
         await until(lambda: not reader.gateways())
         assert await reader.longest_prefixes(HASHES) == {}
         assert reader.healthy
+
+
+async def test_any_node_that_lives_leads_to_the_cluster(make_cluster):
+    cluster = make_cluster()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        dead = taken.getsockname()[1]
+    url = cluster.url(2).replace("redis+cluster://", f"redis+cluster://127.0.0.1:{dead},")
+    async with Directory(url, heartbeat_s=0.3, lookup_timeout_s=0.5) as directory:
+        await until(lambda: directory.healthy)
+
+
+async def test_a_cluster_that_is_not_there_yet_is_like_no_redis():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        dead = taken.getsockname()[1]
+    async with Directory(f"redis+cluster://127.0.0.1:{dead}", heartbeat_s=0.3) as directory:
+        assert not directory.healthy
+        assert await directory.longest_prefixes(HASHES) == {}
+
+
+async def test_a_password_opens_a_cluster_and_a_wrong_one_is_like_no_redis(make_cluster):
+    cluster = make_cluster()
+    for url in cluster.urls:
+        assert command(url, "CONFIG", "SET", "requirepass", "secret") == "+OK\r\n"
+    guarded = cluster.url(0, 1).replace("redis+cluster://", "redis+cluster://:{}@")
+    async with Directory(guarded.format("secret"), heartbeat_s=0.3) as directory:
+        assert directory.healthy
+    async with Directory(guarded.format("guess"), heartbeat_s=0.3) as directory:
+        assert not directory.healthy
+
+
+async def test_after_the_death_of_a_master_the_directory_lives_on_with_its_replica(make_cluster):
+    cluster = make_cluster(num_replicas=3)
+    record = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
+    # All that says who is there lies with one master, and is lost to everybody until its replica has taken over.
+    master = cluster.master_of("tandem:{members}:generation")
+    async with Directory(cluster.url(0, 1, 2), heartbeat_s=0.3, lookup_timeout_s=0.5) as directory:
+        await directory.announce(lambda: record)
+        holder = await directory.claim_holder(new_incarnation(), lambda: HASHES[:200])
+        await until(lambda: directory.gateways() == (record,) and holder.num_unpublished == 0)
+        cluster.until_replicated()
+        os.kill(cluster.servers[master].pid, signal.SIGKILL)
+        await until(lambda: not directory.healthy)
+        assert directory.gateways() == (record,)
+        await until(lambda: directory.healthy, timeout_s=30)
+        assert directory.gateways() == (record,)
+        deadline = time.monotonic() + 15
+        while await directory.longest_prefixes(HASHES) != {holder.index: 200}:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
