@@ -3,6 +3,12 @@
 The worker owns the memory; kv_transfer maps it under an address of its own. A block is then what array libraries take
 for device memory, and UCX sends from it and receives into it. CUDA's bindings are imported when they are used: a worker
 on a CPU does without.
+
+What outlives a worker. The driver frees a process's memory with the process, so the next life starts with an empty
+cache: a drained worker has copied everything to kv_transfer's host tier before, a killed one what it had time for (see
+`shared.worker.save_ahead`), and the host tier serves that on, to peers and to the next life. The other way round,
+kv_transfer owning the memory, was decided against: UCX may abort its process, and would take the worker's cache, and
+with it the worker, along; as it is a crash of the transport costs no KV.
 """
 
 from __future__ import annotations

@@ -135,11 +135,12 @@ class Attachment:
     def watch(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> Callable[[BlockHash], bool]:
         """Makes a question: is this block still where it was?
 
-        The worker keeps its blocks in place while it waits for an answer; it may have died, or stopped to wait.
+        The worker keeps its blocks in place while it waits for an answer; it may have died, or stopped to wait. Memory
+        without a table is a device's and goes with the worker: what was copied as it ended does not count.
         """
         table = self.table
         if table is None:
-            return lambda block_hash: True
+            return lambda block_hash: not self.ended.is_set()
         before = {name: table.slot(BlockId(block_id)) for name, block_id in zip(hashes, block_ids, strict=True)}
 
         def is_unchanged(block_hash: BlockHash) -> bool:

@@ -210,7 +210,8 @@ async def _running(
         await directory.start()
         stack.push_async_callback(directory.close)
         stack.push_async_callback(peers.close)
-        tasks = [asyncio.create_task(work) for work in (link.run(), save_ahead(engine, link), peers.run())]
+        saving = save_ahead(engine, link, memory_outlives_worker=loaded.memory.table is not None)
+        tasks = [asyncio.create_task(work) for work in (link.run(), saving, peers.run())]
         for task in tasks:
             stack.callback(task.cancel)
         await server.start()

@@ -2,6 +2,9 @@
 
 The pool hands out its least recently used, not yet saved blocks, pinned; kv_transfer copies them; they are unpinned.
 When pressure outruns the copies, a block is simply lost: that costs time later, never correctness.
+
+Device memory goes with its worker. There everything that is sealed is copied as soon as nothing else is to be done, so
+that a killed worker loses what it sealed since it was last idle, and its host tier serves the rest on.
 """
 
 from __future__ import annotations
@@ -16,15 +19,21 @@ BLOCKS_PER_SAVE = 32
 IDLE_S = 0.05
 
 
-async def save_ahead(engine: Engine, link: SidecarLink) -> None:
+async def save_ahead(engine: Engine, link: SidecarLink, *, memory_outlives_worker: bool) -> None:
     """Runs until cancelled; one Save at a time."""
+    full_since_step = -1  # the tier took nothing of what an idle worker offered: asked again once there is more
     while True:
-        unsaved = engine.take_unsaved(BLOCKS_PER_SAVE) if link.is_attached else []
+        stats = engine.stats()
+        is_idle = not (stats.running or stats.waiting or stats.waiting_for_kv)
+        everything = is_idle and not memory_outlives_worker and stats.steps != full_since_step
+        unsaved = engine.take_unsaved(BLOCKS_PER_SAVE, everything=everything) if link.is_attached else []
         if not unsaved:
             await asyncio.sleep(IDLE_S)
             continue
         # Shielded: the blocks stay pinned until the copy is known to be over, also when this task is cancelled.
-        await asyncio.shield(asyncio.ensure_future(_save(engine, link, unsaved)))
+        flags = await asyncio.shield(asyncio.ensure_future(_save(engine, link, unsaved)))
+        if everything and not any(flags):
+            full_since_step = stats.steps
 
 
 async def save_all(engine: Engine, link: SidecarLink) -> int:
