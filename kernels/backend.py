@@ -29,6 +29,9 @@ BACKENDS = {
 }
 
 
+_NATIVE_KV_DTYPES = frozenset({"float32", "bfloat16", "int8"})
+
+
 class Ops(Protocol):
     """What a backend's package exports; shapes and dtypes are documented in `kernels.reference`."""
 
@@ -99,7 +102,7 @@ class Backend:
             weight, so the caller drops its own reference.
         head: The same for the LM head.
         numerics: Equal where a step's bits are: part of the fingerprint, so that unequal workers never pair.
-        any_kv_dtype: The KV cache may be float32, bfloat16 or int8 whatever the weights are; else it is of their dtype.
+        kv_dtypes: Names of the element types that the KV cache may have whatever that of the weights is.
         quantization: Of the weights, the head's being `quantization.of_lm_head`.
         library: The native library that computes whole steps; None = a step is made of `ops`.
     """
@@ -111,7 +114,7 @@ class Backend:
     numerics: str = "torch"
     quantization: Quantization = Quantization.NONE
     library: Library | None = None
-    any_kv_dtype: bool = False
+    kv_dtypes: frozenset[str] = frozenset()
 
 
 def load_backend(
@@ -119,6 +122,7 @@ def load_backend(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     quantization: Quantization = Quantization.NONE,
+    numerics: str = "fast",
 ) -> Backend:
     """Imports a backend; only the chosen one, since triton is absent from CPU images.
 
@@ -128,9 +132,10 @@ def load_backend(
         device: Where the tensors will live.
         dtype: Of weights and activations.
         quantization: Of the weights of matrix products.
+        numerics: "fast", or "invariant": a token's bits must be the same in every batch and after every chunking.
 
     Raises:
-        ValueError: No such backend, or it cannot run on `device`, or it has no quantized products.
+        ValueError: No such backend, or it cannot run on `device`, or it has no quantized or no invariant products.
         ImportError: The backend's own dependency is missing.
     """
     if name == "auto":
@@ -141,18 +146,32 @@ def load_backend(
         raise ValueError(f"kernel backend {name!r} cannot run on device {device}")
     if name == "triton" and quantization is not Quantization.NONE:
         raise ValueError(f"quantization {quantization.value} needs backend native, cpu or reference, on a CPU")
+    if numerics == "invariant" and name not in ("native", "triton"):
+        raise ValueError(f"numerics are invariant in the native and triton backends only, not in {name}")
     ops = cast(Ops, importlib.import_module(BACKENDS[name]))
-    if name == "native":
+    if name == "native":  # is invariant as it is
         return _native(ops, quantization)
-    linear: MakeLinear = packed_linear if name == "cpu" else dense_linear
     if name == "triton":
-        linear = cast(MakeLinear, importlib.import_module("kernels.triton.linear").step_linear)
-    head, numerics = linear, "triton" if name == "triton" else "torch"
+        return _triton(ops, device, is_invariant=numerics == "invariant")
+    linear: MakeLinear = packed_linear if name == "cpu" else dense_linear
+    head, numerics = linear, "torch"
     if quantization is not Quantization.NONE:
         linear, head = _quantized(quantization), _quantized(quantization.of_lm_head)
         numerics = f"torch-{quantization.value}"
         log.warning("quantized_without_native_kernels", backend=name, costs="every product expands its weight: slow")
-    return Backend(name=name, ops=ops, linear=linear, head=head, numerics=numerics, any_kv_dtype=name == "reference")
+    kv_dtypes = _NATIVE_KV_DTYPES | {"float8_e4m3fn"} if name == "reference" else frozenset()
+    return Backend(name=name, ops=ops, linear=linear, head=head, numerics=numerics, kv_dtypes=kv_dtypes)
+
+
+def _triton(ops: Ops, device: torch.device, *, is_invariant: bool) -> Backend:
+    kv_dtypes: frozenset[str] = importlib.import_module("kernels.triton.target").kv_dtypes(device)
+    linear: MakeLinear = importlib.import_module("kernels.triton.linear").step_linear
+    numerics = "triton"
+    if is_invariant:
+        ops = cast(Ops, importlib.import_module("kernels.triton.invariant"))
+        linear = importlib.import_module("kernels.triton.invariant_linear").invariant_linear
+        numerics = "triton-invariant"
+    return Backend(name="triton", ops=ops, linear=linear, head=linear, numerics=numerics, kv_dtypes=kv_dtypes)
 
 
 def _quantized(quantization: Quantization) -> MakeLinear:
@@ -173,7 +192,7 @@ def _native(ops: Ops, quantization: Quantization) -> Backend:
         numerics=numerics if quantization is Quantization.NONE else f"{numerics}-{quantization.value}",
         quantization=quantization,
         library=library,
-        any_kv_dtype=True,
+        kv_dtypes=_NATIVE_KV_DTYPES,
     )
 
 

@@ -6,6 +6,7 @@ Block-major, so that one block is one contiguous run of bytes, sent and received
      `------------------ one block: `block_bytes` -----------------------------'
 
 Blocks of int8 hold, behind the head_dim values of every head, their float32 scale: a row is head_dim + 4 bytes then.
+Blocks of fp8 hold values alone: a row is head_dim bytes.
 A layer's view `arena[:, layer]` is strided by whole blocks; kernels take that stride. Imports no torch: the engine
 wraps `SharedArena.buffer` in a tensor, kv_transfer in UCX arrays.
 """
@@ -25,7 +26,7 @@ from shared.errors import ConfigurationError
 
 LAYOUT_VERSION = 1
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1}
 
 SCALE_BYTES = 4
 """Behind every row of an int8 cache; see `kernels.reference.quantized_kv`."""

@@ -27,7 +27,7 @@ def paged_attention(
         query: `[T, Hq, D]`, last dimension contiguous; `Hq` is a multiple of `Hk`.
         kv_cache: `[num_blocks, 2, block_size, Hk, D]`, one layer's view of the arena (any block stride). Slots past
             `seq_lens` in a sequence's last block must hold finite numbers: backends mask scores, not values. Of int8 it
-            is quantized, see `quantized_kv`.
+            is quantized, see `quantized_kv`; fp8 is read as the values it holds.
         block_tables: int32 `[S, max_blocks]`; entries past a sequence's last block must still name some block.
         query_start: int32 `[S + 1]`; tokens of sequence `s` are `[query_start[s], query_start[s + 1])`.
         seq_lens: int32 `[S]`, cached tokens including this step's.

@@ -8,13 +8,14 @@ sequence the program writes the output itself; otherwise a second kernel merges 
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.triton.attention_loop import attend, load_pages
+from kernels.triton.attention_loop import attend, load_pages, operand
 from kernels.triton.target import Target, current_target, num_processors, overlapped
 
 MAX_DECODE_QUERY_LEN = 8
@@ -91,7 +92,7 @@ def decode_split_kernel(
     q_head = head * G + r % G
     used = (r < q_len * G)[:, None] & (d < D)[None, :]
     q_row = token.to(tl.int64) * query_stride + q_head * query_head_stride
-    q = tl.load(query + q_row[:, None] + d[None, :], mask=used, other=0.0)
+    q = operand(tl.load(query + q_row[:, None] + d[None, :], mask=used, other=0.0), cache.dtype.element_ty)
 
     limit = tl.minimum(num_tokens - q_len + r // G + 1, hi)
     visible_to_all = tl.maximum(tl.minimum(hi, num_tokens - q_len + 1) - lo, 0)
@@ -199,6 +200,23 @@ def choose_num_splits(programs: int, max_seq_len: int, tile: int, slots: int) ->
     return min(range(least, most + 1), key=cost)
 
 
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """How a launch is cut.
+
+    Attributes:
+        tokens: of a K or V tile.
+        warps: per program.
+        stages: of the software pipeline.
+        splits: runs that the longest sequence is cut into.
+    """
+
+    tokens: int
+    warps: int
+    stages: int
+    splits: int
+
+
 @functools.cache
 def _tile(target: Target, d_pad: int, cache_bytes: int, rows: int) -> tuple[int, int]:
     """Return (tokens per tile, warps)."""
@@ -219,6 +237,26 @@ def _stages(target: Target, d_pad: int, programs: int, slots: int) -> int:
     return 4 if is_deep and target.shared_bytes > 200 * 1024 else 3
 
 
+def choose_plan(
+    query: torch.Tensor, kv_cache: torch.Tensor, *, num_seqs: int, rows: int, max_seq_len: int
+) -> DecodePlan:
+    """Return the plan of a batch, from shapes and lengths that the host knows.
+
+    Args:
+        query: `[T, Hq, D]`.
+        kv_cache: `[num_blocks, 2, block_size, Hk, D]`.
+        num_seqs: of the batch.
+        rows: of the query tile.
+        max_seq_len: upper bound of the sequences' lengths.
+    """
+    target, d_pad = current_target(), triton.next_power_of_2(query.shape[2])
+    tokens, warps = _tile(target, d_pad, kv_cache.element_size(), rows)
+    slots = num_processors(query.device) * _PROGRAMS_PER_PROCESSOR
+    programs = num_seqs * kv_cache.shape[3]
+    splits = choose_num_splits(programs, triton.cdiv(max_seq_len, 256) * 256, tokens, slots)
+    return DecodePlan(tokens, warps, _stages(target, d_pad, programs * splits, slots), splits)
+
+
 def decode_attention(
     query: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -230,7 +268,7 @@ def decode_attention(
     scale: float,
     max_query_len: int,
     max_seq_len: int,
-    fixed_split: int | None = None,
+    plan: DecodePlan | None = None,
 ) -> None:
     """Write the attention output of every sequence of 1 .. `max_query_len` query tokens into `out`.
 
@@ -244,8 +282,7 @@ def decode_attention(
         scale: factor on the scores before the softmax.
         max_query_len: at most MAX_DECODE_QUERY_LEN.
         max_seq_len: upper bound of `seq_lens`, known on the host.
-        fixed_split: split every sequence at multiples of this many tokens (a multiple of 128) instead of choosing by
-            load, so that a sequence's result does not depend on what else is in the batch.
+        plan: overrides the choice, for measurements.
     """
     num_tokens, num_q_heads, head_dim = query.shape
     num_seqs = seq_lens.shape[0]
@@ -255,14 +292,9 @@ def decode_attention(
     max_q = triton.next_power_of_2(max_query_len)
     rows = max(16, triton.next_power_of_2(max_q * group))
     target = current_target()
-    block_n, warps = _tile(target, d_pad, kv_cache.element_size(), rows)
-    slots = num_processors(query.device) * _PROGRAMS_PER_PROCESSOR
-    min_split = fixed_split or 2 * block_n
-    if fixed_split:
-        splits = triton.cdiv(max_seq_len, fixed_split)
-    else:
-        splits = choose_num_splits(num_seqs * num_kv_heads, triton.cdiv(max_seq_len, 256) * 256, block_n, slots)
-    stages = _stages(target, d_pad, num_seqs * num_kv_heads * splits, slots)
+    if plan is None:
+        plan = choose_plan(query, kv_cache, num_seqs=num_seqs, rows=rows, max_seq_len=max_seq_len)
+    splits, min_split = plan.splits, 2 * plan.tokens
     direct = splits == 1
     # Alone on the device it wants its programs spread evenly, not wherever the kernel before has left room.
     overlap = target.overlaps_launches and not direct
@@ -274,12 +306,12 @@ def decode_attention(
         query, kv_cache, block_tables, query_start, seq_lens, partial, lse, scale * math.log2(math.e),
         query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         kv_cache.stride(3), block_tables.stride(0), splits, min_split,
-        Hq=num_q_heads, G=group, D=head_dim, D_PAD=d_pad, PAGE=page, BLOCK_M=rows, BLOCK_N=block_n, MAX_Q=max_q,
-        DIRECT=direct, OVERLAP=overlap, STAGES=stages, num_warps=warps, **overlapped(overlap),
+        Hq=num_q_heads, G=group, D=head_dim, D_PAD=d_pad, PAGE=page, BLOCK_M=rows, BLOCK_N=plan.tokens,
+        MAX_Q=max_q, DIRECT=direct, OVERLAP=overlap, STAGES=plan.stages, num_warps=plan.warps, **overlapped(overlap),
     )  # fmt: skip
     if not direct:
         decode_merge_kernel[(num_q_heads, max_q, num_seqs)](
             partial, lse, query_start, seq_lens, out, splits, min_split,
-            Hq=num_q_heads, D=head_dim, D_PAD=d_pad, BLOCK_N=block_n, BLOCK_S=4096 // d_pad, MAX_Q=max_q,
-            OVERLAP=overlap, num_warps=4, **overlapped(overlap),
+            Hq=num_q_heads, D=head_dim, D_PAD=d_pad, BLOCK_N=plan.tokens, BLOCK_S=4096 // d_pad,
+            MAX_Q=max_q, OVERLAP=overlap, num_warps=4, **overlapped(overlap),
         )  # fmt: skip

@@ -11,12 +11,13 @@ sequence and KV head.
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from kernels.triton.attention_loop import attend, load_pages
+from kernels.triton.attention_loop import attend, load_pages, operand
 from kernels.triton.target import Target, current_target
 
 _SHORT_TOKENS = 4096
@@ -60,15 +61,23 @@ def prefill_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MIN_Q: tl.constexpr,
+    EVEN: tl.constexpr,
+    MASK_ALL: tl.constexpr,
     STAGES: tl.constexpr,
+    MASKED_STAGES: tl.constexpr,
 ):
     """Grid (kv head, query block). Sequences of fewer than MIN_Q query tokens are left to the decode kernel."""
     head = tl.program_id(0)
     index = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest rows start first: a shorter tail
-    seq = find_sequence(query_start, index, num_seqs, BLOCK_Q)
-    first = tl.load(query_start + seq)
-    q_len = tl.load(query_start + seq + 1) - first
-    block = index - (first // BLOCK_Q + seq)
+    if EVEN:  # all sequences' last blocks first, then the ones before: the longest rows of the whole batch
+        seq, block = num_seqs - 1 - tl.program_id(1) % num_seqs, index // num_seqs
+        first = tl.load(query_start + seq)
+        q_len = tl.load(query_start + seq + 1) - first
+    else:
+        seq = find_sequence(query_start, index, num_seqs, BLOCK_Q)
+        first = tl.load(query_start + seq)
+        q_len = tl.load(query_start + seq + 1) - first
+        block = index - (first // BLOCK_Q + seq)
     if (block * BLOCK_Q >= q_len) | (q_len < MIN_Q):
         return
     num_tokens = tl.load(seq_lens + seq)
@@ -81,11 +90,11 @@ def prefill_kernel(
     used = ((r < BLOCK_Q * G) & (position < q_len))[:, None] & (d < D)[None, :]
     token = (first + position).to(tl.int64)
     q_row = token * query_stride + q_head * query_head_stride
-    q = tl.load(query + q_row[:, None] + d[None, :], mask=used, other=0.0)
+    q = operand(tl.load(query + q_row[:, None] + d[None, :], mask=used, other=0.0), cache.dtype.element_ty)
 
     limit = context + position + 1
     hi = tl.minimum(context + (block + 1) * BLOCK_Q, num_tokens)
-    border = (context + block * BLOCK_Q + 1) // BLOCK_N * BLOCK_N
+    border = 0 if MASK_ALL else (context + block * BLOCK_Q + 1) // BLOCK_N * BLOCK_N
     last_page = (num_tokens - 1) // PAGE
     table = block_tables + seq.to(tl.int64) * table_stride
     keys = cache + head * head_stride
@@ -99,27 +108,50 @@ def prefill_kernel(
     )  # fmt: skip
     acc, row_max, row_sum, pages = attend(
         q, acc, row_max, row_sum, pages, table, keys, value_offset, block_stride, row_stride, border, hi, last_page,
-        limit, scale_log2, D, D_PAD, PAGE, BLOCK_N, MASKED=True, STAGES=1,
+        limit, scale_log2, D, D_PAD, PAGE, BLOCK_N, MASKED=True, STAGES=MASKED_STAGES,
     )  # fmt: skip
     out_row = token * Hq + q_head
     tl.store(out + out_row[:, None] * D + d[None, :], (acc / row_sum[:, None]).to(out.dtype.element_ty), mask=used)
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillTile:
+    """How a launch is cut and ordered. The defaults of the last three are what was measured to serve.
+
+    Attributes:
+        rows: query tokens x the query heads of a KV head.
+        tokens: of a K or V tile.
+        warps: per program.
+        stages: of the software pipeline, where every row sees every token.
+        masked_stages: of the one over the last tiles, where they do not.
+        mask_all: one loop that compares in every tile, instead of one without and one with comparisons.
+        is_even: all chunks are equally long, and the longest rows of the batch start first.
+    """
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+    masked_stages: int = 1
+    mask_all: bool = False
+    is_even: bool = False
+
+
 @functools.cache
-def _tile(target: Target, d_pad: int, operand_bytes: int, is_short: bool) -> tuple[int, int, int, int]:
-    """Return (rows, tokens per tile, warps, stages): the largest that compile without spilling registers.
+def choose_tile(target: Target, d_pad: int, operand_bytes: int, is_short: bool) -> PrefillTile:
+    """Return the largest tile that compiles without spilling registers.
 
     Short sequences leave little to overlap within a program, so there two smaller programs share a multiprocessor.
     """
     if target.is_amd:
-        return 128, max(16, min(64, 4096 // d_pad)), 8, 2
+        return PrefillTile(128, max(16, min(64, 4096 // d_pad)), 8, 2)
     if operand_bytes == 4:
-        return 128, 16, 8, 2
+        return PrefillTile(128, 16, 8, 2)
     if target.has_wgmma:
         if d_pad > 128:
-            return 128, 32, 8, 3
-        return (64, 64, 4, 3) if is_short else (128, 128, 8, 3)
-    return (128, max(32, 4096 // d_pad), 8, 2) if d_pad <= 128 else (32, 32, 4, 2)
+            return PrefillTile(128, 32, 8, 3)
+        return PrefillTile(64, 64, 4, 3) if is_short else PrefillTile(128, 128, 8, 3)
+    return PrefillTile(128, max(32, 4096 // d_pad), 8, 2) if d_pad <= 128 else PrefillTile(32, 32, 4, 2)
 
 
 def prefill_attention(
@@ -133,24 +165,31 @@ def prefill_attention(
     scale: float,
     min_query_len: int,
     max_seq_len: int,
+    tile: PrefillTile | None = None,
 ) -> None:
     """Write the attention output of every sequence of at least `min_query_len` query tokens into `out`.
 
     The chunk's own keys and values must already be in the cache. Arguments as in `decode_attention`; a sequence's
     result depends on nothing but the sequence, where its chunk begins, and whether `max_seq_len` chose small tiles.
+    `tile` overrides the choice, for measurements.
     """
     num_tokens, num_q_heads, head_dim = query.shape
     num_seqs = seq_lens.shape[0]
     page, num_kv_heads = kv_cache.shape[2], kv_cache.shape[3]
     group = num_q_heads // num_kv_heads
     d_pad = triton.next_power_of_2(head_dim)
-    rows, block_n, warps, stages = _tile(current_target(), d_pad, query.element_size(), max_seq_len <= _SHORT_TOKENS)
-    rows = max(rows, triton.next_power_of_2(group))
+    if tile is None:
+        tile = choose_tile(current_target(), d_pad, query.element_size(), max_seq_len <= _SHORT_TOKENS)
+    rows = max(tile.rows, triton.next_power_of_2(group))
     block_q = rows // group
-    prefill_kernel[(num_kv_heads, num_tokens // block_q + num_seqs)](
+    query_blocks = num_tokens // block_q + num_seqs
+    if tile.is_even:
+        query_blocks = triton.cdiv(num_tokens // num_seqs, block_q) * num_seqs
+    prefill_kernel[(num_kv_heads, query_blocks)](
         query, kv_cache, block_tables, query_start, seq_lens, out, scale * math.log2(math.e),
         query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         kv_cache.stride(3), block_tables.stride(0), num_seqs,
-        Hq=num_q_heads, G=group, D=head_dim, D_PAD=d_pad, PAGE=page, BLOCK_M=rows, BLOCK_Q=block_q, BLOCK_N=block_n,
-        MIN_Q=min_query_len, STAGES=stages, num_warps=warps,
+        Hq=num_q_heads, G=group, D=head_dim, D_PAD=d_pad, PAGE=page, BLOCK_M=rows, BLOCK_Q=block_q,
+        BLOCK_N=tile.tokens, MIN_Q=min_query_len, EVEN=tile.is_even, MASK_ALL=tile.mask_all, STAGES=tile.stages,
+        MASKED_STAGES=tile.masked_stages, num_warps=tile.warps,
     )  # fmt: skip

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.triton.target import current_target, overlapped
+from kernels.triton.narrow import narrow
+from kernels.triton.target import current_target, largest_stored, overlapped
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -32,6 +33,7 @@ def rotary_kernel(
     PAGE: tl.constexpr,
     HEADS: tl.constexpr,
     WRITE_CACHE: tl.constexpr,
+    LARGEST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Grid (token, head group): groups of query heads first, then of KV heads."""
@@ -66,20 +68,23 @@ def rotary_kernel(
             slot = tl.load(slots + token)
             if slot >= 0:
                 to = cache + slot // PAGE * block_stride + slot % PAGE * row_stride + head[:, None] * D + i[None, :]
-                tl.store(to, rotated_first.to(cache.dtype.element_ty), mask=mask)
-                tl.store(to + HALF, rotated_second.to(cache.dtype.element_ty), mask=mask)
+                tl.store(to, narrow(rotated_first, cache.dtype.element_ty, LARGEST), mask=mask)
+                tl.store(to + HALF, narrow(rotated_second, cache.dtype.element_ty, LARGEST), mask=mask)
                 source = value + token * value_stride + head[:, None] * D + i[None, :]
                 v_first = tl.load(source, mask=mask, other=0.0)
                 v_second = tl.load(source + HALF, mask=mask, other=0.0)
-                tl.store(to + value_offset, v_first.to(cache.dtype.element_ty), mask=mask)
-                tl.store(to + value_offset + HALF, v_second.to(cache.dtype.element_ty), mask=mask)
+                tl.store(to + value_offset, narrow(v_first, cache.dtype.element_ty, LARGEST), mask=mask)
+                tl.store(to + value_offset + HALF, narrow(v_second, cache.dtype.element_ty, LARGEST), mask=mask)
         else:
             tl.store(at, rotated_first, mask=mask)
             tl.store(at + HALF, rotated_second, mask=mask)
 
 
 def _heads_per_program(num_tokens: int, num_heads: int) -> int:
-    """Few heads per program while there are few tokens, so that a decode step still fills the device."""
+    """Few heads per program while there are few tokens, so that a decode step still fills the device.
+
+    No bit depends on it, since products are not contracted with sums (`enable_fp_fusion`), in whichever way.
+    """
     most = 16 if num_tokens >= 512 else 4
     return int(min(most, triton.next_power_of_2(num_heads)))
 
@@ -102,7 +107,8 @@ def rotary(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: t
     rotary_kernel[(num_tokens, triton.cdiv(num_q_heads, heads) + triton.cdiv(num_kv_heads, heads))](
         q, k, k, k, positions, positions, cos_sin, num_tokens, q.stride(0), k.stride(0), k.stride(0), 0, 0, 0,
         Hq=num_q_heads, Hk=num_kv_heads, D=head_dim, HALF_PAD=triton.next_power_of_2(head_dim // 2), PAGE=1,
-        HEADS=heads, WRITE_CACHE=False, OVERLAP=overlap, num_warps=1 if heads <= 4 else 4, **overlapped(overlap),
+        HEADS=heads, WRITE_CACHE=False, LARGEST=0.0, OVERLAP=overlap, num_warps=1 if heads <= 4 else 4,
+        enable_fp_fusion=False, **overlapped(overlap),
     )  # fmt: skip
 
 
@@ -125,7 +131,7 @@ def rotary_write_kv(
         value: `[T, Hk, D]`.
         positions: int64 `[T]`.
         cos_sin: fp32 `[max_pos, D]`.
-        kv_cache: `[num_blocks, 2, block_size, Hk, D]`, any block stride; fp8 rounds to nearest.
+        kv_cache: `[num_blocks, 2, block_size, Hk, D]`, any block stride; fp8 rounds to nearest and saturates.
         slot_mapping: int64 `[T]`, `block_id * block_size + offset`; negative slots are skipped.
     """
     num_tokens, num_q_heads, head_dim = q.shape
@@ -138,6 +144,6 @@ def rotary_write_kv(
         q, k, value, kv_cache, positions, slot_mapping, cos_sin, num_tokens, q.stride(0), k.stride(0),
         value.stride(0), kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         Hq=num_q_heads, Hk=num_kv_heads, D=head_dim, HALF_PAD=triton.next_power_of_2(head_dim // 2),
-        PAGE=kv_cache.shape[2], HEADS=heads, WRITE_CACHE=True, OVERLAP=overlap, num_warps=1 if heads <= 4 else 4,
-        **overlapped(overlap),
+        PAGE=kv_cache.shape[2], HEADS=heads, WRITE_CACHE=True, LARGEST=largest_stored(kv_cache.dtype), OVERLAP=overlap,
+        num_warps=1 if heads <= 4 else 4, enable_fp_fusion=False, **overlapped(overlap),
     )  # fmt: skip

@@ -21,12 +21,14 @@ class Target:
         is_amd: True for a ROCm device.
         arch: 80, 90, 100, ... on NVIDIA; 0 on AMD.
         shared_bytes: shared memory (LDS) one program may use.
+        fp8: its encoding of e4m3, in which a KV cache may be kept; None if it has none.
         is_interpreted: True in Triton's interpreter, which has no device instructions.
     """
 
     is_amd: bool
     arch: int
     shared_bytes: int
+    fp8: torch.dtype | None
     is_interpreted: bool = False
 
     @property
@@ -40,7 +42,7 @@ class Target:
         return not self.is_amd and self.arch >= 90 and not self.is_interpreted
 
 
-_INTERPRETED = Target(is_amd=False, arch=90, shared_bytes=227 * 1024, is_interpreted=True)
+_INTERPRETED = Target(is_amd=False, arch=90, shared_bytes=227 * 1024, fp8=torch.float8_e4m3fn, is_interpreted=True)
 
 
 def current_target() -> Target:
@@ -54,9 +56,28 @@ def current_target() -> Target:
 @functools.cache
 def _describe(backend: str, arch: int | str) -> Target:
     if backend == "hip":
-        return Target(is_amd=True, arch=0, shared_bytes=(160 if arch == "gfx950" else 64) * 1024)
+        fp8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}.get(str(arch))
+        return Target(is_amd=True, arch=0, shared_bytes=(160 if arch == "gfx950" else 64) * 1024, fp8=fp8)
     number = int(arch)
-    return Target(is_amd=False, arch=number, shared_bytes={80: 163, 90: 227, 100: 227}.get(number, 99) * 1024)
+    return Target(
+        is_amd=False,
+        arch=number,
+        shared_bytes={80: 163, 90: 227, 100: 227}.get(number, 99) * 1024,
+        fp8=torch.float8_e4m3fn if number >= 90 else None,
+    )
+
+
+def kv_dtypes(device: torch.device) -> frozenset[str]:
+    """Return the names of the element types that a KV cache on `device` may have beside that of the weights."""
+    if device.type == "cpu" and not triton.knobs.runtime.interpret:
+        return frozenset()
+    fp8 = current_target().fp8
+    return frozenset() if fp8 is None else frozenset({str(fp8).removeprefix("torch.")})
+
+
+def largest_stored(dtype: torch.dtype) -> float:
+    """Return what a cache of `dtype` saturates at; 0 for a dtype that needs no saturation."""
+    return torch.finfo(dtype).max if dtype.itemsize == 1 else 0.0
 
 
 def num_processors(device: torch.device) -> int:

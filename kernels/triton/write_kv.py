@@ -5,6 +5,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.triton.narrow import narrow
+from kernels.triton.target import largest_stored
+
 
 @triton.jit
 def write_kv_kernel(
@@ -20,6 +23,7 @@ def write_kv_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Grid (token, chunk of a row)."""
     token = tl.program_id(0).to(tl.int64)
@@ -30,8 +34,8 @@ def write_kv_kernel(
     to = cache + slot // PAGE * block_stride + slot % PAGE * row_stride + i
     k = tl.load(key + token * key_stride + i, mask=i < WIDTH, other=0.0)
     v = tl.load(value + token * value_stride + i, mask=i < WIDTH, other=0.0)
-    tl.store(to, k.to(cache.dtype.element_ty), mask=i < WIDTH)
-    tl.store(to + value_offset, v.to(cache.dtype.element_ty), mask=i < WIDTH)
+    tl.store(to, narrow(k, cache.dtype.element_ty, LARGEST), mask=i < WIDTH)
+    tl.store(to + value_offset, narrow(v, cache.dtype.element_ty, LARGEST), mask=i < WIDTH)
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
@@ -41,7 +45,7 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slo
         key: `[T, Hk, D]`, heads contiguous.
         value: `[T, Hk, D]`, heads contiguous.
         kv_cache: `[num_blocks, 2, block_size, Hk, D]`, one layer's view of the arena; modified. A narrower dtype
-            (fp8) rounds to nearest.
+            (fp8) rounds to nearest and saturates.
         slot_mapping: int64 `[T]`, `block_id * block_size + offset`, distinct; negative slots are skipped.
     """
     num_tokens, num_heads, head_dim = key.shape
@@ -52,5 +56,6 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slo
     write_kv_kernel[(num_tokens, triton.cdiv(width, block))](
         key, value, kv_cache, slot_mapping, key.stride(0), value.stride(0),
         kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
-        WIDTH=width, BLOCK=block, PAGE=kv_cache.shape[2], num_warps=4,
+        WIDTH=width, BLOCK=block, PAGE=kv_cache.shape[2], LARGEST=largest_stored(kv_cache.dtype),
+        num_warps=4,
     )  # fmt: skip

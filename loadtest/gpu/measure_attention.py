@@ -11,17 +11,16 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import triton as ops
-from kernels.triton.decode_attention import decode_attention
 from loadtest.gpu.limits import Limits
 from loadtest.gpu.report import Row
 from loadtest.gpu.timing import Stopwatch
 
 _HEADS, _KV_HEADS, _DIM = 32, 8, 128
-_SCALE = _DIM**-0.5
+SCALE = _DIM**-0.5
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     """A batch over an arena of several layers; one call per layer keeps the cache cold."""
 
     arena: torch.Tensor
@@ -33,18 +32,40 @@ class _Batch:
     longest: int
 
     def call(self, layer: int) -> torch.Tensor:
+        """The attention op."""
         return ops.paged_attention(
-            self.query, self.arena[:, layer], self.tables, self.starts, self.lens,
-            scale=_SCALE, max_query_len=self.query_len, max_seq_len=self.longest,
+            *self.inputs(layer), scale=SCALE, max_query_len=self.query_len, max_seq_len=self.longest,
         )  # fmt: skip
 
+    @property
+    def num_layers(self) -> int:
+        """Of the arena."""
+        return int(self.arena.shape[1])
+
+    def inputs(self, layer: int) -> tuple[torch.Tensor, ...]:
+        """The positional arguments of attention, but for its output."""
+        return self.query, self.arena[:, layer], self.tables, self.starts, self.lens
+
+    @property
+    def kv_bytes(self) -> float:
+        """Of one layer, all sequences."""
+        return 2.0 * int(self.lens.sum()) * _KV_HEADS * _DIM * self.arena.element_size()
+
+    @property
+    def flops(self) -> float:
+        """Of one layer's causal scores and sums, all chunks of one length."""
+        context, seqs = self.longest - self.query_len, len(self.lens)
+        return 4.0 * _HEADS * _DIM * seqs * (self.query_len * context + self.query_len * (self.query_len + 1) / 2)
+
     def calls(self) -> list[Callable[[], object]]:
+        """`call` for each layer."""
         return [functools.partial(self.call, layer) for layer in range(self.arena.shape[1])]
 
 
-def _batch(
+def make_batch(
     device: str, lens: list[int], query_len: int, page: int, layers: int, cache: torch.dtype = torch.bfloat16
-) -> _Batch:
+) -> Batch:
+    """Random inputs over scattered blocks: `query_len` tokens at the end of each of `lens`."""
     needed = [-(-n // page) for n in lens]
     ids = torch.randperm(sum(needed), device=device).int()
     tables = torch.zeros(len(lens), max(needed), dtype=torch.int32, device=device)
@@ -53,7 +74,7 @@ def _batch(
         tables[row, :count] = ids[used : used + count]
         used += count
     arena = torch.randn(sum(needed), layers, 2, page, _KV_HEADS, _DIM, device=device, dtype=torch.bfloat16).to(cache)
-    return _Batch(
+    return Batch(
         arena=arena,
         tables=tables,
         query=torch.randn(len(lens) * query_len, _HEADS, _DIM, device=device).bfloat16(),
@@ -64,7 +85,7 @@ def _batch(
     )
 
 
-def _layers(kv_bytes: float) -> int:
+def enough_layers(kv_bytes: float) -> int:
     """As many layers as make 1.5 GB, 3 to 24: far more than the L2 keeps, and one graph's launch is shared by many."""
     return max(3, min(24, int(1.5e9 / kv_bytes)))
 
@@ -101,7 +122,7 @@ def measure_decode(watch: Stopwatch, limits: Limits, *, small: bool) -> Iterator
     """Yield one row per decode batch; the rate counts each K and V byte once."""
     for case in _decode_cases(small):
         kv_bytes = 2.0 * sum(case.lens) * _KV_HEADS * _DIM * case.cache.itemsize
-        batch = _batch(watch.device, case.lens, 1, case.page, 2 if small else _layers(kv_bytes), case.cache)
+        batch = make_batch(watch.device, case.lens, 1, case.page, 2 if small else enough_layers(kv_bytes), case.cache)
         time_us = watch.graph_microseconds(batch.calls())
         name = (case.label or f"{len(case.lens)} x {case.lens[0]}") + f", page {case.page}, {kv_bytes / 1e6:.0f} MB"
         beside_us = 0.0
@@ -111,28 +132,6 @@ def measure_decode(watch: Stopwatch, limits: Limits, *, small: bool) -> Iterator
             "decode attention", name, time_us, kv_bytes / time_us / 1e6, "TB/s", limits.read,
             "torch SDPA, unpaged" if beside_us else "", beside_us, case.goal, case.goal_kind,
         )  # fmt: skip
-    if not small:
-        yield _batch_invariant(watch, limits)
-
-
-def _batch_invariant(watch: Stopwatch, limits: Limits) -> Row:
-    """The same batch with splits fixed at 1,024 tokens, beside the free choice: what batch invariance costs."""
-    lens = [4096] * 32
-    kv_bytes = 2.0 * sum(lens) * _KV_HEADS * _DIM * 2
-    batch = _batch(watch.device, lens, 1, 16, 3)
-    out = torch.empty_like(batch.query)
-
-    def fixed(layer: int) -> None:
-        decode_attention(
-            batch.query, batch.arena[:, layer], batch.tables, batch.starts, batch.lens, out,
-            scale=_SCALE, max_query_len=1, max_seq_len=4096, fixed_split=1024,
-        )  # fmt: skip
-
-    free_us = watch.graph_microseconds(batch.calls())
-    time_us = watch.graph_microseconds([functools.partial(fixed, layer) for layer in range(3)])
-    name = "32 x 4096, page 16, splits fixed at 1,024 (batch-invariant)"
-    rate = kv_bytes / time_us / 1e6
-    return Row("decode attention", name, time_us, rate, "TB/s", limits.read, "splits chosen by load", free_us)
 
 
 def _torch_decode(watch: Stopwatch, seqs: int, length: int, layers: int) -> float:
@@ -155,7 +154,7 @@ def measure_prefill(watch: Stopwatch, limits: Limits, *, small: bool) -> Iterato
         (1, 32768, 0, 128, 500),
     ]  # fmt: skip
     for seqs, chunk, context, page, goal in [(1, 20, 10, 16, 0)] if small else cases:
-        batch = _batch(watch.device, [chunk + context] * seqs, chunk, page, 2)
+        batch = make_batch(watch.device, [chunk + context] * seqs, chunk, page, 2)
         flops = 4.0 * _HEADS * _DIM * seqs * (chunk * context + chunk * (chunk + 1) / 2)
         time_us = watch.graph_microseconds(batch.calls())
         beside, beside_us = _torch_prefill(watch, seqs, chunk) if context == 0 else ("", 0.0)

@@ -34,9 +34,9 @@ def tiny_llama(max_model_len: int = 256) -> ModelConfig:
     )  # fmt: skip
 
 
-def random_decoder(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
+def random_decoder(config: ModelConfig, device: torch.device, dtype: torch.dtype, numerics: str = "fast") -> Decoder:
     """Weights that keep activations near one."""
-    backend = load_backend("triton", device, dtype)
+    backend = load_backend("triton", device, dtype, numerics=numerics)
 
     def weight(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=device, dtype=dtype).mul_(shape[-1] ** -0.5)

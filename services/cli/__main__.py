@@ -67,7 +67,8 @@ def up_command(
     disk_path: Annotated[Path | None, typer.Option(help="Where; default: in the run directory")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     quantization: Annotated[str, typer.Option(help="Of the weights: none, int8 or int4")] = "none",
-    kv_cache_dtype: Annotated[str, typer.Option(help="auto (the weights'), float32, bfloat16 or int8")] = "auto",
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto (the weights'), float32, bfloat16, int8, fp8")] = "auto",
+    numerics: Annotated[str, typer.Option(help="fast, or invariant: equal bits in every batch")] = "fast",
     backend: Annotated[str, typer.Option(help="auto, native, cpu, reference or triton")] = "auto",
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda")] = "auto",
     gpu_memory_utilization: Annotated[
@@ -108,6 +109,7 @@ def up_command(
         dtype=dtype,
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
+        numerics=numerics,
         backend=backend,
         device=chosen_device(device),
         gpu_memory_utilization=gpu_memory_utilization / (prefill + decode),

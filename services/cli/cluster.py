@@ -74,6 +74,7 @@ class ClusterSpec:
     dtype: str = "auto"
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
+    numerics: str = "fast"
     backend: str = "auto"
     device: str = "cpu"
     gpu_memory_utilization: float = 0.9
@@ -216,6 +217,7 @@ def _worker(spec: ClusterSpec, name: str, redis_url: str, cpus: tuple[int, ...])
             "TANDEM_WORKER_DTYPE": spec.dtype,
             "TANDEM_WORKER_QUANTIZATION": spec.quantization,
             "TANDEM_WORKER_KV_CACHE_DTYPE": spec.kv_cache_dtype,
+            "TANDEM_WORKER_NUMERICS": spec.numerics,
             "TANDEM_WORKER_BACKEND": spec.backend,
             "TANDEM_WORKER_DEVICE": spec.device,
             "TANDEM_WORKER_GPU_MEMORY_UTILIZATION": str(spec.gpu_memory_utilization),

@@ -98,8 +98,7 @@ def load_engine(settings: WorkerSettings, role: Role, on_step: OnStep, ask: Ask)
     directory = resolve_model(settings.model)
     config = ModelConfig.from_pretrained(directory, max_model_len=settings.max_model_len)
     dtype = resolve_dtype(settings.dtype, device.type)
-    quantization = Quantization(settings.quantization)
-    backend = _backend(settings.backend, device, TORCH_DTYPES[dtype], quantization)
+    backend = _backend(settings, device, TORCH_DTYPES[dtype])
     if backend.library is not None:
         cores.bind_kernels(backend.library)
     kv_dtype = _kv_dtype(settings.kv_cache_dtype, dtype, backend)
@@ -190,9 +189,10 @@ def _runner(
     return runner, memory
 
 
-def _backend(name: str, device: torch.device, dtype: torch.dtype, quantization: Quantization) -> Backend:
+def _backend(settings: WorkerSettings, device: torch.device, dtype: torch.dtype) -> Backend:
+    quantization = Quantization(settings.quantization)
     try:
-        return load_backend(name, device, dtype, quantization)
+        return load_backend(settings.backend, device, dtype, quantization, settings.numerics)
     except (ValueError, ImportError) as exc:
         raise ConfigurationError(f"kernel backend: {exc}") from exc
 
@@ -201,14 +201,23 @@ def _kv_dtype(wanted: str, dtype: str, backend: Backend) -> str:
     """The KV cache's element type.
 
     Raises:
-        ConfigurationError: The backend caches in the weights' dtype only.
+        ConfigurationError: The backend, or its device, does not cache in this one.
     """
     if wanted in ("auto", dtype):
         return dtype
-    if not backend.any_kv_dtype:
+    if wanted == "fp8":
+        encodings = [name for name in backend.kv_dtypes if name.startswith("float8")]
+        if not encodings:
+            raise ConfigurationError(
+                f"kv_cache_dtype is fp8, but the {backend.name} backend has no e4m3 here; "
+                "the triton backend has it on NVIDIA GPUs from sm_90 on (not sm_80) and on AMD's gfx942 and gfx950"
+            )
+        return encodings[0]
+    if wanted not in backend.kv_dtypes:
         raise ConfigurationError(
-            f"kv_cache_dtype is {wanted}, but the {backend.name} backend caches in the weights' {dtype} only; "
-            "the native CPU backend has all of them"
+            f"kv_cache_dtype is {wanted}, but the {backend.name} backend caches in the weights' {dtype}"
+            f"{''.join(f' or {name}' for name in sorted(backend.kv_dtypes))} only; "
+            "the native CPU backend has float32, bfloat16 and int8, the triton backend fp8"
         )
     return wanted
 

@@ -30,7 +30,10 @@ class WorkerSettings(ServiceSettings):
         gpu_memory_utilization: Part of a GPU's memory that this worker may fill: weights, activations, KV cache.
         quantization: Weights are rounded to int8 or int4 while they load; the LM head to int8 at the least.
         share_weights: Workers of a machine map one packed copy of the weights in `arena_dir`; native backend only.
-        kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head.
+        kv_cache_dtype: "auto" = that of the weights; int8 keeps a scale per token and head;
+            fp8 is e4m3 as it is, on GPUs that have it.
+        numerics: "invariant" = a sequence's bits are the same in every batch and after every chunking: the native CPU
+            backend always is, the triton backend then uses other kernels, at a cost; others refuse.
         max_model_len: Context limit in tokens; 0 = the model's own.
         max_batch_tokens: Tokens computed per step at most.
         max_step_s: A step that computes prompts takes about so long at most; 0 = no bound but the one in tokens. Unset
@@ -62,7 +65,8 @@ class WorkerSettings(ServiceSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "int4"] = "none"
     share_weights: bool = True
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8"] = "auto"
+    numerics: Literal["fast", "invariant"] = "fast"
     backend: Literal["auto", "reference", "cpu", "native", "triton"] = "auto"
     device: str = "auto"
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)

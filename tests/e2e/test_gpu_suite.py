@@ -1,5 +1,9 @@
 """The whole suite on a GPU: KV handed over in device memory, and the same words as without a hand-over."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 
@@ -29,8 +33,16 @@ def say(suite) -> list[str]:
     ]  # fmt: skip
 
 
-def test_disaggregated_on_a_gpu_says_what_one_worker_says_and_moves_kv_between_devices(tmp_path):
-    common = ["--device", "cuda", "--dtype", "float32", "--gpu-memory-utilization", "0.2"]
+MODES = {
+    "float32": ["--dtype", "float32"],
+    # Rounded as they are, these differ by no bit: who computed what does not matter.
+    "bfloat16 over fp8, invariant": ["--dtype", "bfloat16", "--kv-cache-dtype", "fp8", "--numerics", "invariant"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_disaggregated_on_a_gpu_says_what_one_worker_says_and_moves_kv_between_devices(tmp_path, mode):
+    common = ["--device", "cuda", "--gpu-memory-utilization", "0.2", *MODES[mode]]
     alone = start_suite(tmp_path / "alone", "--prefill", "0", "--decode", "1", *common)
     try:
         expected = say(alone)
@@ -45,3 +57,35 @@ def test_disaggregated_on_a_gpu_says_what_one_worker_says_and_moves_kv_between_d
         assert transfers["decode"]["transport"] == "ucx:cuda"
     finally:
         stop_suite(apart)
+
+
+def worker_of(suite) -> dict | None:
+    return next((worker for worker in suite.status()["workers"] if worker["role"] == "decode"), None)
+
+
+def until(condition) -> None:
+    deadline_s = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+
+
+def test_a_killed_gpu_worker_finds_what_it_had_in_its_host_tier(tmp_path):
+    """Device memory went with the process; while it was idle the worker had copied everything."""
+    suite = start_suite(tmp_path / "suite", "--prefill", "0", "--decode", "1", "--device", "cuda", *MODES["float32"])
+    try:
+        expected = say(suite)
+        first = worker_of(suite)
+        until(lambda: worker_of(suite)["transfer"]["tier_blocks"] >= 10)
+        process = next(process for process in suite.status()["processes"] if process["name"] == "decode-0")
+        os.kill(process["pid"], signal.SIGKILL)
+
+        def lives_again() -> bool:
+            now = worker_of(suite)
+            return now is not None and now["ready"] and now["incarnation"] != first["incarnation"]
+
+        until(lives_again)
+        assert say(suite) == expected
+        assert worker_of(suite)["transfer"]["mismatched_blocks"] == 0
+    finally:
+        stop_suite(suite)

@@ -64,6 +64,7 @@ def _refuse_unsupported(settings: WorkerSettings) -> None:
         "backend": ("auto",),
         "quantization": ("none",),
         "kv_cache_dtype": ("auto",),
+        "numerics": ("fast",),
     }
     for name, allowed in only.items():
         if (value := getattr(settings, name)) not in allowed:

@@ -1,7 +1,8 @@
 """Makes Triton's CPU interpreter trustworthy for these kernels, and a stricter machine than a GPU.
 
 Repaired: bf16 and fp8 arithmetic, casts and `tl.dot` (the stock interpreter computes on the raw bit patterns, or
-truncates where the hardware rounds to nearest even) and scalars used as loop bounds under numpy >= 2.4.
+truncates where the hardware rounds to nearest even), the fnuz encoding of e4m3, which it does not know, and scalars
+used as loop bounds under numpy >= 2.4.
 Added: a load or store outside every tensor of the launch raises instead of touching foreign memory, and two programs of
 one launch that store different bytes to one address raise instead of leaving the later value.
 
@@ -22,7 +23,11 @@ from triton.runtime import interpreter as stock
 Builder = stock.InterpreterBuilder
 Handle = stock.TensorHandle
 
-_FP8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
+_FP8 = {
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.float8e4b8: torch.float8_e4m3fnuz,
+    tl.float8e5: torch.float8_e5m2,
+}
 _FP8_VALUES = {
     kind: torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype).float().numpy() for kind, dtype in _FP8.items()
 }
@@ -41,6 +46,16 @@ class Launch:
     stores: ClassVar[list[tuple[int, np.ndarray, np.ndarray]]] = []
 
 
+class Products:
+    """How `tl.dot` adds.
+
+    A BLAS orders a row's additions by the shape of the whole. In order, a row is on its own, as in a matrix unit: what
+    proofs about bits need, and others need not wait for.
+    """
+
+    in_order: ClassVar[bool] = False
+
+
 def is_narrow(dtype: Any) -> bool:
     return dtype.scalar == tl.bfloat16 or dtype.scalar in _FP8
 
@@ -56,7 +71,7 @@ def decode(data: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def encode(values: np.ndarray, dtype: Any, *, toward_zero: bool = False) -> np.ndarray:
-    """Turn numbers into the interpreter's representation of `dtype`: nearest even, fp8 saturating."""
+    """Turn numbers into the interpreter's representation of `dtype`: nearest even; what fp8 cannot hold is NaN."""
     scalar = dtype.scalar
     if scalar == tl.bfloat16:
         wide = np.ascontiguousarray(values, dtype=np.float32)
@@ -66,9 +81,8 @@ def encode(values: np.ndarray, dtype: Any, *, toward_zero: bool = False) -> np.n
         narrow = (bits >> np.uint32(16)).astype(np.uint16)
         return np.where(np.isnan(wide), np.uint16(0x7FC0), narrow).reshape(np.shape(values))
     if scalar in _FP8:
-        largest = torch.finfo(_FP8[scalar]).max
-        clipped = torch.from_numpy(np.array(np.clip(values, -largest, largest), dtype=np.float32))
-        return clipped.to(_FP8[scalar]).view(torch.uint8).numpy().reshape(np.shape(values))
+        wide = torch.from_numpy(np.array(values, dtype=np.float32))
+        return wide.to(_FP8[scalar]).view(torch.uint8).numpy().reshape(np.shape(values))
     return np.asarray(values).astype(stock._get_np_dtype(dtype))
 
 
@@ -76,6 +90,7 @@ def install() -> None:
     """Patch the interpreter of this process. Call once, before the first launch."""
     _repair_arithmetic()
     _repair_loop_bounds()
+    _repair_types()
     _check_memory()
     _watch_launches()
 
@@ -103,8 +118,13 @@ def _repair_arithmetic() -> None:
 
     def create_dot(self: Any, a: Any, b: Any, acc: Any, precision: Any, max_imprecise: Any) -> Any:
         wide = acc.data.dtype
-        product = np.matmul(decode(a.data, a.dtype).astype(wide), decode(b.data, b.dtype).astype(wide))
-        return Handle(product + acc.data, acc.dtype.scalar)
+        left, right = decode(a.data, a.dtype).astype(wide), decode(b.data, b.dtype).astype(wide)
+        if not Products.in_order:
+            return Handle(np.matmul(left, right) + acc.data, acc.dtype.scalar)
+        total = acc.data
+        for k in range(left.shape[-1]):
+            total = total + left[..., :, k : k + 1] * right[..., k : k + 1, :]
+        return Handle(total, acc.dtype.scalar)
 
     Builder.cast_impl, Builder.create_fp_to_fp = cast_impl, create_fp_to_fp
     Builder.binary_op, Builder.create_dot = binary_op, create_dot
@@ -118,6 +138,17 @@ def _repair_loop_bounds() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).reshape(-1)[0]))
 
     stock._patch_lang_tensor = patch_lang_tensor
+
+
+def _repair_types() -> None:
+    patch = stock._patch_lang_core
+
+    def patch_lang_core(lang: Any, scope: Any) -> None:
+        patch(lang, scope)
+        to_ir = lang.dtype.to_ir
+        scope.set_attr(lang.dtype, "to_ir", lambda self, builder: self if self in _FP8 else to_ir(self, builder))
+
+    stock._patch_lang_core = patch_lang_core
 
 
 def _check_memory() -> None:
@@ -156,7 +187,8 @@ def _watch_launches() -> None:
 
     def init_args(self: Any, args: Any, named: Any) -> Any:
         copies, named_copies = prepare(self, args, named)
-        storages = [x.untyped_storage() for x in (*copies, *named_copies.values()) if hasattr(x, "untyped_storage")]
+        bases = [getattr(x, "base", x) for x in (*copies, *named_copies.values())]  # of a tensor descriptor its tensor
+        storages = [x.untyped_storage() for x in bases if hasattr(x, "untyped_storage")]
         spans = sorted((s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages)
         Launch.starts = np.array([start for start, _ in spans], dtype=np.uint64)
         Launch.ends = np.array([end for _, end in spans], dtype=np.uint64)

@@ -7,9 +7,13 @@ from collections.abc import Callable
 import torch
 
 from kernels import triton as ops
+from kernels.triton import invariant
 from kernels.triton.decode_attention import decode_attention
+from kernels.triton.invariant_linear import invariant_matmul
 from kernels.triton.linear import one_row_linear
 from kernels.triton.prefill_attention import prefill_attention
+from kernels.triton.prefill_tma_attention import TmaTile, prefill_tma_attention
+from kernels.triton.target import current_target
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -49,15 +53,32 @@ def _decode(
 
 
 def _prefill(
-    head_dim: int, page: int, group: int = 4, dtype: torch.dtype = torch.bfloat16, max_seq_len: int = 8192
+    head_dim: int,
+    page: int,
+    group: int = 4,
+    dtype: torch.dtype = torch.bfloat16,
+    max_seq_len: int = 8192,
+    cache: torch.dtype | None = None,
 ) -> None:
-    inputs = _attention(head_dim=head_dim, page=page, group=group, queries=512, dtype=dtype)
+    inputs = _attention(head_dim=head_dim, page=page, group=group, queries=512, dtype=dtype, cache=cache)
     prefill_attention(*inputs, scale=0.1, min_query_len=2, max_seq_len=max_seq_len)
 
 
-def _rotary_write_kv() -> None:
+def _fp8() -> torch.dtype:
+    """The target's own encoding."""
+    found = current_target().fp8
+    assert found is not None
+    return found
+
+
+def _prefill_tma(tile: TmaTile) -> None:
+    inputs = _attention(head_dim=128, page=128, queries=512)
+    prefill_tma_attention(*inputs, scale=0.1, min_query_len=2, tile=tile)
+
+
+def _rotary_write_kv(cache_dtype: torch.dtype = torch.bfloat16) -> None:
     heads = _meta(64, 48, 128)
-    cache = _meta(1024, 32, 2, 16, 8, 128)[:, 3]
+    cache = _meta(1024, 32, 2, 16, 8, 128, dtype=cache_dtype)[:, 3]
     ids = _meta(64, dtype=torch.int64)
     angles = _meta(8192, 128, dtype=torch.float32)
     ops.rotary_write_kv(heads[:, :32], heads[:, 32:40], heads[:, 40:], ids, angles, cache, ids)
@@ -87,6 +108,15 @@ def _one_row_linear() -> None:
     one_row_linear(_meta(1, 4096), _meta(6144, 4096), None)
 
 
+def _invariant_attention(head_dim: int, page: int, *, queries: int, cache: torch.dtype | None = None) -> None:
+    *inputs, _ = _attention(head_dim=head_dim, page=page, queries=queries, cache=cache)
+    invariant.paged_attention(*inputs, scale=0.1, max_query_len=queries, max_seq_len=8192)
+
+
+def _invariant_linear(rows: int) -> None:
+    invariant_matmul(_meta(rows, 4096), _meta(4096, 4096), None)
+
+
 def _checksum() -> None:
     ops.block_checksum(_meta(1024, 1 << 21, dtype=torch.uint8), _meta(125, dtype=torch.int64))
 
@@ -108,25 +138,36 @@ def _silu_and_mul() -> None:
     ops.silu_and_mul(_meta(64, 28672))
 
 
-_FP8_EXCLUDED = frozenset({"sm_80", "gfx942"})
-"""sm_80 has no fp8 conversions; gfx942's fp8 is the fnuz encoding, another dtype."""
+_WITHOUT_FP8 = frozenset({"sm_80"})
+_WITH_TMA = frozenset({"sm_90", "sm_100"})
 
 LAUNCHES: dict[str, Callable[[], None]] = {
     "decode d128 page16": lambda: _decode(128, 16),
     "decode d128 page128": lambda: _decode(128, 128),
     "decode d128 page16 64 sequences": lambda: _decode(128, 16, num_seqs=64),
     "decode d128 page16 8 queries": lambda: _decode(128, 16, queries=8),
-    "decode d128 page16 fp8": lambda: _decode(128, 16, cache=torch.float8_e4m3fn),
+    "decode d128 page16 fp8": lambda: _decode(128, 16, cache=_fp8()),
     "decode d64 page32 fp16": lambda: _decode(64, 32, dtype=torch.float16),
     "decode d96 page64": lambda: _decode(96, 64),
     "decode d256 page16": lambda: _decode(256, 16),
     "prefill d128 page16": lambda: _prefill(128, 16),
     "prefill d128 page128": lambda: _prefill(128, 128),
     "prefill d128 page16 short": lambda: _prefill(128, 16, max_seq_len=2048),
+    "prefill d128 page16 fp8": lambda: _prefill(128, 16, cache=_fp8()),
     "prefill d64 page32 fp16": lambda: _prefill(64, 32, group=3, dtype=torch.float16),
     "prefill d96 page64": lambda: _prefill(96, 64, group=1),
     "prefill d256 page16": lambda: _prefill(256, 16),
+    "tma prefill d128 page128": lambda: _prefill_tma(TmaTile()),
+    "tma prefill d128 page128 specialised": lambda: _prefill_tma(TmaTile(warps=4, stages=2, specialize=True)),
+    "invariant decode d128 page16": lambda: _invariant_attention(128, 16, queries=1),
+    "invariant decode d128 page16 fp8": lambda: _invariant_attention(128, 16, queries=1, cache=_fp8()),
+    "invariant prefill d128 page16": lambda: _invariant_attention(128, 16, queries=512),
+    "invariant prefill d64 page32": lambda: _invariant_attention(64, 32, queries=512),
+    "invariant prefill d256 page16": lambda: _invariant_attention(256, 16, queries=512),
+    "invariant linear 1 row": lambda: _invariant_linear(1),
+    "invariant linear 2048 rows": lambda: _invariant_linear(2048),
     "rotary and write_kv": _rotary_write_kv,
+    "rotary and write_kv fp8": lambda: _rotary_write_kv(_fp8()),
     "write_kv": _write_kv,
     "rms_norm 4096": _rms_norm,
     "silu_and_mul": _silu_and_mul,
@@ -141,4 +182,9 @@ LAUNCHES: dict[str, Callable[[], None]] = {
 
 def launches_of(target: str) -> dict[str, Callable[[], None]]:
     """Return the launches that exist on `target`."""
-    return {name: run for name, run in LAUNCHES.items() if not (name.endswith("fp8") and target in _FP8_EXCLUDED)}
+    without_fp8, without_tma = target in _WITHOUT_FP8, target not in _WITH_TMA
+    return {
+        name: run
+        for name, run in LAUNCHES.items()
+        if not (name.endswith("fp8") and without_fp8) and not (name.startswith("tma") and without_tma)
+    }

@@ -29,7 +29,11 @@ TARGETS = {
 }
 _SHARED_PER_PROGRAM_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64, "gfx950": 160}
 _SHARED_PER_PROCESSOR_KIB = {"sm_80": 164, "sm_90": 228, "sm_100": 228, "gfx942": 64, "gfx950": 160}
-_NVIDIA_MATRIX = {"wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma": r"\bmma\.sync"}
+_NVIDIA_MATRIX = {
+    "wgmma": r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)",
+    "tcgen05": r"tcgen05\.mma()\b",  # whose shape is an operand
+    "mma": r"\bmma\.sync\.aligned\.(m\d+n\d+k\d+)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Resources:
         spill_bytes: per thread, pushed out to local memory.
         shared_bytes: per program.
         programs: resident per multiprocessor (compute unit), as registers and shared memory allow.
-        matrix: matrix-unit instruction found: wgmma, tcgen05, mma, mfma or none.
+        matrix: matrix-unit instructions found: wgmma, tcgen05, mma or mfma with their shapes; or none.
     """
 
     registers: int
@@ -109,8 +113,13 @@ def _nvidia(kernel: Any, name: str) -> Resources:
     per_warp = -(-usage["REG"] * 32 // 256) * 256
     programs = min(65536 // (per_warp * warps), 64 // warps, _SHARED_PER_PROCESSOR_KIB[name] * 1024 // (shared + 1024))
     ptx = kernel.asm["ptx"]
-    matrix = next((unit for unit, pattern in _NVIDIA_MATRIX.items() if re.search(pattern, ptx)), "none")
+    found = ((unit, set(re.findall(pattern, ptx))) for unit, pattern in _NVIDIA_MATRIX.items())
+    matrix = next((_shapes(unit, shapes) for unit, shapes in found if shapes), "none")
     return Resources(usage["REG"], usage.get("STACK", 0) + usage.get("LOCAL", 0), shared, programs, matrix)
+
+
+def _shapes(unit: str, shapes: set[str]) -> str:
+    return " ".join([unit, *sorted(shape for shape in shapes if shape)])
 
 
 def _amd(kernel: Any, name: str) -> Resources:
@@ -124,5 +133,6 @@ def _amd(kernel: Any, name: str) -> Resources:
     registers = field("vgpr_count")
     waves_per_simd = min(8, 512 // max(1, -(-registers // 8) * 8))
     programs = min(waves_per_simd * 4 // warps, _SHARED_PER_PROCESSOR_KIB[name] * 1024 // max(1, shared))
-    matrix = "mfma" if "v_mfma" in text else "none"
+    shapes = set(re.findall(r"v_mfma_f32_(\d+x\d+x\d+)", text))
+    matrix = _shapes("mfma", shapes) if shapes else "none"
     return Resources(registers, 4 * field("vgpr_spill_count"), shared, programs, matrix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 
 import numpy as np
@@ -124,6 +125,14 @@ def test_the_device_runner_says_what_the_eager_runner_says(runners, name):
             if found is not None:
                 assert found.top_token_ids == expected.top_token_ids
                 assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_over_an_fp8_cache_the_device_runner_says_what_the_reference_says():
+    layout = dataclasses.replace(LAYOUT, dtype="float8_e4m3fn")
+    device = DeviceRunner(decoder("triton", DEVICE), DeviceKvCache(NUM_BLOCKS, layout, DEVICE), **LIMITS)
+    eager = ModelRunner(decoder("reference", CPU), DeviceKvCache(NUM_BLOCKS, layout, CPU), **LIMITS)
+    several = [GREEDY, SamplingParams(max_tokens=6, seed=5)]
+    assert [tokens for tokens, _ in serve(device, several)] == [tokens for tokens, _ in serve(eager, several)]
 
 
 def test_a_pooled_prompt_has_the_vector_of_the_eager_runner(runners):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import reference
 from kernels import triton as ops
 from kernels.triton.linear import one_row_linear
 from loadtest.gpu import oracles
+from tests.kernels.triton.check_plugin import INTERPRETED
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 DTYPES = list(TOLERANCE)
+ENCODINGS = [torch.float8_e4m3fn, torch.float8_e4m3fnuz] if INTERPRETED else [torch.float8_e4m3fn]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,12 +77,23 @@ def test_cache_writes_hit_their_slots_and_nothing_else(page, fused):
         assert torch.equal(arena, expected)
 
 
-def test_cache_writes_round_to_fp8():
-    arena = torch.zeros(2, 1, 2, 16, 1, 64).to(torch.float8_e4m3fn)
-    k, v = torch.randn(1, 1, 64).bfloat16(), torch.randn(1, 1, 64).bfloat16()
-    ops.write_kv(k, v, arena[:, 0], torch.tensor([17]))
-    assert torch.equal(arena[1, 0, 0, 1].float(), k[0].to(torch.float8_e4m3fn).float())
-    assert torch.equal(arena[1, 0, 1, 1].float(), v[0].to(torch.float8_e4m3fn).float())
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_fp8_cache_gets_the_bytes_that_the_reference_writes(encoding, fused):
+    """Past what e4m3 holds too, and below its smallest step."""
+    caches = [torch.zeros(3, 2, 16, 2, 64, dtype=torch.uint8).view(encoding) for _ in range(2)]
+    k, v = (torch.randn(3, 2, 64) * torch.tensor([1e-3, 1.0, 700.0])[:, None, None] for _ in range(2))
+    k, v, q = k.bfloat16(), v.bfloat16(), torch.randn(3, 2, 64).bfloat16()
+    slots = torch.tensor([33, -1, 2]) if fused else torch.tensor([33, 17, 2])
+    for backend, cache in zip((ops, reference), caches, strict=True):
+        if fused:
+            backend.rotary_write_kv(
+                q.clone(), k.clone(), v, torch.tensor([3, 0, 9]), oracles.angles(16, 64), cache, slots
+            )
+        else:
+            backend.write_kv(k, v, cache, slots)
+    assert torch.equal(caches[0].view(torch.uint8), caches[1].view(torch.uint8))
+    assert caches[0].float().abs().max() == torch.finfo(encoding).max
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
