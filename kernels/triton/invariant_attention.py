@@ -182,18 +182,18 @@ def invariant_merge_kernel(
 
 
 @functools.cache
-def _tile(target: Target, d_pad: int, operand_bytes: int) -> tuple[int, int, int, int]:
+def _tile(target: Target, d_pad: int, operand_bytes: int, cache_bytes: int) -> tuple[int, int, int, int]:
     """Return (rows, tokens per tile, warps, stages): one for all steps, since it decides about bits.
 
     Two accumulators, a run's and the total, leave registers for small tiles only.
     """
     if target.is_amd:
-        return 64, max(16, min(64, 4096 // d_pad)), 4, 2
+        return (64, 32, 4, 2) if d_pad <= 128 else (32, 16, 4, 2)
     if operand_bytes == 4:
         return 64, 16, 8, 2
     if d_pad > 128:
-        return 32, 32, 8, 2
-    return (64, 32, 4, 4) if target.has_wgmma else (32, 32, 4, 2)
+        return 16, 32, 4, 2
+    return (64, 32, 4, 4) if target.arch == 90 and cache_bytes == 2 else (32, 32, 4, 2)
 
 
 def choose_runs_per_program(programs: int, num_runs: int, slots: int) -> int:
@@ -227,7 +227,7 @@ def paged_attention(
     num_kv_heads = kv_cache.shape[3]
     group = num_q_heads // num_kv_heads
     d_pad = triton.next_power_of_2(head_dim)
-    rows, block_n, warps, stages = _tile(current_target(), d_pad, query.element_size())
+    rows, block_n, warps, stages = _tile(current_target(), d_pad, query.element_size(), kv_cache.element_size())
     rows = max(rows, triton.next_power_of_2(group))
     num_runs = max(1, triton.cdiv(max_seq_len, RUN_TOKENS))
     runs_per_program = num_runs

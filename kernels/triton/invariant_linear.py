@@ -122,7 +122,7 @@ def _tiles(target: Target, operand_bytes: int) -> tuple[_Tile, _Tile]:
     elif not target.has_wgmma:
         same = _Tile(64, 128, 32, 4, 4)
     elif target.arch >= 100:
-        same = _Tile(128, 128, 64, 4, 3)
+        same = _Tile(128, 128, 64, 8, 3)
     else:
         return _Tile(64, 128, 64, 4, 4), _Tile(128, 128, 64, 8, 4)
     return same, same

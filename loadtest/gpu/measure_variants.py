@@ -42,13 +42,9 @@ _EVEN_TILES = [
 ]
 _TMA_TILES = [
     TmaTile(),
-    TmaTile(stages=2),
+    TmaTile(tokens=64, stages=3),
     TmaTile(tokens=64, stages=4),
     TmaTile(rows=64, tokens=64, warps=4, stages=3),
-    TmaTile(rows=64, tokens=128, warps=4, stages=2),
-    TmaTile(warps=4, stages=2, specialize=True),
-    TmaTile(warps=8, stages=2, specialize=True),
-    TmaTile(rows=64, tokens=64, warps=4, stages=3, specialize=True),
 ]
 
 Timed = tuple[Check, Row]
@@ -62,7 +58,7 @@ def measure_prefill_variants(watch: Stopwatch, limits: Limits, *, small: bool) -
         tiles: list[PrefillTile | TmaTile] = [*_TILES, *(_EVEN_TILES if seqs > 1 else [])]
         tiles += [tile for tile in _TMA_TILES if tile.tokens <= page]
         if small:
-            tiles = [_TILES[0], _EVEN_TILES[0], TmaTile(rows=64, tokens=64, specialize=True)]
+            tiles = [_TILES[0], _EVEN_TILES[0], TmaTile(rows=64, tokens=64)]
         yield from _compare(
             watch, batch, {_name(tile): functools.partial(_prefill, batch, tile) for tile in tiles},
             group=f"prefill attention, {seqs} x {chunk}, page {page}", work=batch.flops, unit="TFLOP/s",
@@ -147,7 +143,7 @@ def _name(cut: PrefillTile | TmaTile | DecodePlan) -> str:
         return f"{cut.tokens} tokens, {cut.warps} warps, {cut.stages} stages, {cut.splits} splits"
     parts = [f"{cut.rows} x {cut.tokens}, {cut.warps} warps, {cut.stages} stages"]
     if isinstance(cut, TmaTile):
-        parts.append("TMA, specialised" if cut.specialize else "TMA")
+        parts.append("TMA")
     else:
         parts += [f"{cut.masked_stages} where masked"] if cut.masked_stages > 1 else []
         parts += ["one loop"] if cut.mask_all else []

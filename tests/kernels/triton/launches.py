@@ -139,7 +139,7 @@ def _silu_and_mul() -> None:
 
 
 _WITHOUT_FP8 = frozenset({"sm_80"})
-_WITH_TMA = frozenset({"sm_90", "sm_100"})
+_WITH_TMA = frozenset({"sm_90"})
 
 LAUNCHES: dict[str, Callable[[], None]] = {
     "decode d128 page16": lambda: _decode(128, 16),
@@ -157,8 +157,7 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "prefill d64 page32 fp16": lambda: _prefill(64, 32, group=3, dtype=torch.float16),
     "prefill d96 page64": lambda: _prefill(96, 64, group=1),
     "prefill d256 page16": lambda: _prefill(256, 16),
-    "tma prefill d128 page128": lambda: _prefill_tma(TmaTile()),
-    "tma prefill d128 page128 specialised": lambda: _prefill_tma(TmaTile(warps=4, stages=2, specialize=True)),
+    "tma prefill d128 page128": lambda: _prefill_tma(TmaTile(tokens=64, stages=4)),
     "invariant decode d128 page16": lambda: _invariant_attention(128, 16, queries=1),
     "invariant decode d128 page16 fp8": lambda: _invariant_attention(128, 16, queries=1, cache=_fp8()),
     "invariant prefill d128 page16": lambda: _invariant_attention(128, 16, queries=512),

@@ -45,7 +45,8 @@ class Resources:
         spill_bytes: per thread, pushed out to local memory.
         shared_bytes: per program.
         programs: resident per multiprocessor (compute unit), as registers and shared memory allow.
-        matrix: matrix-unit instructions found: wgmma, tcgen05, mma or mfma with their shapes; or none.
+        matrix: matrix-unit instruction found: wgmma, tcgen05, mma, mfma or none.
+        shapes: of those instructions, where their names tell.
     """
 
     registers: int
@@ -53,6 +54,7 @@ class Resources:
     shared_bytes: int
     programs: int
     matrix: str
+    shapes: str = ""
 
     def as_row(self) -> dict[str, int | str]:
         return asdict(self)
@@ -114,12 +116,9 @@ def _nvidia(kernel: Any, name: str) -> Resources:
     programs = min(65536 // (per_warp * warps), 64 // warps, _SHARED_PER_PROCESSOR_KIB[name] * 1024 // (shared + 1024))
     ptx = kernel.asm["ptx"]
     found = ((unit, set(re.findall(pattern, ptx))) for unit, pattern in _NVIDIA_MATRIX.items())
-    matrix = next((_shapes(unit, shapes) for unit, shapes in found if shapes), "none")
-    return Resources(usage["REG"], usage.get("STACK", 0) + usage.get("LOCAL", 0), shared, programs, matrix)
-
-
-def _shapes(unit: str, shapes: set[str]) -> str:
-    return " ".join([unit, *sorted(shape for shape in shapes if shape)])
+    matrix, shapes = next(((unit, shapes) for unit, shapes in found if shapes), ("none", set()))
+    spilled = usage.get("STACK", 0) + usage.get("LOCAL", 0)
+    return Resources(usage["REG"], spilled, shared, programs, matrix, " ".join(sorted(shapes)))
 
 
 def _amd(kernel: Any, name: str) -> Resources:
@@ -134,5 +133,5 @@ def _amd(kernel: Any, name: str) -> Resources:
     waves_per_simd = min(8, 512 // max(1, -(-registers // 8) * 8))
     programs = min(waves_per_simd * 4 // warps, _SHARED_PER_PROCESSOR_KIB[name] * 1024 // max(1, shared))
     shapes = set(re.findall(r"v_mfma_f32_(\d+x\d+x\d+)", text))
-    matrix = _shapes("mfma", shapes) if shapes else "none"
-    return Resources(registers, 4 * field("vgpr_spill_count"), shared, programs, matrix)
+    matrix = "mfma" if shapes else "none"
+    return Resources(registers, 4 * field("vgpr_spill_count"), shared, programs, matrix, " ".join(sorted(shapes)))

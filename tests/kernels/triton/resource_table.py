@@ -45,10 +45,13 @@ def checked_in() -> tuple[str, dict[str, Rows]]:
 
 
 def regressions(found: Rows, expected: Rows) -> list[str]:
-    """Say what got worse: more registers or shared memory, fewer programs per multiprocessor, another matrix unit."""
+    """Say what got worse: more registers or shared memory, fewer programs per multiprocessor, another matrix unit.
+
+    What the table does not have yet has nothing to be compared with.
+    """
     worse = []
-    for name, now in found.items():
-        was = expected[name]
+    for name, was in expected.items():
+        now = found[name]
         if now.registers > was.registers or now.shared_bytes > was.shared_bytes or now.programs < was.programs:
             worse.append(f"{name}: {now}, was {was}")
         elif now.matrix != was.matrix:

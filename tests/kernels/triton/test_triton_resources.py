@@ -48,16 +48,16 @@ def test_kernels_compile_and_stay_within_the_checked_in_resources(target):
     found = parse(run.stdout)
     version, table = checked_in()
     spill_limit = 0 if triton.__version__ == version else OTHER_VERSION_SPILL_BYTES
-    assert found.keys() == table[target].keys()
+    assert found.keys() >= table[target].keys()
     for name, resources in found.items():
         assert resources.spill_bytes <= spill_limit, f"{name}: {resources}"
         assert resources.programs >= 1, f"{name}: {resources}"
         assert fits(resources, target), f"{name}: {resources}"
         for phase, unit in MATRIX[target].items():
             if f"{phase}_split_kernel" in name or f"{phase}_kernel" in name:
-                assert resources.matrix.split()[0] == unit, f"{name}: {resources}"
+                assert resources.matrix == unit, f"{name}: {resources}"
     for form, other in SAME_BITS:
-        assert found[form].matrix == found[other].matrix, f"{form}: {found[form]}, {other}: {found[other]}"
+        assert found[form].shapes == found[other].shapes, f"{form}: {found[form]}, {other}: {found[other]}"
     if triton.__version__ != version:
         pytest.skip(f"the table is of triton {version}, this is {triton.__version__}: registers not compared")
     assert regressions(found, table[target]) == []
