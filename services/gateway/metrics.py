@@ -7,6 +7,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from services.gateway.sessions.placement import Placement
 from services.gateway.sessions.session import Session
 from shared.metrics.registry import exposition, new_registry
+from shared.metrics.tally import Tally
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -45,13 +46,16 @@ class RequestMetrics:
             buckets=_LATENCY_S,
             registry=registry,
         ).labels(model)
-        self.token_gap_s = Histogram(
-            "vllm:inter_token_latency_seconds",
-            "Between tokens of a choice, as they arrive at the gateway",
-            label,
-            buckets=_LATENCY_S,
-            registry=registry,
-        ).labels(model)
+        self.token_gap_s = Tally(
+            Histogram(
+                "vllm:inter_token_latency_seconds",
+                "Between tokens of a choice, as they arrive at the gateway",
+                label,
+                buckets=_LATENCY_S,
+                registry=registry,
+            ).labels(model),
+            _LATENCY_S,
+        )
         self.request_s = Histogram(
             "vllm:e2e_request_latency_seconds",
             "From the request's last byte to the end of its reply",
@@ -111,4 +115,5 @@ class RequestMetrics:
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Body and content type of `/metrics`, in the format that the scraper's Accept header prefers."""
+        self.token_gap_s.flush()
         return exposition(self._registry, accept)

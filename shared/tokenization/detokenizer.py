@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from shared.tokenization.tokenizer import Tokenizer
 
@@ -28,6 +29,12 @@ class IncrementalDetokenizer:
         self._shown = shown
         self._decoder = _Utf8Decoder(errors="replace")
         self._has_pending = False
+
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        """Text that became complete with these tokens: mostly it is one, and whole text by itself."""
+        if len(token_ids) == 1:
+            return self.push(token_ids[0])
+        return "".join([self.push(token_id) for token_id in token_ids])
 
     def push(self, token_id: int) -> str:
         """Text that became complete with this token."""

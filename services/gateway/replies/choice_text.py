@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from services.gateway.requests.request import GenerationRequest
 from services.gateway.sessions.session import Choice, Finish, FinishReason, TokenLogprobs
@@ -40,10 +41,10 @@ class Delta:
     index: int
     text: str = ""
     reasoning: str = ""
-    calls: list[CallPiece] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
+    calls: Sequence[CallPiece] = ()
+    token_ids: Sequence[int] = ()
     num_tokens: int = 0
-    tokens: list[TokenEntry] = field(default_factory=list)
+    tokens: Sequence[TokenEntry] = ()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -96,6 +97,7 @@ class ChoiceText:
 
     Attributes:
         is_over: Nothing more will come out.
+        hit_stop_string: It ended by a stop string, which the worker knows nothing of.
         num_tokens: Tokens generated up to the end, as `usage` counts them.
         num_new_tokens: Of them, how many came with the last `advance`.
         num_reasoning_tokens: Of them, how many belong to reasoning.
@@ -115,6 +117,11 @@ class ChoiceText:
         self._parser = ReplyParser(reading.syntax) if reading.syntax is not None else None
         self._thinking = ThinkingState(thinking) if thinking is not None else None
         self.num_reasoning_tokens = 0
+        self._is_plain = (
+            not (self._matcher or self._has_logprobs or self._parser or self._thinking)
+            and not reading.hides_all
+            and not reading.wants_token_ids
+        )
         self._entries: deque[TokenEntry] = deque()
         self._pushed_chars = 0
         self._shown_chars = 0
@@ -122,11 +129,7 @@ class ChoiceText:
         self.num_new_tokens = 0
         self.last_token_s = 0.0
         self.is_over = False
-
-    @property
-    def hit_stop_string(self) -> bool:
-        """It ended by a stop string, which the worker knows nothing of."""
-        return self._matcher is not None and self._matcher.matched is not None
+        self.hit_stop_string = False
 
     def advance(self) -> Delta:
         """Takes what arrived and returns what may be shown of it.
@@ -134,14 +137,17 @@ class ChoiceText:
         A choice that hit a stop string shows everything at once, but ends with its worker's last word.
         """
         token_ids, logprobs = self.choice.take()
+        if self._is_plain and self.choice.finish is None:
+            self.num_new_tokens = len(token_ids)
+            self.num_tokens += self.num_new_tokens
+            return Delta(self.index, self._detokenizer.push_all(token_ids), num_tokens=self.num_tokens)
         delta, before = Delta(self.index), self.num_tokens
         if self.is_over:
             return delta
         if not self.hit_stop_string and not self._reading.hides_all:
             end_mark = self._hidden_end()
             if self._matcher is None and not self._has_logprobs and end_mark is None:
-                push = self._detokenizer.push
-                delta.text = "".join([push(token_id) for token_id in token_ids])
+                delta.text = self._detokenizer.push_all(token_ids)
                 self.num_tokens += len(token_ids)
             else:
                 self._push_each(delta, token_ids, logprobs, end_mark)
@@ -190,8 +196,9 @@ class ChoiceText:
             self._pushed_chars += len(text)
             if self._matcher is not None and self.num_tokens > self._min_tokens:
                 text = self._matcher.push(text)
-                if self._matcher.matched is not None and self._reading.includes_stop:
-                    text += self._matcher.matched
+                if self._matcher.matched is not None:
+                    self.hit_stop_string = True
+                    text += self._matcher.matched if self._reading.includes_stop else ""
             delta.text += text
             self._shown_chars += len(text)
             if self.hit_stop_string:
@@ -199,8 +206,11 @@ class ChoiceText:
         self._release_entries(delta)
 
     def _release_entries(self, delta: Delta) -> None:
-        while self._entries and self._entries[0].offset < self._shown_chars:
-            delta.tokens.append(self._entries.popleft())
+        entries, shown_chars = self._entries, self._shown_chars
+        released: list[TokenEntry] = []
+        while entries and entries[0].offset < shown_chars:
+            released.append(entries.popleft())
+        delta.tokens = released
 
     def _finish(self, delta: Delta, finish: Finish) -> None:
         self.is_over = True
@@ -215,7 +225,7 @@ class ChoiceText:
         delta.text += held + self._detokenizer.flush()
         if self._entries and finish.stop_token_id == self._entries[-1].token_id in self._tokenizer.special_ids:
             self._entries.pop()  # the end mark is no part of what was said
-        delta.tokens.extend(self._entries)
+        delta.tokens = [*delta.tokens, *self._entries]
         self._entries.clear()
         delta.finish_reason = "length" if finish.reason is FinishReason.LENGTH else "stop"
         if finish.stop_token_id in self.choice.session.sampling.stop_token_ids:

@@ -16,6 +16,9 @@ HEARTBEAT = b": heartbeat\n\n"
 class EventBody:
     """Opened by the first part that is sent.
 
+    A part and a heartbeat may be on their way to a slow reader at one time, in either order: each is whole events. Only
+    opening must happen once.
+
     Attributes:
         is_open: The status was sent.
     """
@@ -23,7 +26,7 @@ class EventBody:
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = headers
-        self._lock = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._sent_s = time.monotonic()
         self.is_open = False
 
@@ -31,12 +34,16 @@ class EventBody:
         """Sends a part; an empty one is nothing unless it is the last."""
         if not part and not is_last:
             return
-        async with self._lock:
+        if not self.is_open:
+            await self._open()
+        self._sent_s = time.monotonic()
+        await self._send({"type": "http.response.body", "body": part, "more_body": not is_last})
+
+    async def _open(self) -> None:
+        async with self._opening:
             if not self.is_open:
-                self.is_open = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-            self._sent_s = time.monotonic()
-            await self._send({"type": "http.response.body", "body": part, "more_body": not is_last})
+                self.is_open = True
 
     async def beat(self, interval_s: float) -> None:
         """Sends a heartbeat whenever nothing was sent for `interval_s`, until cancelled."""

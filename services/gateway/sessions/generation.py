@@ -154,8 +154,9 @@ class Generation:
         """
         while self._num_open:
             choices, failures = await self._mailbox.take()
+            now_s = time.monotonic()
             # Tokens first: what arrived before a worker was lost counts, and may have ended a choice.
-            deltas = [delta for choice in choices if (delta := self._advance(choice)) is not None]
+            deltas = [delta for choice in choices if (delta := self._advance(choice, now_s)) is not None]
             fatal = [error for failure in failures if (error := self._recover(failure)) is not None]
             if deltas:
                 yield deltas
@@ -183,6 +184,7 @@ class Generation:
         metrics, usage = self._metrics, self.usage
         metrics.running.dec()
         metrics.generation_tokens.inc(usage.completion_tokens)
+        metrics.token_gap_s.flush()
         if not self.is_over:
             return
         metrics.prompt_tokens.inc(usage.prompt_tokens)
@@ -192,28 +194,26 @@ class Generation:
             if session.finish is not None:
                 metrics.session_finished(session.finish.timeline.mode)
 
-    def _advance(self, choice: Choice) -> Delta | None:
+    def _advance(self, choice: Choice, now_s: float) -> Delta | None:
         text = self._texts[choice]
         if text.is_over:
             return None
         was_stopped = text.hit_stop_string
         delta = text.advance()
-        self._note_tokens(text)
+        self._note_tokens(text, now_s)
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._metrics.choice_ended(delta.finish_reason)
         elif text.hit_stop_string and not was_stopped:
             self._stop(choice)
-        if delta.is_empty:
-            return None
-        return delta
+        return None if delta.is_empty else delta
 
-    def _note_tokens(self, text: ChoiceText) -> None:
+    def _note_tokens(self, text: ChoiceText, now_s: float) -> None:
         """Stamps what just arrived."""
-        now_s, session = time.monotonic(), text.choice.session
+        session = text.choice.session
         self.stamps.last_token_s = now_s
         if text.num_new_tokens and text.last_token_s:
-            self._metrics.token_gap_s.observe((now_s - text.last_token_s) / text.num_new_tokens)
+            self._metrics.token_gap_s.observe((now_s - text.last_token_s) / text.num_new_tokens, now_s)
         text.last_token_s = now_s
         if not session.first_token_s and text.num_tokens:
             session.first_token_s = now_s

@@ -89,31 +89,44 @@ class Failure:
 
 
 class Mailbox:
-    """What arrived for one request and was not read yet. One reader; any number of sessions write."""
+    """What arrived for one request and was not read yet. One reader; any number of sessions write.
+
+    The reader wakes once for all that one engine step brought. A bare future wakes it: of everything that happens per
+    step and stream, an `asyncio.Event` would be among the dearest.
+    """
 
     def __init__(self) -> None:
         self._choices: dict[Choice, None] = {}
         self._failures: list[Failure] = []
-        self._arrived = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
 
     def post(self, choice: Choice) -> None:
         """Tells the reader that a choice has something new."""
         self._choices[choice] = None
-        self._arrived.set()
+        if self._reader is not None:
+            self._wake(self._reader)
 
     def post_failure(self, session: Session | None, error: TandemError) -> None:
         """Tells the reader that a session, or the whole request, failed."""
         self._failures.append(Failure(session, error))
-        self._arrived.set()
+        if self._reader is not None:
+            self._wake(self._reader)
 
     async def take(self) -> tuple[list[Choice], list[Failure]]:
         """Waits for news and takes all of it."""
-        await self._arrived.wait()
-        self._arrived.clear()
+        if not self._choices and not self._failures:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         choices, failures = list(self._choices), self._failures
         self._choices.clear()
-        self._failures = []
+        if failures:
+            self._failures = []
         return choices, failures
+
+    def _wake(self, reader: asyncio.Future[None]) -> None:
+        self._reader = None
+        if not reader.done():  # a reader that was cancelled leaves its future behind
+            reader.set_result(None)
 
 
 class Choice:
@@ -139,7 +152,8 @@ class Choice:
     def push(self, token_id: int) -> None:
         """A token arrived."""
         self.token_ids.append(token_id)
-        self.session.note_token()
+        if not self.session.is_streaming:
+            self.session.note_token()
         self._mailbox.post(self)
 
     def push_logprobs(self, logprobs: TokenLogprobs) -> None:
@@ -156,7 +170,8 @@ class Choice:
         """Hands over the tokens that arrived since, and their log-probabilities if they were asked for."""
         token_ids, logprobs = self.token_ids[self._num_taken :], self._logprobs
         self._num_taken = len(self.token_ids)
-        self._logprobs = []
+        if logprobs:
+            self._logprobs = []
         return token_ids, logprobs
 
 
@@ -195,6 +210,11 @@ class Session:
     def state(self) -> SessionState:
         """Where it stands."""
         return self._life.state
+
+    @property
+    def is_streaming(self) -> bool:
+        """The present worker's first token came."""
+        return self._life.state is SessionState.STREAMING
 
     @property
     def is_over(self) -> bool:
