@@ -185,8 +185,11 @@ class Pipeline:
         return Session(prompt, request.sampling_for(max_tokens), request.num_choices, mailbox)
 
     async def tokenize(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a prompt; long texts are tokenized beside the event loop."""
+        """Token ids of a prompt; long texts of unknown words are tokenized beside the event loop."""
         if not isinstance(prompt, str):
             return prompt
+        known = self._model.tokenizer.encode_known(prompt, add_special_tokens=add_special_tokens)
+        if known is not None:
+            return known
         encode = partial(self._model.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
         return await self._text_work.run(encode, is_short=len(prompt) <= INLINE_CHARS)
