@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from array import array
+import struct
 from collections.abc import Iterable, Sequence
-from typing import NewType
+from typing import NewType, cast
 
 BlockHash = NewType("BlockHash", bytes)
 BlockId = NewType("BlockId", int)
@@ -50,10 +50,7 @@ def namespace_hash(fingerprint: Fingerprint, cache_salt: str = "") -> BlockHash:
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
     """The canonical bytes of token ids: int32, little-endian."""
-    packed = array("i", token_ids)
-    if packed.itemsize != 4:  # pragma: no cover - no such platform is supported
-        raise RuntimeError("array('i') is not 32 bits wide here")
-    return packed.tobytes()
+    return struct.pack(f"<{len(token_ids)}i", *token_ids)
 
 
 def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
@@ -64,13 +61,14 @@ def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) 
         token_ids: Tokens from a block border on; a partial last block is ignored.
         block_size: Tokens per block.
     """
-    hashes: list[BlockHash] = []
-    raw = token_bytes(token_ids)
+    digest: bytes = parent
+    digests: list[bytes] = []
+    raw, blake2b = token_bytes(token_ids), hashlib.blake2b
     stride = 4 * block_size
     for start in range(0, len(raw) - stride + 1, stride):
-        parent = BlockHash(hashlib.blake2b(parent + raw[start : start + stride], digest_size=HASH_BYTES).digest())
-        hashes.append(parent)
-    return hashes
+        digest = blake2b(digest + raw[start : start + stride], digest_size=HASH_BYTES).digest()
+        digests.append(digest)
+    return cast("list[BlockHash]", digests)
 
 
 def prompt_hashes(

@@ -24,15 +24,16 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
         Cancelled: The client left first.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(lambda _: task.cancel())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the client left")
-        return task.result()
+        return await task
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if gone.done() and not (current and current.cancelling()):
+            raise Cancelled("the client left") from None
+        raise
     finally:
-        task.cancel()
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:

@@ -29,6 +29,8 @@ from shared.identity import BlockHash, Incarnation
 
 _log = structlog.get_logger(__name__)
 
+_FIRST_LOOKUP_BLOCKS = 16
+"""Most prompts that nobody has are known by these: packing hundreds of keys costs more than a second round trip."""
 _LOOKUP_BLOCKS = 1024
 _BEATS_PER_HEARTBEAT = 2
 
@@ -165,13 +167,13 @@ class Directory:
         Includes holders that died lately; `find_holders` doesn't.
         """
         count = PrefixCount()
-        for start in range(0, len(hashes), _LOOKUP_BLOCKS):
-            bitmaps = await self._store.lookup([hint_key(h) for h in hashes[start : start + _LOOKUP_BLOCKS]])
+        start, end = 0, _FIRST_LOOKUP_BLOCKS
+        while start < len(hashes) and not count.is_over:
+            bitmaps = await self._store.lookup([hint_key(h) for h in hashes[start:end]])
             if bitmaps is None:
                 break
             count.extend(bitmaps)
-            if count.is_over:
-                break
+            start, end = end, end + _LOOKUP_BLOCKS
         return count.finish()
 
     async def find_holders(self, hashes: Sequence[BlockHash]) -> list[HolderMatch]:

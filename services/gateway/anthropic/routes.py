@@ -22,12 +22,13 @@ from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
 from services.gateway.requests.body_reader import parse_body, read_body
 from services.gateway.routes.generation import generate
+from services.gateway.routes.request_route import RequestRoute
 from services.gateway.sessions.generation import Generation
 
 
 def router(gateway: Gateway) -> APIRouter:
     """Anthropic's endpoints."""
-    routes = APIRouter(tags=["messages"])
+    routes = APIRouter(route_class=RequestRoute, tags=["messages"])
     unknown_fields = gateway.settings.unknown_fields
 
     async def start(raw: bytes, received_s: float) -> Generation:

@@ -18,6 +18,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
 from services.gateway.requests.body_reader import parse_body, read_body
 from services.gateway.requests.validation import prompts_of
+from services.gateway.routes.request_route import RequestRoute
 from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
 
 INPUTS_PER_CALL = 128
@@ -25,7 +26,7 @@ INPUTS_PER_CALL = 128
 
 def router(gateway: Gateway) -> APIRouter:
     """The embedding endpoint."""
-    routes = APIRouter(tags=["embeddings"])
+    routes = APIRouter(route_class=RequestRoute, tags=["embeddings"])
 
     @routes.post("/v1/embeddings", **described(EmbeddingBody, EmbeddingReply))
     async def create_embeddings(request: Request) -> Response:

@@ -6,7 +6,7 @@ prompt, in vLLM's shape: per token an object keyed by token id; null for the fir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from services.gateway.replies.choice_text import TokenEntry
 from services.gateway.sessions.session import PromptScore, Session
@@ -18,15 +18,15 @@ FLOOR = -9999.0
 
 
 class TokenNames:
-    """How replies call tokens: by what they spell, or "token_id:7"."""
+    """How replies call tokens: by what they spell, or "token_id:7".
+
+    Attributes:
+        name: Of one token.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, by_id: bool) -> None:
         self.tokenizer = tokenizer
-        self._by_id = by_id
-
-    def name(self, token_id: int) -> str:
-        """Of one token."""
-        return f"token_id:{token_id}" if self._by_id else self.tokenizer.token_text(token_id)
+        self.name: Callable[[int], str] = "token_id:{}".format if by_id else tokenizer.token_text
 
 
 def chat_logprobs(entries: Sequence[TokenEntry], names: TokenNames) -> dict[str, object]:
@@ -111,10 +111,10 @@ def _named(token_id: int, logprob: float, names: TokenNames) -> dict[str, object
 def _alternatives(entry: TokenEntry, names: TokenNames) -> dict[str, float]:
     """The likeliest tokens, and the sampled one if it is not among them. Of tokens of equal text the likelier stays."""
     named: dict[str, float] = {}
-    logprobs = entry.logprobs
+    logprobs, name = entry.logprobs, names.name
     for token_id, logprob in zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True):
-        named.setdefault(names.name(token_id), _finite(logprob))
-    named.setdefault(names.name(entry.token_id), _finite(logprobs.logprob))
+        named.setdefault(name(token_id), _finite(logprob))
+    named.setdefault(name(entry.token_id), _finite(logprobs.logprob))
     return named
 
 

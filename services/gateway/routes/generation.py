@@ -16,6 +16,7 @@ from services.gateway.replies.reply_format import ReplyFormat, collect
 from services.gateway.replies.sse import EventStream
 from services.gateway.replies.timing import timing_block
 from services.gateway.requests.body_reader import read_body
+from services.gateway.routes.request_route import RequestRoute
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.schemas.replies import ChatCompletionReply, TextCompletionReply
@@ -27,7 +28,7 @@ FormatOf = Callable[[Generation], ReplyFormat]
 
 def router(gateway: Gateway) -> APIRouter:
     """OpenAI's generation endpoints."""
-    routes = APIRouter(tags=["generation"])
+    routes = APIRouter(route_class=RequestRoute, tags=["generation"])
     pipeline = gateway.pipeline
 
     @routes.post("/v1/chat/completions", **described(ChatBody, ChatCompletionReply, streams=True))

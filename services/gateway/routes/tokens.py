@@ -12,6 +12,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
 from services.gateway.requests.body_reader import parse_object, read_body, validate
 from services.gateway.requests.sampling_fields import checked_token_ids
+from services.gateway.routes.request_route import RequestRoute
 from services.gateway.schemas.tokens import (
     DetokenizeBody,
     DetokenizeReply,
@@ -23,7 +24,7 @@ from services.gateway.schemas.tokens import (
 
 def router(gateway: Gateway) -> APIRouter:
     """Text to tokens and back, without a worker."""
-    routes = APIRouter(tags=["tokens"])
+    routes = APIRouter(route_class=RequestRoute, tags=["tokens"])
 
     @routes.post("/tokenize", **described((TokenizeTextBody, TokenizeChatBody), TokenizeReply))
     async def tokenize(request: Request) -> Response:

@@ -124,10 +124,12 @@ class WorkerStream:
         for choice in session.choices:
             self._routes[first + choice.index] = choice
         self._sessions[session.attempt_id] = session, first
-        submit = _submit_message(session, first, holders)
+        command = pb.GenerateCommand()
+        _fill_submit(command.submit, session, first, holders)
+        submit = command.submit
         submit.cache_salt, submit.priority, submit.timeout_s = cache_salt, priority, timeout_s
         submit.tenant = session.tenant
-        self._commands.put_nowait(pb.GenerateCommand(submit=submit))
+        self._commands.put_nowait(command)
 
     async def embed(self, call: EmbedCall, timeout_s: float) -> bytes:
         """Vectors of a call's inputs, float32, one after the other.
@@ -244,21 +246,24 @@ async def _end_of(call: _Call) -> grpc.aio.AioRpcError:
     )
 
 
-def _submit_message(session: Session, first_sequence: int, holders: Mapping[int, Sequence[Holder]]) -> pb.Submit:
+def _fill_submit(
+    submit: pb.Submit, session: Session, first_sequence: int, holders: Mapping[int, Sequence[Holder]]
+) -> None:
+    """In its place inside the command: a message that is put into another one is copied, long prompt and all."""
     placement = session.placement
     assert placement is not None
-    submit = pb.Submit(
-        session_id=session.attempt_id,
-        first_sequence=first_sequence,
-        num_choices=len(session.choices),
-        prompt_token_ids=session.prompt_token_ids,
-        sampling=_sampling_to_wire(session.sampling),
-        prefill_candidates=[
-            pb.PeerRef(worker_id=worker.worker_id, incarnation=worker.incarnation)
-            for worker in placement.prefill_candidates
-        ],
-        holders=map(_holder_to_wire, placement.holders),
+    submit.session_id, submit.first_sequence, submit.num_choices = (
+        session.attempt_id,
+        first_sequence,
+        len(session.choices),
     )
+    submit.prompt_token_ids.extend(session.prompt_token_ids)
+    submit.sampling.CopyFrom(_sampling_to_wire(session.sampling))
+    submit.prefill_candidates.extend(
+        pb.PeerRef(worker_id=worker.worker_id, incarnation=worker.incarnation)
+        for worker in placement.prefill_candidates
+    )
+    submit.holders.extend(map(_holder_to_wire, placement.holders))
     if len(session.unfinished_choices) < len(session.choices) or session.has_output:
         submit.resumed.extend(
             pb.ResumedChoice(
@@ -268,7 +273,6 @@ def _submit_message(session: Session, first_sequence: int, holders: Mapping[int,
             )
             for choice in session.choices
         )
-    return submit
 
 
 def _holder_to_wire(holder: Holder) -> pb.HolderHint:
