@@ -168,6 +168,20 @@ async def test_lookup_gives_every_holders_longest_prefix(open_directory):
     assert await reader.longest_prefixes([]) == {}
 
 
+async def test_a_prefix_may_end_at_any_border_of_the_looks_that_find_it(open_directory):
+    hashes = prompt_hashes(Fingerprint("model"), "", list(range(16 * 1050)), 16)
+    lengths = [15, 16, 17, 1039, 1040, 1041, len(hashes)]
+    owners, reader = [await open_directory() for _ in lengths], await open_directory()
+    holders = [
+        await owner.claim_holder(new_incarnation(), lambda length=length: hashes[:length])
+        for owner, length in zip(owners, lengths, strict=True)
+    ]
+    await until_published(*holders)
+    assert await reader.longest_prefixes(hashes) == {
+        holder.index: length for holder, length in zip(holders, lengths, strict=True)
+    }
+
+
 async def test_find_holders_names_live_kv_transfers_longest_first(open_directory):
     a, b, reader = await open_directory(), await open_directory(), await open_directory()
     holder_a = await a.claim_holder(new_incarnation(), lambda: HASHES[:2])
