@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import time
@@ -67,8 +68,12 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, stop: async
         serve_grpc(gateway),
     ):
         await directory.announce(lambda: record)
+        app = create_app(gateway)
+        # All of this stays: a full collection would walk 100,000 objects, and every stream would stand still for it.
+        gc.collect()
+        gc.freeze()
         log.info("listening", url=f"http://{address}", model=model.name)
-        await HttpServer(create_app(gateway), drain_s=settings.drain_s).serve_until(listener, stop)
+        await HttpServer(app, drain_s=settings.drain_s).serve_until(listener, stop)
     log.info("stopped")
 
 

@@ -113,11 +113,11 @@ def completion_request(
         sampling = replace(sampling, num_prompt_logprobs=body.logprobs)
     if request.num_choices > num_choices and sampling.num_logprobs is None:
         sampling = replace(sampling, num_logprobs=0)  # what the best is judged by
-    request = replace(request, sampling=sampling)
     if body.use_beam_search:
-        request = _with_beams(request, body)
+        sampling = _with_beams(replace(request, sampling=sampling), body).sampling
     return replace(
         request,
+        sampling=sampling,
         num_returned=num_choices,
         add_special_tokens=True,
         default_max_tokens=COMPLETION_DEFAULT_MAX_TOKENS,
