@@ -38,6 +38,7 @@ from shared.metrics.http import serve_metrics
 from shared.metrics.transfer import DiskFigures, TierFigures, TransferFigures, TransferMetrics
 from shared.rpc import bind_tcp, bind_unix, new_server
 from shared.transfer.grants import GrantBook
+from shared.transfer.listen_filter import may_filter
 from shared.transfer.receiver import BlockReceiver
 from shared.transfer.sender import BlockSender
 from shared.transfer.transport import Transport, TransportError
@@ -79,12 +80,29 @@ async def _data_plane(settings: TransferSettings) -> AsyncIterator[UcxTransport]
         settings.ucx_port,
         on_failure=_die_of_transport_failure,
         interfaces=settings.ucx_interfaces,
+        filters=_filters_listener(settings),
         admits_all=settings.ucx_admit == "any",
     )
     try:
         yield transport
     finally:
         await transport.stop()
+
+
+def _filters_listener(settings: TransferSettings) -> bool:
+    """Whether UCX's listener is filtered: it is, unless the kernel forbids it and nobody asked for it.
+
+    Raises:
+        ConfigurationError: It was asked for and is forbidden.
+    """
+    if may_filter():
+        return True
+    reason = "this kernel lets only processes with CAP_NET_ADMIN filter their sockets"
+    if settings.ucx_admit == "callers" or settings.ucx_interfaces:
+        wanted = "ucx_interfaces" if settings.ucx_interfaces else "ucx_admit=callers"
+        raise ConfigurationError(f"{wanted} cannot be kept: {reason}; ucx_admit=auto goes without a filter")
+    log.warning("ucx_listener_not_filtered", reason=reason, consequence="whoever reaches its port can connect to it")
+    return False
 
 
 def _die_of_transport_failure(error: BaseException) -> None:

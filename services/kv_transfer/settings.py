@@ -28,6 +28,7 @@ class TransferSettings(ServiceSettings):
             them all the same; a filter in the kernel drops what comes for other addresses.
         ucx_admit: "callers" = only addresses from which somebody has called Fetch may connect to UCX; "any" = everybody
             who reaches its port, for networks where gRPC and UCX take different paths. Several interfaces mean "any".
+            "auto" = callers; where the kernel lets this process filter nothing, any, with a warning.
         tls_dir: Certificate, key and authorities for gRPC, see `shared/rpc/tls.py`; unset = plaintext. UCX's bytes are
             never encrypted.
         tier_bytes: Host memory for blocks that the worker evicts; 0 = keep none.
@@ -48,7 +49,7 @@ class TransferSettings(ServiceSettings):
     ucx_port: int = Field(default=0, ge=0, le=65535)
     ucx_tls: str = "tcp"
     ucx_interfaces: str = ""
-    ucx_admit: Literal["callers", "any"] = "callers"
+    ucx_admit: Literal["auto", "callers", "any"] = "auto"
     redis_url: str = "redis://127.0.0.1:6379/0"
     tls_dir: Path | None = None
     heartbeat_s: float = Field(default=1.0, gt=0)

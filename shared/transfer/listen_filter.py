@@ -1,9 +1,9 @@
 """Who reaches UCX's listening sockets: decided by the kernel, before UCX reads a byte.
 
 ucxx's listener takes a port and no address: it binds every interface, and UCX neither authenticates nor survives every
-malformed connect message. So a filter is attached to its sockets (classic BPF, socket(7) SO_ATTACH_FILTER; needs no
-privilege): packets to an address that was not chosen, or from one that was not admitted, are dropped. Whoever connects
-from elsewhere sees a port that never answers.
+malformed connect message. So a filter is attached to its sockets (classic BPF, socket(7) SO_ATTACH_FILTER): packets to
+an address that was not chosen, or from one that was not admitted, are dropped. Whoever connects from elsewhere sees a
+port that never answers. Most kernels let every process filter its own sockets; hardened ones want CAP_NET_ADMIN for it.
 
 UCX listens on IPv4 only, and so does the filter look at IPv4 only.
 """
@@ -33,6 +33,8 @@ _ALL = 0xFFFFFFFF
 
 Instruction = tuple[int, int, int, int]
 
+_ACCEPT: Instruction = (_RETURN, 0, 0, _ALL)
+
 
 def interface_addresses() -> dict[str, str]:
     """IPv4 address of every interface that has one."""
@@ -59,6 +61,16 @@ def listening_sockets() -> dict[int, int]:
     return found
 
 
+def may_filter() -> bool:
+    """Whether the kernel lets this process attach filters."""
+    with socket.socket() as scratch:
+        try:
+            _attach(scratch, [_ACCEPT])
+        except PermissionError:
+            return False
+    return True
+
+
 class ListenFilter:
     """The filter of some listening sockets. Owned by one thread at a time.
 
@@ -72,6 +84,7 @@ class ListenFilter:
         self._admits_all = admits_all
         self._sources: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._inodes: set[int] = set()
+        self._is_attached = False
 
     @property
     def admits_all(self) -> bool:
@@ -105,16 +118,23 @@ class ListenFilter:
             instructions += [(_LOAD, 0, 0, _NETWORK_HEADER + _IP_DESTINATION), *_unless_one_of(self._destinations)]
         if not self._admits_all:
             instructions += [(_LOAD, 0, 0, _NETWORK_HEADER + _IP_SOURCE), *_unless_one_of(list(self._sources))]
-        return [*instructions, (_RETURN, 0, 0, _ALL)]
+        return [*instructions, _ACCEPT]
 
     def _apply(self) -> None:
         program = self.program()
-        raw = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*instruction) for instruction in program))
-        option = struct.pack("HP", len(program), ctypes.addressof(raw))
+        if program == [_ACCEPT] and not self._is_attached:
+            return  # nothing to drop, and perhaps no right to attach anything
+        self._is_attached = True
         for inode, descriptor in listening_sockets().items():
             if inode in self._inodes:
                 with _borrowed(descriptor) as sock:
-                    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+                    _attach(sock, program)
+
+
+def _attach(sock: socket.socket, program: Sequence[Instruction]) -> None:
+    raw = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*instruction) for instruction in program))
+    option = struct.pack("HP", len(program), ctypes.addressof(raw))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
 
 
 def _unless_one_of(addresses: Sequence[str]) -> Iterator[Instruction]:

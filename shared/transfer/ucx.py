@@ -144,6 +144,7 @@ class UcxTransport:
         host: Where this process serves.
         port: Of the listener; 0 = any.
         interfaces: See `listen_choice`.
+        filters: The listener drops what `interfaces` and `admits_all` do not let in; False = it drops nothing.
         admits_all: Whoever reaches an address that was chosen may connect; else those for whom `admit` was called, and
             those that this process connects to itself.
         on_failure: Called once if the engine ends on its own. Memory given to it may then still be written: the process
@@ -158,13 +159,17 @@ class UcxTransport:
         *,
         on_failure: Callable[[BaseException], None],
         interfaces: str = "",
+        filters: bool = True,
         admits_all: bool = True,
     ) -> None:
         devices, destinations = listen_choice(tls, host, interfaces)
         self.name = f"ucx:{tls}"
         self._options = ucx_options(tls, devices)
         # Over several devices UCX picks the addresses that it connects from, and gRPC's tell nothing about them.
-        self._listen_filter = ListenFilter(destinations, admits_all=admits_all or len(destinations) != 1)
+        admits_all = admits_all or len(destinations) != 1
+        self._listen_filter = (
+            ListenFilter(destinations, admits_all=admits_all) if filters else ListenFilter([], admits_all=True)
+        )
         self._requested_port = port
         self._on_failure = on_failure
         self._engine: UcxEngine | None = None

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from shared.transfer.listen_filter import MAX_SOURCES, ListenFilter, interface_addresses, listening_sockets
+from shared.transfer import listen_filter as module
+from shared.transfer.listen_filter import MAX_SOURCES, ListenFilter, interface_addresses, listening_sockets, may_filter
 
 
 @pytest.fixture
@@ -73,3 +74,19 @@ def test_a_source_that_is_no_ipv4_address_lifts_the_restriction(listener):
 
 def test_interfaces_have_addresses():
     assert interface_addresses()["lo"] == "127.0.0.1"
+
+
+def test_a_filter_that_drops_nothing_asks_the_kernel_for_nothing(listener, monkeypatch):
+    monkeypatch.setattr(module, "_attach", lambda sock, program: pytest.fail("attached"))
+    listen_filter = ListenFilter([], admits_all=True)
+    listen_filter.attach([inode_of(listener)])
+    listen_filter.admit("127.0.0.5")
+    assert can_connect(listener)
+
+
+def test_a_kernel_that_refuses_filters_is_known_by_trying(monkeypatch):
+    def refuse(sock, program):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(module, "_attach", refuse)
+    assert not may_filter()
