@@ -28,7 +28,7 @@ from shared.engine.pipeline import LaunchedStep, OneStepAtATime, PipelinedRunner
 from shared.engine.scheduler import Scheduler
 from shared.engine.sequence import Sequence
 from shared.engine.stats import EngineStats, StepMeter
-from shared.engine.step import StepBatch, StepOutputs
+from shared.engine.step import StepBatch, StepFigures, StepOutputs
 from shared.errors import ConfigurationError, InternalError, Overloaded, Unavailable
 from shared.identity import BlockHash, BlockId, SequenceId
 
@@ -269,8 +269,9 @@ class Engine:
             self._is_woken = bool(batch.scheduled)
             # What a step would delay, or what no step will bring.
             is_due = not batch.scheduled or self._scheduler.has_urgent_outputs
-            outputs = self._scheduler.take_outputs() if is_due else StepOutputs()
-        self._deliver(outputs)
+            outputs = self._scheduler.take_outputs() if is_due else None
+        if outputs is not None:
+            self._deliver(outputs)
         if batch.scheduled:
             started_s = time.monotonic()  # before the launch: a runner on the CPU computes the step in it
             self._in_flight.append(_Launched(batch, self._runner.launch(batch), started_s))
@@ -293,8 +294,9 @@ class Engine:
             started_s = max(launched.started_s, self._step_ended_s)
             self._step_ended_s = self._last_progress_s = time.monotonic()
             seconds = self._step_ended_s - started_s
-            self._meter.record(launched.batch, seconds, self._scheduler.running)
+            num_tokens = self._meter.record(launched.batch, seconds, self._scheduler.running)
             self._scheduler.pace.observe(launched.batch, seconds)
+            outputs.step = StepFigures(seconds, num_tokens)
             self._is_woken = True
         return outputs
 

@@ -88,13 +88,14 @@ class StepMeter:
         self.used_slots = 0
         self.allocated_slots = 0
 
-    def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence]) -> None:
-        """Counts one completed step; `running` are the sequences that run on after it."""
+    def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence]) -> int:
+        """Counts one completed step; `running` are the sequences that run on after it. Returns the tokens computed."""
         chunks = [entry.num_new_tokens for entry in batch.scheduled if entry.num_new_tokens > 1]
         num_prefilled = sum(chunks)
         self.prefilled_tokens += num_prefilled
         self.generated_tokens += len([True for entry in batch.scheduled if entry.samples])
-        if num_prefilled > len(batch.scheduled) - len(chunks):  # most tokens are of chunks
+        num_single = len(batch.scheduled) - len(chunks)
+        if num_prefilled > num_single:  # most tokens are of chunks
             self._rate_tokens = _RATE_DECAY * self._rate_tokens + num_prefilled
             self._rate_s = _RATE_DECAY * self._rate_s + seconds
         if self.steps % _MEASURE_EVERY == 0:
@@ -103,6 +104,7 @@ class StepMeter:
             self.allocated_slots += allocated
         self.steps += 1
         self.last_step_s = seconds
+        return num_prefilled + num_single
 
     @property
     def prefill_tokens_per_s(self) -> float:

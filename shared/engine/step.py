@@ -117,6 +117,19 @@ class StepResult:
     prompt_scores: list[PromptScores] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """What a step took.
+
+    Attributes:
+        seconds: From its start, or the end of the one before it if that was later, to its end.
+        num_tokens: Computed in it.
+    """
+
+    seconds: float
+    num_tokens: int
+
+
 @dataclass(slots=True)
 class StepOutputs:
     """All that one step changed, for the event loop; the receiver owns it.
@@ -128,6 +141,7 @@ class StepOutputs:
         sealed: Blocks that became sealed, with the step or by a fetch since the last one.
         evicted: Blocks that left the index.
         prompt_scores: Of prompts, in order; all of a sequence's come before its first token.
+        step: Of the step; None for what changed between two steps.
     """
 
     tokens: list[tuple[Sequence, int, TokenLogprobs | None]] = field(default_factory=list)
@@ -136,6 +150,7 @@ class StepOutputs:
     sealed: list[BlockHash] = field(default_factory=list)
     evicted: list[BlockHash] = field(default_factory=list)
     prompt_scores: list[PromptScores] = field(default_factory=list)
+    step: StepFigures | None = None
 
     @property
     def is_empty(self) -> bool:

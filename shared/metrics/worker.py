@@ -52,7 +52,6 @@ class WorkerMetrics:
     def __init__(self, *, role: str, model: str) -> None:
         self._labels = {"model_name": model, "role": role}
         self._read: Callable[[], EngineStats] | None = None
-        self._last: EngineStats | None = None
         self.registry = new_registry()
         self.registry.register(_StatsCollector(list(self._labels.values()), self._stats))
         self._step_s = self._histogram("tandem_engine_step_seconds", "Duration of a step.", STEP_BUCKETS_S)
@@ -80,20 +79,17 @@ class WorkerMetrics:
         )
 
     def follow(self, read_stats: Callable[[], EngineStats]) -> None:
-        """From now on a scrape reads the stats as of then, not as of the last step."""
+        """From now on a scrape reads the engine's stats as of then."""
         self._read = read_stats
 
-    def observe_step(self, outputs: StepOutputs, stats: EngineStats) -> None:
-        """Takes one step's outputs, and the stats after it."""
-        last, self._last = self._last, stats
+    def observe_step(self, outputs: StepOutputs) -> None:
+        """Takes what one step brought, or what changed between two."""
         for sequence in outputs.finished:
             reason = sequence.finish_reason
             self._finished.labels(**self._labels, reason="unknown" if reason is None else reason.value).inc()
-        if last is None or stats.steps == last.steps:
-            return  # outputs that arose between two steps
-        self._step_s.observe(stats.last_step_s)
-        computed = stats.prefilled_tokens + stats.generated_tokens - last.prefilled_tokens - last.generated_tokens
-        self._step_tokens.observe(computed)
+        if outputs.step is not None:
+            self._step_s.observe(outputs.step.seconds)
+            self._step_tokens.observe(outputs.step.num_tokens)
 
     def observe_acquisition(
         self,
@@ -121,7 +117,7 @@ class WorkerMetrics:
             self._remote_prefill_s.observe(prefill_s)
 
     def _stats(self) -> EngineStats | None:
-        return self._last if self._read is None else self._read()
+        return self._read() if self._read is not None else None
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, documentation, _LABELS, registry=self.registry, buckets=buckets).labels(**self._labels)

@@ -191,7 +191,7 @@ async def _running(
     parts = WorkerParts(settings, engine, dispatch, link, peers, status, metrics, FetchCosts(), loaded.guides)
     metrics.follow(engine.stats)
     dispatch.add_listener(lambda outputs: link.publish(outputs.sealed, outputs.evicted))
-    dispatch.add_listener(lambda outputs: metrics.observe_step(outputs, engine.stats()))
+    dispatch.add_listener(metrics.observe_step)
 
     host_server = new_server()
     transfer_rpc.add_BlockHostServicer_to_server(BlockHostServicer(engine), host_server)

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.engine.block_pool import BlockCounts
 from shared.engine.sequence import FinishReason
 from shared.engine.stats import EngineStats
-from shared.engine.step import StepOutputs
+from shared.engine.step import StepFigures, StepOutputs
 from shared.errors import ConfigurationError
 from shared.metrics.http import serve_metrics
 from shared.metrics.registry import exposition, new_registry
@@ -61,7 +61,7 @@ class Ended:
 def test_worker_metrics_show_the_engine_under_vllms_names():
     metrics = WorkerMetrics(role="decode", model="pydoc-mini")
     assert ("vllm:num_requests_running",) not in samples(metrics.registry)
-    metrics.observe_step(StepOutputs(), STATS)
+    metrics.follow(lambda: STATS)
     found = samples(metrics.registry)
     assert found["vllm:num_requests_running",] == 2
     assert found["vllm:num_requests_waiting",] == 1
@@ -81,12 +81,10 @@ def test_worker_metrics_show_the_engine_under_vllms_names():
     )
 
 
-def test_steps_are_counted_once_however_often_outputs_come():
+def test_steps_are_counted_and_what_changes_between_them_is_no_step():
     metrics = WorkerMetrics(role="decode", model="m")
-    metrics.observe_step(StepOutputs(), STATS)
-    after = dataclasses.replace(STATS, steps=11, prefilled_tokens=616, generated_tokens=52, last_step_s=0.01)
-    metrics.observe_step(StepOutputs(finished=[Ended(FinishReason.STOP)]), after)
-    metrics.observe_step(StepOutputs(finished=[Ended(FinishReason.ABORTED)]), after)
+    metrics.observe_step(StepOutputs(finished=[Ended(FinishReason.STOP)], step=StepFigures(0.01, 18)))
+    metrics.observe_step(StepOutputs(finished=[Ended(FinishReason.ABORTED)]))
     found = samples(metrics.registry)
     assert found["tandem_engine_step_seconds_count",] == 1
     assert found["vllm:iteration_tokens_total_sum",] == 18
