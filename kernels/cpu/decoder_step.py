@@ -29,11 +29,15 @@ class NativeLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class _BoundCache:
-    """A cache as the native call takes it; holds on to the tensors, so that their addresses stay theirs."""
+class BoundCache:
+    """A cache as the native call takes it; holds on to the tensors, so that their addresses stay theirs.
+
+    Attributes:
+        arguments: Type, base addresses of the layers, bytes from block to block, block size.
+    """
 
     layers: Sequence[torch.Tensor]
-    arguments: tuple[object, ...]
+    arguments: tuple[int, ctypes.Array[ctypes.c_void_p], int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,11 @@ class _BoundBatch:
 
 
 class DecoderStep:
-    """A decoder's layers. Calls do not overlap: intermediate buffers belong to the object."""
+    """A decoder's layers. Calls do not overlap: intermediate buffers belong to the object.
+
+    Attributes:
+        handle: Of the native object; valid as long as this one.
+    """
 
     def __init__(
         self,
@@ -60,7 +68,7 @@ class DecoderStep:
         eps: float,
     ) -> None:
         self._library = library
-        self._cache = _BoundCache((), ())
+        self._cache: BoundCache | None = None
         self._bound = _BoundBatch((), Batch())
         self._hidden = embedding.shape[1]
         head_dim = cos_sin.shape[1]
@@ -78,13 +86,13 @@ class DecoderStep:
             head_dim**-0.5,
             TYPES[embedding.dtype],
         )
-        self._handle: int = library.calls.tandem_decoder(
+        self.handle: int = library.calls.tandem_decoder(
             ctypes.byref(shape), pointers, embedding.data_ptr(), cos_sin.data_ptr()
         )
 
     def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            self._library.calls.tandem_decoder_free(self._handle)
+        if hasattr(self, "handle"):
+            self._library.calls.tandem_decoder_free(self.handle)
 
     def __call__(
         self,
@@ -111,24 +119,29 @@ class DecoderStep:
         Returns:
             New float32 `[T, hidden]`, before the final norm.
         """
-        if kv_layers is not self._cache.layers:
-            self._cache = self._bind(kv_layers)
+        cache = self._cache
+        if cache is None or kv_layers is not cache.layers:
+            cache = self._cache = self.bind(kv_layers)
         hidden = torch.empty(token_ids.shape[0], self._hidden)
         tensors = (token_ids, positions, slot_mapping, block_tables, query_start, seq_lens)
         if len(self._bound.tensors) != len(tensors) or not all(map(operator.is_, tensors, self._bound.tensors)):
             self._bound = _BoundBatch(tensors, batch_of(*tensors[1:]))
         self._library.calls.tandem_decoder_step(
-            self._handle,
+            self.handle,
             self._library.team,
             ctypes.byref(self._bound.batch),
             token_ids.data_ptr(),
-            *self._cache.arguments,
+            *cache.arguments,
             hidden.data_ptr(),
         )
         return hidden
 
-    def _bind(self, kv_layers: Sequence[torch.Tensor]) -> _BoundCache:
-        """What the call says of a cache: the same at every step, and slow to ask every layer for."""
+    def bind(self, kv_layers: Sequence[torch.Tensor]) -> BoundCache:
+        """What calls say of a cache: the same at every step, and slow to ask every layer for.
+
+        Raises:
+            ValueError: It is not of the model's shape.
+        """
         first = kv_layers[0]
         heads, width = self._cache_shape
         row = (heads, width + SCALE_BYTES if first.dtype == torch.int8 else width)
@@ -136,7 +149,7 @@ class DecoderStep:
             raise ValueError(f"KV cache {tuple(first.shape)} of {first.dtype} does not fit the model")
         bases = (ctypes.c_void_p * len(kv_layers))(*(layer.data_ptr() for layer in kv_layers))
         stride = first.stride(0) * first.element_size()
-        return _BoundCache(kv_layers, (KV_TYPES[first.dtype], bases, stride, first.shape[2]))
+        return BoundCache(kv_layers, (KV_TYPES[first.dtype], bases, stride, first.shape[2]))
 
     def _pointers(self, layer: NativeLayer) -> LayerPointers:
         """Norms are widened once and kept here."""

@@ -90,6 +90,9 @@ SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_write_kv": (None, (_I, _P, _L, _I, _I, _I, _I, _P, _P, _P)),
     "tandem_decoder": (_P, (POINTER(DecoderShape), POINTER(LayerPointers), _P, _P)),
     "tandem_decoder_free": (None, (_P,)),
+    "tandem_generator": (_P, (_P,)),
+    "tandem_generator_free": (None, (_P,)),
+    "tandem_generate": (None, (_P, _P, _I)),
     "tandem_decoder_step": (None, (_P, _P, POINTER(Batch), _P, _I, POINTER(c_void_p), _L, _I, _P)),
 }
 

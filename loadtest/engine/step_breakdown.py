@@ -1,17 +1,19 @@
-"""Where the time of an engine step goes: schedule, prepare, kernels, logits, sample, update, message.
+"""Where the time of an engine step goes: schedule, prepare, native code, update, message.
 
     python -m loadtest.engine.step_breakdown --model pydoc-mini --sequences 1 8 64
 
 One process, no services: the parts of a decode worker are called one after the other as the step thread and the event
-loop would call them, and each is timed. `kernels`, `logits` and `draw` are native code but for a few microseconds; what
-is outside of them is what the scheduler costs. Medians over the steps, of the step thread's own CPU time with --clock
-cpu, which other processes do not disturb (and which leaves out what further compute threads do). Reading a clock costs
-microseconds itself, so `step` and `outside` are of further steps in which only the native parts are timed.
+loop would call them, and each is timed. `native` is the time inside of the native calls, one per step of sequences that
+only decode; what is outside of them is what the scheduler costs. Medians over the steps, of the step thread's own CPU
+time with --clock cpu, which other processes do not disturb (and which leaves out what further compute threads do).
+Reading a clock costs microseconds itself, so `step` and `outside` are of further steps in which only the native calls
+are timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -29,17 +31,23 @@ from shared.identity import BlockHash, SessionId
 from shared.worker.loading import load_engine
 from shared.worker.settings import WorkerSettings
 
-PARTS = ("schedule", "prepare", "kernels", "logits", "draw", "sample", "update", "message")
-COMPUTE = ("kernels", "logits", "draw")
+PARTS = ("schedule", "prepare", "native", "update", "message")
+NATIVE_CALLS = ("tandem_generate", "tandem_decoder_step", "tandem_multiply", "tandem_sample")
 
 
 class Stopwatch:
-    """Times named parts of one step after the other."""
+    """Times named parts of one step after the other.
+
+    Attributes:
+        watched: Parts that are timed now.
+        seconds: By part, one per step.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.watched: tuple[str, ...] = PARTS
         self.seconds: dict[str, list[float]] = {name: [] for name in (*PARTS, "step")}
+        self.native_s = 0.0  # in this step so far
 
     def __call__(self, name: str, call: Callable[[], Any]) -> Any:
         if name not in self.watched:
@@ -49,10 +57,15 @@ class Stopwatch:
         self.seconds[name].append(self.clock() - started_s)
         return result
 
-    def wrap(self, owner: object, method: str, name: str) -> None:
-        """Times a method of an object from now on."""
-        original = getattr(owner, method)
-        setattr(owner, method, lambda *args, **kwargs: self(name, lambda: original(*args, **kwargs)))
+    def watch_native(self, calls: object) -> None:
+        """Adds up from now on what the step's native calls take."""
+        for name in NATIVE_CALLS:
+            setattr(calls, name, functools.partial(self._native, getattr(calls, name)))
+
+    def _native(self, call: Callable[..., None], *args: object) -> None:
+        started_s = self.clock()
+        call(*args)
+        self.native_s += self.clock() - started_s
 
 
 def load(options: argparse.Namespace) -> Any:
@@ -94,11 +107,9 @@ def measure(
         )
         routes[sequence.sequence_id] = (stream, session)
     medians: dict[str, float] = {}
-    for watch.watched in (COMPUTE, PARTS):
+    for watch.watched in ((), PARTS):
         run_steps(engine, watch, routes, num_sequences, steps)
         parts = {name: statistics.median(values[-steps:]) for name, values in watch.seconds.items() if values}
-        if watch.watched is PARTS:
-            parts["sample"] -= parts["draw"]
         medians = parts | medians
         for values in watch.seconds.values():
             values.clear()
@@ -112,12 +123,16 @@ def run_steps(engine: Any, watch: Stopwatch, routes: dict[Any, Any], num_sequenc
     scheduler, runner = engine._scheduler, engine._runner._runner
     done = 0
     while done < steps:
+        watch.native_s = 0.0
         started_s = watch.clock()
         batch = watch("schedule", scheduler.schedule)
-        result = runner.execute(batch)
+        result = watch("prepare", lambda batch=batch: runner.execute(batch))
         outputs = watch("update", lambda batch=batch, result=result: scheduler.update(batch, result))
         watch("message", lambda outputs=outputs: message_of(routes, outputs)) if outputs.tokens else None
         watch.seconds["step"].append(watch.clock() - started_s)
+        watch.seconds["native"].append(watch.native_s)
+        if "prepare" in watch.watched:
+            watch.seconds["prepare"][-1] -= watch.native_s
         if batch.num_tokens == len(batch.scheduled) == num_sequences:
             done += 1
 
@@ -134,23 +149,19 @@ def main() -> None:
     options = parser.parse_args()
     engine = load(options)
     watch = Stopwatch(time.perf_counter if options.clock == "wall" else time.thread_time)
-    runner = engine._runner._runner
-    watch.wrap(runner._inputs, "prepare", "prepare")
-    watch.wrap(runner._model, "forward", "kernels")
-    watch.wrap(runner._model, "logits", "logits")
-    watch.wrap(runner._model.backend.library.calls, "tandem_sample", "draw")
-    watch.wrap(runner._sampler, "sample", "sample")
+    watch.watch_native(engine._runner._runner._model.backend.library.calls)
     kinds = {
         "greedy": SamplingParams(max_tokens=10**6, temperature=0.0, ignore_eos=True),
         "temperature": SamplingParams(max_tokens=10**6, temperature=0.8, ignore_eos=True),
         "temperature, top-p": SamplingParams(max_tokens=10**6, temperature=0.8, top_p=0.9, ignore_eos=True),
+        "log-probabilities": SamplingParams(max_tokens=10**6, temperature=0.0, num_logprobs=1, ignore_eos=True),
     }
     print(f"{options.model}, {options.threads} threads, microseconds per step (median of {options.steps})")
     for kind, sampling in kinds.items():
         print(f"{kind:<20}" + "".join(f"{name:>10}" for name in (*PARTS, "step", "outside")))
         for count in options.sequences:
             medians = measure(engine, watch, count, options.steps, sampling)
-            outside_s = medians["step"] - sum(medians[name] for name in COMPUTE)
+            outside_s = medians["step"] - medians["native"]
             cells = "".join(f"{1e6 * medians[name]:10.0f}" for name in (*PARTS, "step"))
             print(
                 f"{count:>8} sequences  {cells}{1e6 * outside_s:10.0f} = {outside_s / medians['step']:.1%}", flush=True

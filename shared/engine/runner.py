@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from shared.engine.kv_cache import KvCache
+from shared.engine.plain_decode import PlainDecode
 from shared.engine.pooling import pool_step
 from shared.engine.prompt_scores import score_prompts
 from shared.engine.sampler import Sampler
@@ -16,6 +17,7 @@ from shared.engine.step import ScheduledSequence, StepBatch, StepResult
 from shared.engine.step_inputs import PreparedStep, StepInputs, partly_written_blocks
 from shared.identity import BlockHash, BlockId, SessionId
 from shared.models.decoder import Decoder
+from shared.models.native_decoder import NativeDecoder
 
 
 class ModelRunner:
@@ -60,6 +62,11 @@ class ModelRunner:
             device=model.device,
             library=model.backend.library,
         )
+        self._plain: PlainDecode | None = None
+        if isinstance(model, NativeDecoder) and model.has_lm_head:
+            max_blocks = -(-max_model_len // kv_cache.layout.block_size)
+            generator = model.generator(kv_cache.layers, max_rows=max_sequences, max_blocks=max_blocks)
+            self._plain = PlainDecode(generator)
 
     def execute(self, batch: StepBatch) -> StepResult:
         """Computes the batch's tokens, stores their KV, and samples for the sequences that reach their last token.
@@ -71,6 +78,10 @@ class ModelRunner:
         """
         if not batch.scheduled:
             return StepResult(token_ids=[], logprobs=[])
+        if self._plain is not None:
+            if (result := self._plain.run(batch)) is not None:
+                return result
+            self._plain.forget()
         if self._model.backend.library is not None:
             return self._run(
                 self._inputs.prepare(batch), batch

@@ -55,7 +55,7 @@ class _Rows:
         self.has_edits = any(p.edits_logits for p in params)
         self.sampler: TokenSampler | None = None
         if library is not None and sequences:
-            self.sampler = TokenSampler(library, list(map(_native_row, sequences, params)))
+            self.sampler = TokenSampler(library, list(map(native_row, sequences, params)))
 
 
 class Sampler:
@@ -168,7 +168,8 @@ class Sampler:
         return torch.tensor(values, dtype=dtype, device=self._device)
 
 
-def _native_row(sequence: Sequence, p: SamplingParams) -> SampleRow:
+def native_row(sequence: Sequence, p: SamplingParams) -> SampleRow:
+    """How the native kernels choose a sequence's tokens."""
     return (p.seed & _WORD, sequence.choice, p.top_p, p.temperature, p.min_p, p.top_k)
 
 

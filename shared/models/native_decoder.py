@@ -10,6 +10,7 @@ import torch
 from kernels.backend import Backend
 from kernels.cpu.decoder_step import DecoderStep, NativeLayer
 from kernels.cpu.packed_linear import NativeLinear
+from kernels.cpu.token_generator import TokenGenerator
 from kernels.dense_linear import Linear
 from shared.models.config import ModelConfig
 from shared.models.decoder import Decoder, ForwardInputs, LayerWeights
@@ -30,9 +31,10 @@ class NativeDecoder(Decoder):
     ) -> None:
         super().__init__(config, backend, embedding=embedding, layers=layers, final_norm=final_norm, lm_head=lm_head)
         assert backend.library is not None, "the backend computes no whole steps"
+        self._library = backend.library
         self._final_norm_f32 = final_norm.float()
         self._step = DecoderStep(
-            backend.library,
+            self._library,
             [_native_layer(layer) for layer in layers],
             embedding=embedding.contiguous(),
             cos_sin=self._cos_sin,
@@ -59,6 +61,27 @@ class NativeDecoder(Decoder):
         if self._lm_head is None:
             raise RuntimeError("the model was loaded without its LM head")
         return _native_linear(self._lm_head).multiply(hidden, self._final_norm_f32, self.config.rms_norm_eps)
+
+    def generator(self, kv_layers: list[torch.Tensor], *, max_rows: int, max_blocks: int) -> TokenGenerator:
+        """Steps of sequences that decode, choice included, in one call over a cache as `forward` takes it.
+
+        Args:
+            kv_layers: Written by the steps.
+            max_rows: Sequences at most.
+            max_blocks: Of a sequence at most.
+        """
+        if self._lm_head is None:
+            raise RuntimeError("the model was loaded without its LM head")
+        return TokenGenerator(
+            self._library,
+            self._step,
+            _native_linear(self._lm_head),
+            self._final_norm_f32,
+            self.config.rms_norm_eps,
+            kv_layers,
+            max_rows=max_rows,
+            max_blocks=max_blocks,
+        )
 
 
 def _native_layer(layer: LayerWeights) -> NativeLayer:

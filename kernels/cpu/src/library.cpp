@@ -1,5 +1,6 @@
 // The C interface, mirrored by library.py. All tensors are dense rows unless a stride is given; types are `Type`.
 #include "decoder.hpp"
+#include "generate.hpp"
 #include "sample.hpp"
 #include "pack.hpp"
 
@@ -106,5 +107,10 @@ void tandem_sample(Team* team, float* logits, int rows, int64_t vocab, const Sam
   else
     team->run(work);
 }
+
+Generator* tandem_generator(const GeneratorParts* parts) { return new Generator(*parts); }
+void tandem_generator_free(Generator* generator) { delete generator; }
+// As `Generator::step`.
+void tandem_generate(Generator* generator, Team* team, int count) { generator->step(*team, count); }
 
 }  // extern "C"

@@ -1,5 +1,6 @@
 // Runs everything that several threads do at once, under ThreadSanitizer: teams that are made and freed, calls from two
-// threads, products, decoder steps that split attention over threads, sampling. Prints nothing and exits 0 if all is well.
+// threads, products, decoder steps that split attention over threads, generation, sampling. Prints nothing and exits 0 if
+// all is well.
 #include "library.cpp"
 
 #include <cstdio>
@@ -23,13 +24,14 @@ struct Weight {
 
   Weight(Team* team, int outputs, int inputs) : packed(allocate<uint8_t>(tandem_packed_bytes(0, outputs, inputs))) {
     std::vector<float> values = ramp(static_cast<size_t>(outputs) * inputs, 0.1f), bias = ramp(outputs, 0.1f);
-    tandem_pack(team, 0, outputs, inputs, values.data(), nullptr, bias.data(), packed.get());
+    tandem_pack(team, 0, outputs, inputs, values.data(), 0, bias.data(), packed.get());
     linear = tandem_linear(0, outputs, inputs, packed.get());
   }
   ~Weight() { tandem_linear_free(linear); }
 };
 
-// Steps of a prompt in chunks and a decode row, over a cache of one type; returns the last hidden states.
+// Steps of a prompt in chunks and a decode row, over a cache of one type, then tokens of three rows that share it; returns
+// the last hidden states and the tokens.
 std::vector<float> run_steps(int threads, KvType type) {
   Team* team = tandem_team(threads);
   std::vector<std::unique_ptr<Weight>> weights;
@@ -63,6 +65,23 @@ std::vector<float> run_steps(int threads, KvType type) {
     tandem_decoder_step(decoder, team, &batch, ids.data(), static_cast<int>(type), bases, kLayers * layer_bytes, kBlock,
                         hidden.data());
   }
+  constexpr int kRows = 3;
+  int64_t tokens[kRows] = {1, 2, 3}, positions[kRows] = {4, 700, 1200};
+  std::vector<int32_t> tables;
+  for (int row = 0; row < kRows; row++) {
+    tables.insert(tables.end(), table.begin(), table.end());
+    tables[(row * table.size()) + positions[row] / kBlock] = kBlocks - 1 - row;  // where the row writes is its own
+  }
+  SampleRow how[kRows] = {{7, 0, 0, 1.0, 0.8f, 0.0f, 0}, {7, 1, 0, 1.0, 0.0f, 0.0f, 0}, {7, 2, 0, 0.9, 0.8f, 0.0f, 9}};
+  const GeneratorParts parts{decoder, weight(kVocab, kHidden), norm.data(), 1e-5f, kHidden, static_cast<int32_t>(type),
+                             reinterpret_cast<uint8_t* const*>(bases), kLayers * layer_bytes, kBlock,
+                             static_cast<int32_t>(table.size()), kRows, tokens, positions, tables.data(), how};
+  Generator* generator = tandem_generator(&parts);
+  for (int step = 0; step < 3; step++) {
+    tandem_generate(generator, team, kRows - step % 2);
+    for (int64_t token : tokens) hidden.push_back(static_cast<float>(token));
+  }
+  tandem_generator_free(generator);
   tandem_decoder_free(decoder);
   weights.clear();
   tandem_team_free(team);
