@@ -1,6 +1,9 @@
-"""Rounds of traffic under faults; after each the suite must be as before, and every answer must have been right.
+"""Rounds of faults in traffic; after each all must be ready again, and every answer must have been right.
 
-calm: oracle  |  round: traffic, faults in it -> traffic goes on until all is ready again -> blocks free -> next round
+calm: oracle  |  traffic: faults -> until all is ready again -> the next round ...  |  lull: blocks free  |  traffic ...
+
+What leaked in one round is still missing some rounds later: traffic stops, which takes as long as its longest request,
+only now and then.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from tests.e2e.conftest import Suite
 
 HEAL_S = 60.0
 FREE_S = 15.0
+ROUNDS_BETWEEN_LULLS = 4
 SALTS, FRESH = 4, 0.2
 EXPLICIT_ERRORS = {"unavailable", "worker_lost", "worker_draining", "overloaded", "request_timeout"}
 """What a client may be told when it cannot be served. Anything else is a defect."""
@@ -96,30 +100,41 @@ class Chaos:
 
     async def run(self, rng: random.Random, *, rounds: int = 0, seconds: float = 0.0, streams: int = 8) -> None:
         """So many rounds, or rounds for so long; stops at the first violation."""
-        started_s = time.monotonic()
+        started_s, report = time.monotonic(), self.report
+        is_over = lambda: report.rounds >= rounds and time.monotonic() >= started_s + seconds  # noqa: E731
         async with Fleet(self._suite.redis_url) as fleet:
             num_workers = len((await asyncio.to_thread(self._suite.status))["workers"])
-            while self.report.rounds < rounds or time.monotonic() < started_s + seconds:
-                await self._round(random.Random(rng.getrandbits(64)), fleet, num_workers, streams)
-                self.report.wall_s = time.monotonic() - started_s
+            while not is_over():
+                await self._stretch(random.Random(rng.getrandbits(64)), fleet, num_workers, streams, is_over)
+                report.wall_s = time.monotonic() - started_s
 
-    async def _round(self, rng: random.Random, fleet: Fleet, num_workers: int, streams: int) -> None:
+    async def _stretch(
+        self, rng: random.Random, fleet: Fleet, num_workers: int, streams: int, is_over: Callable[[], bool]
+    ) -> None:
+        """Some rounds in one traffic, then a lull, in which every block must be free."""
+        lull = asyncio.Event()
+        async with asyncio.TaskGroup() as traffic:
+            for _ in range(streams):
+                traffic.create_task(self._stream(random.Random(rng.getrandbits(64)), lull))
+            for _ in range(ROUNDS_BETWEEN_LULLS):
+                await self._round(rng, fleet, num_workers)
+                if is_over():
+                    break
+            lull.set()
+        still_s = time.perf_counter()
+        self.report.free_s.append(await fleet.until_free(FREE_S) - still_s)
+
+    async def _round(self, rng: random.Random, fleet: Fleet, num_workers: int) -> None:
         length_s = rng.uniform(2.0, 5.0)
         faults = plan(rng, length_s, self._kinds)
         self._saboteur.look(fleet.addresses())
-        report, is_over, before = self.report, asyncio.Event(), self.report.requests
-        async with asyncio.TaskGroup() as traffic:
-            for _ in range(streams):
-                traffic.create_task(self._stream(random.Random(rng.getrandbits(64)), is_over))
-            await asyncio.gather(asyncio.sleep(length_s), *(self._inflict(fault) for fault in faults))
-            self._saboteur.calm()
-            calm_s = time.perf_counter()
-            await self._until_healed(fleet, num_workers, faults)
-            report.heal_s.append(time.perf_counter() - calm_s)
-            self._is_disturbed = False
-            is_over.set()
-        over_s = time.perf_counter()
-        report.free_s.append(await fleet.until_free(FREE_S) - over_s)
+        report, before = self.report, self.report.requests
+        await asyncio.gather(asyncio.sleep(length_s), *(self._inflict(fault) for fault in faults))
+        self._saboteur.calm()
+        calm_s = time.perf_counter()
+        await self._until_healed(fleet, num_workers, faults)
+        report.heal_s.append(time.perf_counter() - calm_s)
+        self._is_disturbed = False
         report.rounds += 1
         num_requests = report.requests - before
         self._say(f"round {report.rounds}: {'; '.join(map(str, faults))}: {num_requests} requests, {report.outcomes}")
@@ -130,9 +145,9 @@ class Chaos:
         self.report.faults[f"{fault.kind} {fault.target}".split("-")[0]] += 1
         await self._saboteur.inflict(fault)
 
-    async def _stream(self, rng: random.Random, is_over: asyncio.Event) -> None:
+    async def _stream(self, rng: random.Random, lull: asyncio.Event) -> None:
         async with _client(self._suite.url) as client:
-            while not is_over.is_set():
+            while not lull.is_set():
                 await self._one(client, rng)
 
     async def _one(self, client: httpx.AsyncClient, rng: random.Random) -> None:
