@@ -1,7 +1,9 @@
-"""Checksums of blocks as they arrive, taken while the bytes are still in the processor's cache and others are coming.
+"""Checksums of blocks as they arrive, while others are coming.
 
-The transport's thread says what has arrived; a worker thread follows it without passing through the event loop, which
-has other things to do and would make both wait. What the worker thread has not been told of is done at the end.
+A block in host memory is checked by the thread that brought it: its bytes are in that core's cache, and to read them
+there takes half of what it takes another core, which as a rule has something else to do. One in device memory has to be
+copied to the host for it: a worker thread does that, told of it without passing through the event loop, and what it has
+not been told of is done at the end.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
+from shared.device_arena import DeviceBlock
 from shared.transfer.checksum import Block, block_checksum, checksums_of
 from shared.transfer.settle import settle
 
-_PIECE_BYTES = 4 << 20  # waking a thread for less costs more than the checksums; several of these fit into a cache
+_PIECE_BYTES = 4 << 20  # waking a thread for less costs more than the checksums
 
 
 class ArrivalChecks:
     """The checksums of one transfer.
 
     Args:
-        blocks: All of one size, in the order in which `arrived` will name them.
-        executor: Where checksums are computed.
+        blocks: All of one size and in one kind of memory, in the order in which `arrived` will name them.
+        executor: For what the transport's thread does not do.
 
     Attributes:
         seconds: Spent on checksums so far.
@@ -32,6 +35,7 @@ class ArrivalChecks:
     def __init__(self, blocks: Sequence[Block], executor: Executor) -> None:
         self._blocks = blocks
         self._executor = executor
+        self._is_on_device = isinstance(blocks[0], DeviceBlock)
         self._piece = max(1, _PIECE_BYTES // blocks[0].nbytes)
         self._lock = threading.Lock()
         self._num_arrived = 0
@@ -41,7 +45,12 @@ class ArrivalChecks:
         self.seconds = 0.0
 
     def arrived(self, index: int) -> None:
-        """Block `index` and all before it are in memory. May be called from any one thread; quick."""
+        """Block `index` is in memory, as all before it are; to be called for each, by the thread that brought it."""
+        if not self._is_on_device:
+            started_s = time.monotonic()
+            self._checksums.append(block_checksum(self._blocks[index]))
+            self.seconds += time.monotonic() - started_s
+            return
         with self._lock:
             self._num_arrived = index + 1
             if self._is_following or self._num_arrived - len(self._checksums) < self._piece:
@@ -66,7 +75,9 @@ class ArrivalChecks:
     async def settled(self) -> None:
         """On return, and if cancelled, nothing reads the blocks any more, provided that none arrives."""
         if self._following is not None:
-            await settle(asyncio.wait([asyncio.wrap_future(self._following)]))
+            following = asyncio.wrap_future(self._following)
+            await settle(asyncio.wait([following]))
+            following.exception()  # `finish` raises it
 
     def _follow(self) -> None:
         while True:

@@ -50,7 +50,8 @@ class Endpoint(Protocol):
         its memory counts as arrived; checksums tell.
 
         `on_arrival` is called with each `i`, in order, while later blocks may still be under way; perhaps from a thread
-        that carries all transfers, so it must be quick and must not raise. It is not called once `close` has returned.
+        that carries all transfers, so it must take no longer than to read the block does, and must not raise. It is not
+        called once `close` has returned.
         """
         ...
 

@@ -21,12 +21,17 @@ def executor():
         yield executor
 
 
+@pytest.fixture
+def on_device(monkeypatch):
+    """Blocks count as blocks in device memory."""
+    monkeypatch.setattr("shared.transfer.arrival_checks.DeviceBlock", np.ndarray)
+
+
 def random_blocks(num_blocks, block_bytes):
     return list(np.random.default_rng(3).integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8))
 
 
-@pytest.mark.parametrize(("num_blocks", "block_bytes"), [(1, 1), (5, 64 << 10), (3, 5 * MIB), (40, 512 << 10)])
-async def test_every_block_is_checked_once_whenever_it_arrives(executor, num_blocks, block_bytes):
+async def check_all(executor, num_blocks, block_bytes):
     blocks = random_blocks(num_blocks, block_bytes)
     checks = ArrivalChecks(blocks, executor)
     for index in range(num_blocks):
@@ -37,7 +42,35 @@ async def test_every_block_is_checked_once_whenever_it_arrives(executor, num_blo
     assert checks.seconds > 0
 
 
-async def test_blocks_are_checked_while_others_have_yet_to_arrive(executor, monkeypatch):
+SIZES = pytest.mark.parametrize(("num_blocks", "block_bytes"), [(1, 1), (5, 64 << 10), (3, 5 * MIB), (40, 512 << 10)])
+
+
+@SIZES
+async def test_every_block_is_checked_once_whenever_it_arrives(executor, num_blocks, block_bytes):
+    await check_all(executor, num_blocks, block_bytes)
+
+
+@SIZES
+async def test_every_block_on_a_device_is_checked_once(executor, on_device, num_blocks, block_bytes):
+    await check_all(executor, num_blocks, block_bytes)
+
+
+async def test_a_block_in_host_memory_is_checked_by_the_thread_that_brought_it(executor, monkeypatch):
+    by = []
+
+    def note(block):
+        by.append(threading.current_thread())
+        return block_checksum(block)
+
+    monkeypatch.setattr("shared.transfer.arrival_checks.block_checksum", note)
+    checks = ArrivalChecks(random_blocks(8, MIB), executor)
+    for index in range(8):
+        checks.arrived(index)
+    assert by == [threading.current_thread()] * 8
+    await checks.finish()
+
+
+async def test_blocks_are_checked_while_others_have_yet_to_arrive(executor, on_device, monkeypatch):
     checked = threading.Event()
 
     def note(block):
@@ -57,7 +90,7 @@ async def test_blocks_are_checked_while_others_have_yet_to_arrive(executor, monk
     assert await checks.finish() == [block_checksum(block) for block in blocks]
 
 
-async def test_once_settled_nothing_reads_the_blocks(executor, monkeypatch):
+async def test_once_settled_nothing_reads_the_blocks(executor, on_device, monkeypatch):
     reading, go_on = threading.Event(), threading.Event()
 
     def slow(block):
@@ -79,7 +112,7 @@ async def test_once_settled_nothing_reads_the_blocks(executor, monkeypatch):
         await settling
 
 
-async def test_a_checksum_that_cannot_be_taken_is_an_error_and_not_a_hang(executor, monkeypatch):
+async def test_a_checksum_that_cannot_be_taken_is_an_error_and_not_a_hang(executor, on_device, monkeypatch):
     def broken(block):
         raise ZeroDivisionError
 
@@ -91,6 +124,6 @@ async def test_a_checksum_that_cannot_be_taken_is_an_error_and_not_a_hang(execut
         await checks.finish()
 
 
-async def test_an_executor_that_is_shut_down_does_not_harm_the_transports_thread(executor):
+async def test_an_executor_that_is_shut_down_does_not_harm_the_transports_thread(executor, on_device):
     executor.shutdown()
     ArrivalChecks(random_blocks(8, MIB), executor).arrived(7)
