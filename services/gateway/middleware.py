@@ -9,6 +9,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+SERVER_SEND = "tandem.server_send"
+"""Where a scope has the server's own `send`. What wraps it on the way down looks at the start of a response only, so a
+stream that has started may send its parts past all of it."""
 _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -32,6 +35,7 @@ class RequestIds:
                 headers["x-request-id"] = headers["request-id"] = request_id
             await send(message)
 
+        scope[SERVER_SEND] = send
         with bound_contextvars(http_request_id=request_id):
             await self._app(scope, receive, send_with_id)
 

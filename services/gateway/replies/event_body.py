@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from starlette.types import Send
+from starlette.types import Scope, Send
+
+from services.gateway.middleware import SERVER_SEND
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Of every event stream: nobody on the way keeps it back."""
@@ -23,8 +25,9 @@ class EventBody:
         is_open: The status was sent.
     """
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
+        self._send_part: Send = scope.get(SERVER_SEND, send)
         self._headers = headers
         self._opening = asyncio.Lock()
         self._sent_s = time.monotonic()
@@ -37,7 +40,7 @@ class EventBody:
         if not self.is_open:
             await self._open()
         self._sent_s = time.monotonic()
-        await self._send({"type": "http.response.body", "body": part, "more_body": not is_last})
+        await self._send_part({"type": "http.response.body", "body": part, "more_body": not is_last})
 
     async def _open(self) -> None:
         async with self._opening:

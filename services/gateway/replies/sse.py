@@ -55,7 +55,7 @@ class EventStream(Response):
             self._generation.close()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = EventBody(send, self.raw_headers)
+        body = EventBody(scope, send, self.raw_headers)
         beating = asyncio.create_task(body.beat(self._heartbeat_s)) if self._heartbeat_s else None
         try:
             last = await self._send_deltas(body)

@@ -41,7 +41,7 @@ class ResponseEvents(Response):
                 self._run.cancel()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = EventBody(send, self.raw_headers)
+        body = EventBody(scope, send, self.raw_headers)
         async for events in self._run.read(self._position):
             if not body.is_open and self._cancels and self._run.error is not None:
                 await error_response(self._run.error, scope["path"])(scope, receive, send)
