@@ -50,8 +50,10 @@ def chaotic_suite(scratch: Path) -> Iterator[tuple[Suite, Saboteur]]:
     try:
         yield suite, Saboteur(suite, control)
     finally:
-        stop_suite(suite)
-        undo()
+        try:
+            stop_suite(suite)
+        finally:
+            undo()
 
 
 def main() -> None:
