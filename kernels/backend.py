@@ -59,6 +59,10 @@ class Ops(Protocol):
         """Stores keys and values in their cache slots."""
         ...
 
+    def copy_blocks(self, arena: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        """Copies whole blocks of the paged cache."""
+        ...
+
     def rotary_write_kv(
         self,
         q: torch.Tensor,

@@ -4,7 +4,7 @@ Importing this package imports Triton; with `TRITON_INTERPRET=1` set before, the
 """
 
 from kernels.triton.block_checksum import block_checksum
-from kernels.triton.block_copy import gather_blocks, scatter_blocks
+from kernels.triton.block_copy import copy_blocks, gather_blocks, scatter_blocks
 from kernels.triton.draw import draw
 from kernels.triton.paged_attention import paged_attention
 from kernels.triton.pending_tokens import fill_pending
@@ -17,6 +17,7 @@ from kernels.triton.write_kv import write_kv
 __all__ = [
     "Penalties",
     "block_checksum",
+    "copy_blocks",
     "draw",
     "fill_pending",
     "fused_add_rms_norm",

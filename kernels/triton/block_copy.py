@@ -1,4 +1,4 @@
-"""Copies whole blocks between the arena and a staging buffer: one launch for any number of scattered blocks."""
+"""Copies whole blocks between the arena and a staging buffer, or within the arena: any number of scattered blocks."""
 # mypy: allow-untyped-calls, disable-error-code="no-untyped-def, untyped-decorator, misc"
 
 import torch
@@ -60,3 +60,10 @@ def scatter_blocks(arena: torch.Tensor, block_ids: torch.Tensor, staging: torch.
     `block_ids` must be distinct: two writers of one block would race.
     """
     _launch(arena, block_ids, staging, to_arena=True)
+
+
+def copy_blocks(arena: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+    """Copy `arena[sources]` to `arena[destinations]` through a staging buffer. See `kernels.reference.copy_blocks`."""
+    staging = torch.empty((sources.shape[0], *arena.shape[1:]), dtype=arena.dtype, device=arena.device)
+    gather_blocks(arena, sources, staging)
+    scatter_blocks(arena, destinations, staging)

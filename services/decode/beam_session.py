@@ -59,6 +59,7 @@ class BeamSession(DecodeSession):
         self._likeliest: dict[SequenceId, TokenLogprobs] = {}
         self._outstanding = {sequence.sequence_id for sequence in self.sequences}
         self._first = self.sequences[0]
+        self._first.keeps_blocks = True
         self._prompt = self._first.token_ids[: self._first.num_prompt_tokens]
 
     def add_prompt_scores(self, session: DecodeSession, scores: PromptScores) -> None:
@@ -89,9 +90,12 @@ class BeamSession(DecodeSession):
         """See `StepReader`; the session sends nothing before its end."""
 
     def end(self) -> list[SequenceId]:
-        """See `DecodeSession`."""
+        """See `DecodeSession`; also gives up the blocks of beams that wait for the others."""
         super().end()
-        return list(self._outstanding)
+        self._parts.engine.abort(self._outstanding)
+        for sequence in self.sequences:
+            self._parts.engine.release(sequence)
+        return []
 
     def beam_finish_message(self, number: int, beam: Beam) -> pb.Finish:
         """The last word on the choice that got this beam."""
@@ -118,16 +122,23 @@ class BeamSession(DecodeSession):
         if self._search.is_over:
             self._deliver(self, self._search.best())
             return
-        self.sequences = [self._sequence(number, beam) for number, beam in enumerate(self._search.beams)]
+        before = self.sequences
+        origins = [before[number] for number in self._search.origins]
+        self.sequences = [
+            self._sequence(number, beam, origin)
+            for number, (beam, origin) in enumerate(zip(self._search.beams, origins, strict=True))
+        ]
         self._outstanding = {sequence.sequence_id for sequence in self.sequences}
         for sequence in self.sequences:
             self._routes[sequence.sequence_id] = (self, self)
         try:
-            self._parts.engine.submit(self.sequences)
+            self._parts.engine.branch(before, list(zip(origins, self.sequences, strict=True)))
         except TandemError as exc:
+            for sequence in before:
+                self._parts.engine.release(sequence)
             self._fail(self, exc)
 
-    def _sequence(self, number: int, beam: Beam) -> Sequence:
+    def _sequence(self, number: int, beam: Beam, origin: Sequence) -> Sequence:
         params = replace(
             self._asked, max_tokens=len(beam.token_ids) + 1, num_logprobs=2 * self._asked.beam_width, temperature=0.0
         )
@@ -140,6 +151,9 @@ class BeamSession(DecodeSession):
             choice=number,
             priority=self._first.priority,
             tenant=self._first.tenant,
+            arrival_s=self._first.arrival_s,
+            block_hashes=list(origin.block_hashes),
+            keeps_blocks=True,
         )
 
     @staticmethod

@@ -3,9 +3,9 @@
     outputs of step n (each beam's 2 x width likeliest tokens) --> the best `width` of all --> sequences of step n + 1
                                                                `-> beams that ended, kept apart
 
-Each beam of each step is a sequence of one token. Beams share memory as all sequences do: full blocks are sealed and
-found again by their hashes, whoever continues them; what one of them has in its last, unsealed block (fewer tokens than
-a block) is computed again. The search depends on the model's log-probabilities alone, so it is deterministic.
+Each beam of each step is a sequence of one token, which branches off the one that it continues: they share full blocks,
+and the last one until it is written, see `shared.engine.copy_on_write`. The search depends on the model's
+log-probabilities alone, so it is deterministic.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class BeamSearch:
     Args:
         params: Of the session; `num_logprobs` as the client asked for.
         end_token_ids: What ends a beam.
+
+    Attributes:
+        beams: To be continued, best first.
+        origins: Of each of them, the number of the beam before the last `advance` that it continues.
     """
 
     def __init__(self, params: SamplingParams, end_token_ids: frozenset[int]) -> None:
@@ -50,6 +54,7 @@ class BeamSearch:
         self._end_token_ids = end_token_ids
         self._ended: list[Beam] = []
         self.beams = [Beam()]
+        self.origins = [0]
 
     @property
     def is_over(self) -> bool:
@@ -63,23 +68,24 @@ class BeamSearch:
             likeliest: For each of `beams`, its `2 * width` likeliest next tokens.
         """
         candidates = [
-            (beam.total + logprob, -number, -rank, beam, token_id)
+            (beam.total + logprob, -number, -rank, token_id)
             for number, (beam, top) in enumerate(zip(self.beams, likeliest, strict=True))
             for rank, (token_id, logprob) in enumerate(zip(top.top_token_ids, top.top_logprobs, strict=True))
         ]
-        candidates.sort(key=lambda candidate: candidate[:3], reverse=True)
-        tops = {id(beam): top for beam, top in zip(self.beams, likeliest, strict=True)}
+        candidates.sort(reverse=True)
         beams: list[Beam] = []
-        for total, _, _, beam, token_id in candidates[: 2 * self._params.beam_width]:
-            longer = self._continued(beam, token_id, total, tops[id(beam)])
+        origins: list[int] = []
+        for total, number, _, token_id in candidates[: 2 * self._params.beam_width]:
+            longer = self._continued(self.beams[-number], token_id, total, likeliest[-number])
             if token_id in self._end_token_ids:
                 self._ended.append(replace(longer, stop_token_id=token_id))
             elif len(beams) < self._params.beam_width:
                 beams.append(longer)
+                origins.append(-number)
         if beams and len(beams[0].token_ids) >= self._params.max_tokens:
             self._ended += beams
-            beams = []
-        self.beams = beams
+            beams, origins = [], []
+        self.beams, self.origins = beams, origins
 
     def best(self) -> list[Beam]:
         """The `width` best, best first; fewer only if the vocabulary gave no more."""

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from protos import worker_pb2 as pb
 from services.decode.wire import FINISH_REASONS, sampling_from_wire
 from shared.engine.admission import check_token_ids
-from shared.engine.sampling_params import SamplingParams
+from shared.engine.sampling_params import MAX_CHOICES, SamplingParams
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.identity import BlockHash, SequenceId, SessionId, namespace_hash
@@ -25,7 +25,6 @@ from shared.worker.kv_state import KvEvent, KvState, new_kv_life
 from shared.worker.process import WorkerParts
 from shared.worker.status import WorkerIdentity
 
-MAX_CHOICES = 128
 _MAX_SEQUENCES = 1 << 32  # numbers travel as uint32
 _MAX_TIMEOUT_S = 1e6
 

@@ -11,11 +11,12 @@ Every block is in exactly one state:
         '----------- QUARANTINED
 
     USED         referenced by at least one sequence (it may be pinned as well)
-    PINNED       unreferenced, but an open call of a peer or a running save reads it
+    PINNED       unreferenced, but an open call of a peer, a running save or a copy that a step makes reads it
     CACHED       sealed, neither referenced nor pinned: found by hash, evicted when room is needed
     QUARANTINED  a transport may still write it; nobody may use it
 
-A private block becomes *sealed* when its name is known (`seal`); from then on it is immutable and in the index.
+A private block becomes *sealed* when its name is known (`seal`); from then on it is immutable and in the index. Others
+may `borrow` a block before: they read what was written until then, and `detach` themselves before they write.
 """
 
 from __future__ import annotations
@@ -154,6 +155,28 @@ class BlockPool:
             if not self._pins[block]:
                 self._retire(block)
 
+    # Copy on write
+
+    def borrow(self, block: BlockId) -> None:
+        """Adds a reference to a block in use, sealed or not, that its holder may read but not write."""
+        assert self._references[block] > 0, f"block {block} is not referenced"
+        self._references[block] += 1
+
+    def detach(self, block: BlockId) -> BlockId | None:
+        """Exchanges the reference to a borrowed block for one to a private block; None if there is no room.
+
+        That is the same block if nobody else has it any more. Else the borrowed one is pinned, because its bytes have
+        yet to be copied to the new one: `unpin` it when they are.
+        """
+        if self._is_private(block):
+            return block
+        fresh = self.allocate(1)
+        if fresh is None:
+            return None
+        self._pins[block] += 1
+        self.unref(block)
+        return fresh[0]
+
     # Names
 
     def seal(self, block: BlockId, name: BlockHash) -> BlockId:
@@ -165,7 +188,8 @@ class BlockPool:
         Returns:
             The block that carries the name and the caller's reference.
         """
-        assert self._is_private(block), f"block {block} cannot be sealed"
+        assert self._references[block], f"block {block} is nobody's"
+        assert self._hashes[block] is None, f"block {block} is sealed already"
         first = self._index.get(name)
         if first is not None:
             self.ref(first)
@@ -332,9 +356,8 @@ class BlockPool:
         _require(
             {b: self._hashes[b] for b in sealed} == {b: h for h, b in self._index.items()}, "index and names differ"
         )
-        _require(cached | pinned <= sealed, "a cached or pinned block has no name")
+        _require(cached <= sealed, "a cached block has no name")
         _require(not sealed & (free | self._quarantined), "a free or quarantined block has a name")
-        _require(all(self._references[b] <= 1 for b in used - sealed), "a private block is shared")
         _require(all(self._pins[b] for b in self._saving), "a block being saved is not pinned")
         _require(not self._sealed_events.keys() & self._evicted_events.keys(), "a name is both sealed and evicted")
 

@@ -6,30 +6,37 @@ from collections import Counter
 from collections.abc import Iterable
 
 from shared.engine.block_pool import BlockPool
+from shared.engine.copy_on_write import CopyOnWrite
 from shared.engine.sequence import Pooling, Sequence
 from shared.errors import InternalError
-from shared.identity import BlockId, extend_hashes
+from shared.identity import BlockId, SequenceId, extend_hashes
 
 
 class BlockTables:
     """Grows, seals and drops the block tables of sequences. Guarded by the engine's lock.
 
     A table is `[0, num_sealed_blocks)` sealed blocks, possibly shared, then at most the private ones that the running
-    step fills. Blocks are taken for tokens about to be computed and never earlier, so at most the last one of a
-    sequence is partly used.
+    step fills, or one that is borrowed. Blocks are taken for tokens about to be computed and never earlier, so at most
+    the last one of a sequence is partly used.
+
+    Attributes:
+        tails: Last blocks that are borrowed, and the copies of them.
+        kept: Ended sequences that keep their blocks.
     """
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._block_size = pool.block_size
+        self.tails = CopyOnWrite(pool)
+        self.kept: dict[SequenceId, Sequence] = {}
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens."""
         return -(-num_tokens // self._block_size)
 
     def num_missing_blocks(self, sequence: Sequence) -> int:
-        """Blocks beyond its table that the sequence's present tokens need."""
-        return self.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        """Blocks beyond its own that the sequence's present tokens need."""
+        return self.blocks_for(sequence.num_tokens) - len(sequence.block_table) + sequence.borrows_tail
 
     def name_blocks(self, sequence: Sequence, num_blocks: int) -> None:
         """Extends `block_hashes` to the first `num_blocks` full blocks."""
@@ -39,8 +46,8 @@ class BlockTables:
             tokens = sequence.token_ids[known * self._block_size : num_blocks * self._block_size]
             sequence.block_hashes += extend_hashes(parent, tokens, self._block_size)
 
-    def reusable_blocks(self, sequence: Sequence) -> int:
-        """How many leading blocks may come from a cache.
+    def reusable_tokens(self, sequence: Sequence) -> int:
+        """Of how many leading tokens the KV may be somebody else's.
 
         A sequence that samples computes at least its last token, because it needs that token's logits; so does one that
         pools that token, and one that pools all computes those that it did not pool yet. One whose prompt is scored
@@ -52,7 +59,11 @@ class BlockTables:
             num_tokens = min(num_tokens, sequence.num_pooled_tokens)
         if sequence.is_scoring:
             num_tokens = sequence.num_scored_tokens
-        return num_tokens // self._block_size
+        return num_tokens
+
+    def reusable_blocks(self, sequence: Sequence) -> int:
+        """How many leading blocks may come from a cache."""
+        return self.reusable_tokens(sequence) // self._block_size
 
     def match(self, sequence: Sequence) -> list[BlockId]:
         """Cached blocks that would continue the sequence's table; takes no references."""
@@ -62,16 +73,30 @@ class BlockTables:
 
     def attach(self, sequence: Sequence, blocks: list[BlockId]) -> None:
         """Appends sealed blocks that continue the sequence, taking a reference to each."""
-        for block in blocks:
-            self._pool.ref(block)
-        self._append_sealed(sequence, blocks)
+        if blocks:
+            assert not sequence.borrows_tail, "a sequence borrows its last block only"
+            for block in blocks:
+                self._pool.ref(block)
+            self._append_sealed(sequence, blocks)
+
+    def borrow_tail(self, sequence: Sequence, other: Sequence) -> None:
+        """After what was attached, extends the table by what another sequence computed of the next block."""
+        if not sequence.borrows_tail:
+            self.tails.borrow(sequence, other, self.reusable_tokens(sequence))
+
+    def branch(self, sequence: Sequence, kept: Sequence) -> None:
+        """Gives a new sequence the blocks that one which ended has kept, as far as their tokens are the same."""
+        self.attach(sequence, self.match(sequence))
+        self.borrow_tail(sequence, kept)
 
     def adopt(self, sequence: Sequence, block: BlockId) -> None:
         """Appends a sealed block whose reference the caller hands over."""
         self._append_sealed(sequence, [block])
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Makes room for the KV of the first `num_tokens` tokens; False, and nothing changed, if the pool has none."""
+        """Makes room to write the KV of the first `num_tokens` tokens; False if the pool has none."""
+        if sequence.borrows_tail and not self.tails.make_own(sequence):
+            return False
         held = len(sequence.block_table)
         if num_tokens <= held * self._block_size:
             return True
@@ -107,6 +132,25 @@ class BlockTables:
             self._pool.unref(block)
         self._clear(sequence)
 
+    def keep(self, sequence: Sequence) -> None:
+        """Leaves an ended sequence its blocks until `release`."""
+        self.kept[sequence.sequence_id] = sequence
+
+    def shed_kept(self) -> bool:
+        """One that ended and keeps blocks leaves them to the cache; what branches off it computes the rest anew."""
+        for sequence in self.kept.values():
+            if sequence.block_table:
+                self.drop(sequence)
+                return True
+        return False
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives up what an ended sequence kept or pinned; does nothing the second time."""
+        if self.kept.pop(sequence.sequence_id, None) is None:
+            self.unpin(sequence)
+        else:
+            self.drop(sequence)
+
     def pin(self, sequence: Sequence) -> None:
         """Turns the references of a sequence whose blocks are all sealed into pins; the table stays readable."""
         for block, name in zip(sequence.block_table, sequence.block_hashes, strict=False):
@@ -125,6 +169,8 @@ class BlockTables:
         Raises:
             InternalError: They are not.
         """
+        holders = [*holders, *self.kept.values()]
+        self.tails.check_owners(holders)
         held = Counter(block for sequence in holders for block in sequence.block_table)
         held.update(reserved)
         for block in map(BlockId, range(self._pool.num_blocks)):
@@ -142,4 +188,5 @@ class BlockTables:
     def _clear(sequence: Sequence) -> None:
         sequence.block_table.clear()
         sequence.num_sealed_blocks = 0
+        sequence.borrows_tail = False
         sequence.num_computed_tokens = 0

@@ -21,10 +21,10 @@ from shared.engine.device_step_inputs import DeviceStepInputs
 from shared.engine.pooling import pool_step
 from shared.engine.prompt_scores import score_prompts
 from shared.engine.sampling_params import MAX_LOGPROBS
-from shared.engine.step import StepBatch, StepResult
+from shared.engine.step import BlockCopy, StepBatch, StepResult
 from shared.engine.step_capture import CudaCapture, NoCapture, Replay, StepCapture
 from shared.engine.step_shape import StepShape, StepShapes
-from shared.identity import SequenceId
+from shared.identity import BlockId, SequenceId
 from shared.kv_arena import KvLayout
 from shared.models.decoder import Decoder
 
@@ -38,10 +38,12 @@ class LayeredCache(Protocol):
 
     Attributes:
         layout: Geometry of a block.
+        tensor: All of them, contiguous, `[num_blocks, ...]`.
         layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`.
     """
 
     layout: KvLayout
+    tensor: torch.Tensor
     layers: list[torch.Tensor]
 
 
@@ -132,6 +134,7 @@ class DeviceRunner:
         is_read = any(item.sequence.pooling or item.sequence.is_scoring for item in batch.scheduled)
         shape = _exact_shape(batch) if is_read else self._shape_of(batch)
         self._inputs.send(batch, shape, self._sampled_rows)
+        self._copy(batch.copies)
         replay = self._captured.get(shape)
         read = StepResult(token_ids=[], logprobs=[])
         if is_read:  # by the host, which waits for the device
@@ -173,12 +176,19 @@ class DeviceRunner:
             self._inputs.send(StepBatch([]), shape, {})
             self._captured[shape] = capture.capture(lambda shape=shape: self._forward(shape))  # type: ignore[misc]
             progress(done, len(shapes))
+        self._copy([BlockCopy(BlockId(0), BlockId(0))])
         if self._model.has_lm_head:
             logits = self._captured[shapes[-1]]()
             self._sampler.draw_cut(logits, self._inputs.draws)
         if self._is_cuda:
             torch.cuda.synchronize()
         on_compile(_warn_of_compile)
+
+    def _copy(self, copies: list[BlockCopy]) -> None:
+        """In the device's order: after the steps launched before, and before this one writes."""
+        if copies:
+            sources, destinations = torch.tensor(copies, device=self._model.device).unbind(1)
+            ops.copy_blocks(self._kv_cache.tensor, sources, destinations)
 
     def _shape_of(self, batch: StepBatch) -> StepShape:
         """A captured shape, or the batch's own."""

@@ -113,13 +113,35 @@ class Engine:
             Unavailable: The engine stopped.
         """
         for sequence in sequences:
-            check_admissible(sequence, self._config, self._pool.num_blocks)
-            self._scheduler.tables.name_blocks(sequence, sequence.num_tokens // self._config.block_size)
+            self._prepare(sequence)
         with self._changed:
             self._check_open(len(sequences))
             self._note_progress_if_idle()
             for sequence in sequences:
                 self._scheduler.add(sequence)
+            self._wake()
+
+    def branch(self, kept: Seq[Sequence], branches: Seq[tuple[Sequence, Sequence]]) -> None:
+        """Takes in WAITING sequences that begin with the tokens of others, which ended with `keeps_blocks`.
+
+        They were admitted as one, so that a full queue is no reason to refuse them.
+
+        Args:
+            kept: All that give up their blocks now.
+            branches: `(one of them, a new sequence)`.
+
+        Raises:
+            InvalidRequest, ContextLengthExceeded, CapacityExceeded: As `submit`.
+            Unavailable: The engine stopped.
+        """
+        for _, sequence in branches:
+            self._prepare(sequence)
+        with self._changed:
+            self._check_open(num_new=0)
+            for origin, sequence in branches:
+                self._scheduler.add(sequence, branches_off=origin)
+            for origin in kept:
+                self._scheduler.tables.release(origin)
             self._wake()
 
     def abort(self, sequence_ids: Iterable[SequenceId]) -> None:
@@ -129,10 +151,10 @@ class Engine:
             self._wake()
 
     def release(self, sequence: Sequence) -> None:
-        """Unpins the blocks of a prefill-only sequence that finished as SEALED; does nothing otherwise or again."""
+        """Gives up what one that finished as SEALED or with `keeps_blocks` still holds; does nothing otherwise."""
         with self._changed:
             if sequence.is_finished:
-                self._scheduler.tables.unpin(sequence)
+                self._scheduler.tables.release(sequence)
                 self._wake()
 
     # KV acquisition, for sequences in WAITING_FOR_KV; see `acquisition`
@@ -315,13 +337,17 @@ class Engine:
         self._is_woken = True
         self._changed.notify()
 
+    def _prepare(self, sequence: Sequence) -> None:
+        check_admissible(sequence, self._config, self._pool.num_blocks)
+        self._scheduler.tables.name_blocks(sequence, sequence.num_tokens // self._config.block_size)
+
     def _check_open(self, num_new: int) -> None:
         if self._failure:
             raise InternalError(f"the engine stopped: {self._failure}")
         if self._is_stopping:
             raise Unavailable("the engine is stopping")
         num_waiting = self._scheduler.num_waiting + self._scheduler.num_acquiring
-        if num_waiting + num_new > self._config.max_waiting:
+        if num_new and num_waiting + num_new > self._config.max_waiting:
             raise Overloaded(f"{num_waiting} sequences wait already, the limit is {self._config.max_waiting}")
 
     def _note_progress_if_idle(self) -> None:

@@ -13,7 +13,7 @@ from shared.engine.prompt_scores import score_prompts
 from shared.engine.sampler import Sampler
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.sequence import Sequence
-from shared.engine.step import ScheduledSequence, StepBatch, StepResult
+from shared.engine.step import BlockCopy, ScheduledSequence, StepBatch, StepResult
 from shared.engine.step_inputs import PreparedStep, StepInputs, partly_written_blocks
 from shared.identity import BlockHash, BlockId, SessionId
 from shared.models.decoder import Decoder
@@ -78,6 +78,7 @@ class ModelRunner:
         """
         if not batch.scheduled:
             return StepResult(token_ids=[], logprobs=[])
+        self._copy(batch.copies)
         if self._plain is not None:
             if (result := self._plain.run(batch)) is not None:
                 return result
@@ -130,6 +131,11 @@ class ModelRunner:
         if len(sequences) < hidden.shape[0]:
             hidden = hidden.index_select(0, torch.tensor(step.sample_rows, device=hidden.device))
         return self._sampler.sample(self._model.logits(hidden), sequences)
+
+    def _copy(self, copies: list[BlockCopy]) -> None:
+        if copies:
+            sources, destinations = torch.tensor(copies).unbind(1)
+            self._model.backend.ops.copy_blocks(self._kv_cache.tensor, sources, destinations)
 
     def _clear(self, blocks: list[int]) -> None:
         """Zeroes blocks that a step fills in part.

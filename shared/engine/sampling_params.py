@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from shared.engine.thinking import Thinking
 
+MAX_CHOICES = 128
+"""Of one prompt."""
 MAX_LOGPROBS = 20
 
 

@@ -53,7 +53,7 @@ class Scheduler:
         self.tables = BlockTables(pool)
         self.pace = PrefillPace(config.max_step_s, max(MIN_CHUNK_TOKENS, pool.block_size))
         self._sequences: dict[SequenceId, Sequence] = {}
-        self._siblings = Siblings(pool.block_size)
+        self._siblings = Siblings()
         self._acquiring: dict[SequenceId, Sequence] = {}
         self._share = FairShare()
         self._waiting = WaitingQueue(config.policy, config.max_overtakes)
@@ -93,8 +93,13 @@ class Scheduler:
 
     # Coming and going
 
-    def add(self, sequence: Sequence) -> None:
-        """Takes a sequence in, WAITING or WAITING_FOR_KV; that it is admissible was checked."""
+    def add(self, sequence: Sequence, branches_off: Sequence | None = None) -> None:
+        """Takes a sequence in, WAITING or WAITING_FOR_KV; that it is admissible was checked.
+
+        Args:
+            sequence: Begins with what blocks it has.
+            branches_off: Gives it the blocks that it, having ended, keeps.
+        """
         assert sequence.sequence_id not in self._sequences, f"sequence {sequence.sequence_id} was submitted twice"
         self._sequences[sequence.sequence_id] = sequence
         self._siblings.add(sequence)
@@ -102,6 +107,8 @@ class Scheduler:
         if sequence.status is SequenceStatus.WAITING_FOR_KV:
             self._acquiring[sequence.sequence_id] = sequence
         else:
+            if branches_off is not None:
+                self.tables.branch(sequence, branches_off)
             self._waiting.add(sequence)
 
     def is_acquiring(self, sequence: Sequence) -> bool:
@@ -126,8 +133,11 @@ class Scheduler:
 
     def abort_all(self) -> None:
         """Ends everything; no step may be in flight, or it must have failed."""
+        self.tables.tails.end_all()
         for sequence in self._flights.clear():
             self.tables.drop(sequence)
+        for sequence in list(self.tables.kept.values()):
+            self.tables.release(sequence)
         self.abort(list(self._sequences))
 
     # One step
@@ -147,7 +157,7 @@ class Scheduler:
             scheduled = self._schedule_step(frozenset())
         self._share.serve(scheduled)
         self._flights.begin([entry.sequence for entry in scheduled])
-        return StepBatch(scheduled)
+        return StepBatch(scheduled, self.tables.tails.take())
 
     def _schedule_step(self, aside: frozenset[str]) -> list[ScheduledSequence]:
         num_preemptions = self.num_preemptions
@@ -168,6 +178,7 @@ class Scheduler:
         """Takes in what the step computed; returns everything that changed since the last outputs."""
         num_sampling = len([True for entry in batch.scheduled if entry.samples])
         assert len(result.token_ids) == num_sampling, "a token per sampling sequence"
+        self.tables.tails.end(batch.copies)
         for pooled in result.pooled:
             pooled.sequence.add_pooled(pooled.total, pooled.end - pooled.start)
         for scores in result.prompt_scores:
@@ -288,6 +299,8 @@ class Scheduler:
         if needed > budget.blocks:
             return False
         self.tables.attach(sequence, matched)
+        if leader := self._siblings.leader_of(sequence):
+            self.tables.borrow_tail(sequence, leader)
         budget.blocks -= needed
         return True
 
@@ -310,6 +323,8 @@ class Scheduler:
     def _grow_by_chunk(self, sequence: Sequence, max_tokens: int) -> int:
         """Tokens of the sequence's next chunk, blocks allocated; 0 if it is complete or there is no block."""
         start, block_size = sequence.num_computed_tokens, self._pool.block_size
+        if not self.tables.grow(sequence, start):
+            return 0
         held = len(sequence.block_table) * block_size
         room = held + self._pool.num_allocatable * block_size - start
         end = start + min(sequence.num_uncomputed_tokens, max_tokens, room)
@@ -363,7 +378,11 @@ class Scheduler:
     def _num_growing(self) -> int:
         """Sequences that need a block for the next token that they decode."""
         block_size = self._pool.block_size
-        return sum(1 for s in self._running if s.decodes and s.num_computed_tokens == len(s.block_table) * block_size)
+        return sum(
+            1
+            for s in self._running
+            if s.decodes and (s.borrows_tail or s.num_computed_tokens == len(s.block_table) * block_size)
+        )
 
     def _yield_blocks(self) -> bool:
         """Somebody gives up blocks: one that only waits, else the cheapest running one unless it runs alone."""
@@ -375,7 +394,9 @@ class Scheduler:
         return False
 
     def _shed(self, *, junior_to: Sequence | None = None) -> bool:
-        """The most junior sequence that holds blocks without running leaves them to the cache."""
+        """One that ended, else the most junior one that holds blocks without running leaves them to the cache."""
+        if self.tables.shed_kept():
+            return True
         seniority = self._waiting.seniority
         holders = [s for s in self._not_running() if s.block_table]
         if junior_to is not None:
@@ -436,7 +457,10 @@ class Scheduler:
         if reason is FinishReason.SEALED:
             self.tables.pin(sequence)
         elif not self._flights.leave(sequence):
-            self.tables.drop(sequence)
+            if sequence.keeps_blocks and reason is not FinishReason.ABORTED:
+                self.tables.keep(sequence)
+            else:
+                self.tables.drop(sequence)
         self._outputs.finished.append(sequence)
 
     # Self-check

@@ -73,6 +73,8 @@ class Sequence:
         tenant: Whose it is; see `fair_share`.
         block_hashes: Names of the full blocks, as far as they were computed; always a prefix of the chain.
         block_table: Cache blocks by logical block index. Blocks `[0, num_sealed_blocks)` are sealed and in the index.
+        borrows_tail: The last block of `block_table` is to be copied before more is written: see `copy_on_write`.
+        keeps_blocks: When it ends by itself it keeps its blocks, for sequences that branch off it, until `release`.
         num_computed_tokens: Tokens whose KV is in `block_table`.
         num_cached_tokens: Prompt tokens that were not computed for this sequence here: found in the cache or fetched.
         priority: Lower runs sooner.
@@ -101,6 +103,8 @@ class Sequence:
     block_hashes: list[BlockHash] = field(default_factory=list)
     block_table: list[BlockId] = field(default_factory=list)
     num_sealed_blocks: int = 0
+    borrows_tail: bool = False
+    keeps_blocks: bool = False
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0

@@ -1,4 +1,4 @@
-"""Choices of one session: the first computes the prompt, the others wait for its blocks and share them."""
+"""Choices of one session: the first computes the prompt, the others wait for it and share its blocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ class Siblings:
     nobody, so the waiting has no cycle. When a leader ends early, the next one leads.
     """
 
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
+    def __init__(self) -> None:
         self._sessions: dict[SessionId, list[Sequence]] = {}
 
     def add(self, sequence: Sequence) -> None:
@@ -28,10 +27,15 @@ class Siblings:
         if not family:
             del self._sessions[sequence.session_id]
 
-    def must_wait(self, sequence: Sequence) -> bool:
-        """The leader has yet to seal blocks that this sequence could use."""
+    def leader_of(self, sequence: Sequence) -> Sequence | None:
+        """Whose blocks this sequence may share; None if it leads itself."""
         leader = self._sessions[sequence.session_id][0]
-        if leader is sequence:
+        return None if leader is sequence else leader
+
+    def must_wait(self, sequence: Sequence) -> bool:
+        """The leader has yet to compute tokens that this sequence could share: all of the prompt but the last one."""
+        leader = self.leader_of(sequence)
+        if leader is None:
             return False
-        num_shareable = (min(leader.num_prompt_tokens, sequence.num_prompt_tokens) - 1) // self._block_size
-        return max(leader.num_sealed_blocks, sequence.num_sealed_blocks) < num_shareable
+        num_shareable = min(leader.num_prompt_tokens, sequence.num_prompt_tokens) - 1
+        return max(leader.num_computed_tokens, sequence.num_computed_tokens) < num_shareable

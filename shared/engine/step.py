@@ -8,13 +8,13 @@ Nothing else passes: the scheduler knows no tensors, the runner no queues.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.engine.sequence import PENDING_TOKEN, Sequence
-from shared.identity import BlockHash
+from shared.identity import BlockHash, BlockId
 
 
 @dataclass(slots=True)  # not frozen: that makes it three times as slow to make, once per sequence and step
@@ -53,11 +53,23 @@ class ScheduledSequence:
                 sequence.token_ids.append(PENDING_TOKEN)
 
 
+class BlockCopy(NamedTuple):
+    """Bytes to copy from one cache block to another."""
+
+    source: BlockId
+    destination: BlockId
+
+
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One forward pass. Sequences that decode come first, then prefill chunks."""
+    """One forward pass. Sequences that decode come first, then prefill chunks.
+
+    Attributes:
+        copies: To be made before anything is written; no destination is a source.
+    """
 
     scheduled: list[ScheduledSequence]
+    copies: list[BlockCopy] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from shared.engine.step import ScheduledSequence, StepBatch
-from shared.identity import SequenceId
+from shared.identity import BlockId, SequenceId
 from shared.models.decoder import ForwardInputs
 
 
@@ -40,9 +40,10 @@ def _leading(lengths: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(0, length) for length in lengths)
 
 
-_TableKey = tuple[SequenceId, int, int, int]
-"""While it is the same, so is a row: sequence, blocks, those sealed (sealing may put another block in), preemptions."""
-_NO_TABLE: _TableKey = (SequenceId(0), 0, 0, 0)
+_TableKey = tuple[SequenceId, int, BlockId, int, int]
+"""While it is the same, so is a row: sequence, blocks, the last of them (a copy may have taken its place), those sealed
+(sealing may put another block in), preemptions."""
+_NO_TABLE: _TableKey = (SequenceId(0), 0, BlockId(0), 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,9 @@ class StepInputs:
         """
         block_size = self._block_size
         keys = [
-            (s.sequence_id, -(-item.end // block_size), s.num_sealed_blocks, s.num_preemptions)
+            (s.sequence_id, count, s.block_table[count - 1], s.num_sealed_blocks, s.num_preemptions)
             for item in scheduled
-            for s in (item.sequence,)
+            for s, count in ((item.sequence, -(-item.end // block_size)),)
         ]
         known, self._table_keys = self._table_keys, keys
         if keys == known:

@@ -63,15 +63,30 @@ class FakeRunner:
     def execute(self, batch: StepBatch) -> StepResult:
         return LateStep(self, batch).result()
 
+    def written_in(self, batch, tables, *, but):
+        """Blocks that other sequences write to in the step."""
+        return {
+            block
+            for e, table in zip(batch.scheduled, tables, strict=True)
+            if e is not but
+            for block in table[e.num_computed // self.block_size : -(-e.end // self.block_size)]
+        }
+
     def compute(self, batch, token_lists, tables) -> StepResult:
         """The step, with what the sequences were when it was launched."""
         self.batches.append([(e.sequence.sequence_id, e.num_computed, e.num_new_tokens) for e in batch.scheduled])
+        written = {block for e, table in zip(batch.scheduled, tables, strict=True) for block in table}
+        for source, destination in batch.copies:
+            assert destination in written, f"block {destination} is copied to for nobody in the step"
+            self.memory[destination] = list(self.memory[source])
         token_ids, sampled = [], {}
         for entry, tokens, table in zip(batch.scheduled, token_lists, tables, strict=True):
             sequence_id, namespace = entry.sequence.sequence_id, entry.sequence.namespace
             if tokens[-1] == PENDING_TOKEN:
                 tokens[-1] = self.sampled[sequence_id]
             values = digests(tokens, namespace)
+            writes = set(table[entry.num_computed // self.block_size : -(-entry.end // self.block_size)])
+            assert not writes & self.written_in(batch, tables, but=entry), "two sequences write to one block"
             for position in range(entry.end):
                 block = self.memory[table[position // self.block_size]]
                 if position >= entry.num_computed:
@@ -153,6 +168,14 @@ class Bench:
             check_admissible(one, self.config, self.pool.num_blocks)
             self.scheduler.tables.name_blocks(one, one.num_tokens // self.pool.block_size)
             self.scheduler.add(one)
+
+    def branch(self, kept, *branches):
+        """As `Engine.branch`."""
+        for origin, one in branches:
+            self.scheduler.tables.name_blocks(one, one.num_tokens // self.pool.block_size)
+            self.scheduler.add(one, branches_off=origin)
+        for origin in kept:
+            self.scheduler.tables.release(origin)
 
     def step(self):
         """One whole step; returns `(sequence id, computed, new tokens)` of what ran."""

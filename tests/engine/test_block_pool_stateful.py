@@ -1,4 +1,4 @@
-"""Any order of allocate, seal, reference, pin, save, quarantine and eviction keeps the pool whole."""
+"""Any order of allocate, seal, reference, borrow, copy, pin, save, quarantine and eviction keeps the pool whole."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,7 +16,9 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS, 16)
-        self.private = []  # allocated, unnamed
+        self.private = []  # allocated, unnamed: one entry per owner
+        self.borrowed = []  # one entry per borrower
+        self.copied = []  # sources of copies under way
         self.sealed = []  # (block, name), one entry per reference
         self.pins = []
         self.saving = []
@@ -32,7 +34,7 @@ class PoolMachine(RuleBasedStateMachine):
         blocks = self.pool.allocate(n)
         assert (blocks is not None) == (n <= possible)
         held = {b for b, _ in self.sealed} | set(self.private) | set(self.pins) | set(self.quarantined)
-        held |= {block for _, block in self.saving}
+        held |= {block for _, block in self.saving} | set(self.borrowed) | set(self.copied)
         assert not held & set(blocks or [])
         self.private += blocks or []
 
@@ -49,6 +51,47 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def free(self, data):
         self.pool.unref(self.take(self.private, data))
+
+    @precondition(lambda self: self.private or self.sealed or self.borrowed)
+    @rule(data=st.data())
+    def borrow(self, data):
+        block = data.draw(st.sampled_from(self.private + [b for b, _ in self.sealed] + self.borrowed))
+        self.pool.borrow(block)
+        self.borrowed.append(block)
+
+    @precondition(lambda self: self.borrowed)
+    @rule(data=st.data())
+    def detach(self, data):
+        index = data.draw(st.integers(0, len(self.borrowed) - 1))
+        block, others = self.borrowed[index], self.borrowed[:index] + self.borrowed[index + 1 :]
+        is_alone = (
+            block not in self.private + others and self.pool.references(block) == 1 and block not in self.named_blocks()
+        )
+        possible = self.pool.num_allocatable
+        own = self.pool.detach(block)
+        assert (own == block) == is_alone
+        if own is None:
+            assert not possible
+            return
+        del self.borrowed[index]
+        self.private.append(own)
+        if own != block:
+            assert own not in self.copied
+            self.copied.append(block)
+
+    @precondition(lambda self: self.copied)
+    @rule(data=st.data())
+    def end_copy(self, data):
+        self.pool.unpin(self.take(self.copied, data))
+
+    @precondition(lambda self: self.borrowed)
+    @rule(data=st.data())
+    def give_back(self, data):
+        self.pool.unref(self.take(self.borrowed, data))
+
+    def named_blocks(self):
+        """Blocks in the index."""
+        return set(self.pool.match_prefix(self.pool.sealed_names()))
 
     @rule(wanted=st.lists(names, max_size=4))
     def reference_a_prefix(self, wanted):
@@ -82,10 +125,11 @@ class PoolMachine(RuleBasedStateMachine):
     def end_saving(self, data, ok):
         self.pool.saved(self.take(self.saving, data)[1], ok=ok)
 
-    @precondition(lambda self: self.private)
+    @precondition(lambda self: set(self.private) - set(self.borrowed + self.copied))
     @rule(data=st.data())
     def quarantine(self, data):
-        block = self.take(self.private, data)
+        block = data.draw(st.sampled_from(sorted(set(self.private) - set(self.borrowed + self.copied))))
+        self.private.remove(block)
         self.pool.quarantine(block)
         self.quarantined.append(block)
 
@@ -114,17 +158,24 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.pool.match_prefix([name]) == [block]
 
     @invariant()
+    def an_unnamed_block_has_one_owner_at_most(self):
+        assert len(set(self.private)) == len(self.private)
+        for block in self.private + self.borrowed:
+            held = self.private + self.borrowed + [b for b, _ in self.sealed]
+            assert self.pool.references(block) == held.count(block)
+
+    @invariant()
     def counts_agree(self):
         counts = self.pool.counts()
-        used = {b for b, _ in self.sealed} | set(self.private)
-        pinned = (set(self.pins) | {b for _, b in self.saving}) - used
+        used = {b for b, _ in self.sealed} | set(self.private) | set(self.borrowed)
+        pinned = (set(self.pins) | set(self.copied) | {b for _, b in self.saving}) - used
         assert (counts.used, counts.pinned, counts.quarantined) == (len(used), len(pinned), len(self.quarantined))
         assert counts.free + counts.cached == self.pool.num_allocatable
 
     def teardown(self):
-        for block in self.private + [b for b, _ in self.sealed]:
+        for block in self.private + [b for b, _ in self.sealed] + self.borrowed:
             self.pool.unref(block)
-        for block in self.pins:
+        for block in self.pins + self.copied:
             self.pool.unpin(block)
         for _, block in self.saving:
             self.pool.saved(block, ok=True)

@@ -29,6 +29,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pins = []
         self.saving = []
         self.num_sessions = 0
+        self.branched = 0
 
     # The step thread
 
@@ -75,6 +76,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.bench.submit(*choices)
         self.submitted += choices
 
+    @rule(length=st.integers(1, 14), seed=st.integers(0, 2))
+    def submit_root(self, length, seed):
+        """A sequence of one token, which others may branch off."""
+        self.num_sessions += 1
+        one = sequence(prompt(length, seed), 1, session=str(self.num_sessions), keeps_blocks=True)
+        self.bench.submit(one)
+        self.submitted.append(one)
+
+    @precondition(lambda self: self.ended_roots())
+    @rule(data=st.data(), count=st.integers(0, 3), more=st.integers(0, 2))
+    def branch(self, data, count, more):
+        """Some branches know the next token, some others, some keep their blocks for branches of their own."""
+        root = data.draw(st.sampled_from(self.ended_roots()))
+        self.branched += 1
+        tokens = list(root.token_ids)
+        news = [
+            sequence(tokens[: len(tokens) - number % 2] + [7] * (number % 2 + more), 1 + more, keeps_blocks=not more,
+                     session=str(root.session_id) + "b" * self.branched, choice=number)
+            for number in range(count)
+        ]  # fmt: skip
+        self.bench.branch([root], *((root, one) for one in news))
+        self.submitted += news
+        self.released.add(root)
+
+    def ended_roots(self):
+        return [s for s in self.submitted if s.keeps_blocks and s.is_finished and s not in self.released]
+
     @rule(num_blocks=st.integers(1, 8), seed=st.integers(0, 2))
     def submit_prefill(self, num_blocks, seed):
         self.num_sessions += 1
@@ -94,7 +122,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def release(self, data):
         one = data.draw(st.sampled_from(self.submitted))
         if one.is_finished:
-            self.bench.scheduler.tables.unpin(one)
+            self.bench.scheduler.tables.release(one)
             self.released.add(one)
 
     @precondition(lambda self: self.submitted)
@@ -185,10 +213,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         while num_finished < len(bench.outputs.finished):  # releasing what finished makes room for the rest
             num_finished = len(bench.outputs.finished)
             for one in bench.outputs.finished:
-                bench.scheduler.tables.unpin(one)
+                bench.scheduler.tables.release(one)
             bench.run()
         for one in bench.outputs.finished:
-            bench.scheduler.tables.unpin(one)
+            bench.scheduler.tables.release(one)
         self.everybody_ended_once_with_the_right_tokens()
         counts = bench.pool.counts()
         assert counts.free + counts.cached == NUM_BLOCKS

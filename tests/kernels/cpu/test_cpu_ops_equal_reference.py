@@ -78,6 +78,21 @@ def test_write_kv_touches_its_slots_only(dtype, slots):
     assert caches[0].equal(caches[1])
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
+@pytest.mark.parametrize("copies", [[], [(3, 0)], [(1, 4), (1, 2), (3, 0)]])
+def test_copy_blocks_copies_every_bit_and_leaves_the_others(dtype, copies):
+    arena = torch.randint(0, 256, (5, 3, 2, 8, 1, 32), dtype=torch.uint8).view(dtype)  # not-a-numbers among them
+    before, expected = arena.clone(), arena.clone()
+    sources, destinations = torch.tensor(copies, dtype=torch.int64).view(-1, 2).unbind(1)
+    cpu_torch.copy_blocks(arena, sources, destinations)
+    reference.copy_blocks(expected, sources, destinations)
+    assert arena.view(torch.uint8).equal(expected.view(torch.uint8))
+    origin = dict.fromkeys(range(5)) | {destination: source for source, destination in copies}
+    for block, source in origin.items():
+        held = before[block if source is None else source]
+        assert arena[block].view(torch.uint8).equal(held.view(torch.uint8))
+
+
 def attention_case(runs, *, block_size, heads, kv_heads, head_dim, dtype, seed=0):
     """Inputs for sequences of (query_len, seq_len): scrambled tables, finite garbage wherever nothing was written."""
     source = random.Random(seed)

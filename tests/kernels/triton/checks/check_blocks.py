@@ -1,10 +1,11 @@
-"""Gather, scatter and checksum of whole blocks."""
+"""Gather, scatter, copy and checksum of whole blocks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from kernels import reference
 from kernels import triton as ops
 from loadtest.gpu import oracles
 
@@ -20,6 +21,15 @@ def test_gather_then_scatter_restores_the_blocks_and_leaves_the_others(dtype):
     arena.view(torch.uint8)[ids] = 0
     ops.scatter_blocks(arena, ids, staging)
     assert torch.equal(arena.view(torch.uint8), before.view(torch.uint8))
+
+
+def test_copies_within_the_arena_equal_the_reference_bit_by_bit():
+    arena = torch.randint(0, 256, (6, 3, 2, 16, 1, 56), dtype=torch.uint8).view(torch.bfloat16)
+    expected = arena.clone()
+    sources, destinations = torch.tensor([(1, 4), (1, 2), (3, 0)]).unbind(1)
+    reference.copy_blocks(expected, sources, destinations)
+    ops.copy_blocks(arena, sources, destinations)
+    assert torch.equal(arena.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_checksum_is_the_documented_sum():

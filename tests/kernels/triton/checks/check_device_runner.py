@@ -59,17 +59,21 @@ def decoder(backend_name: str, device: torch.device) -> Decoder:
     return Decoder(CONFIG, backend, embedding=embedding, layers=layers, final_norm=ones, lm_head=head)
 
 
-def serve(runner: object, many_params: list[SamplingParams]) -> list[tuple[list[int], list[object]]]:
-    """Output tokens and their log-probabilities, of prompts of different lengths."""
+def serve(
+    runner: object, many_params: list[SamplingParams], *, are_choices: bool = False
+) -> list[tuple[list[int], list[object]]]:
+    """Output tokens and their log-probabilities, of prompts of different lengths, or of the choices of one session."""
     messages: queue.SimpleQueue = queue.SimpleQueue()
     config = EngineConfig(block_size=BLOCK_SIZE, eos_token_ids=frozenset(CONFIG.eos_token_ids), **LIMITS)
     engine = Engine(runner, BlockPool(NUM_BLOCKS, BLOCK_SIZE), config, messages.put)
     sequences = [
         Sequence(
-            session_id=SessionId(str(i)), token_ids=[(7 * i + 3 * j) % 90 for j in range(5 + 13 * i)],
-            num_prompt_tokens=5 + 13 * i, sampling=params, namespace=namespace_hash(Fingerprint("check")),
+            session_id=SessionId("one" if are_choices else str(i)),
+            token_ids=[(7 * n + 3 * j) % 90 for j in range(5 + 13 * n)], num_prompt_tokens=5 + 13 * n,
+            sampling=params, namespace=namespace_hash(Fingerprint("check")), choice=i if are_choices else 0,
         )
         for i, params in enumerate(many_params)
+        for n in (1 if are_choices else i,)
     ]  # fmt: skip
     engine.submit(sequences)
     engine.start()
@@ -133,6 +137,20 @@ def test_over_an_fp8_cache_the_device_runner_says_what_the_reference_says():
     eager = ModelRunner(decoder("reference", CPU), DeviceKvCache(NUM_BLOCKS, layout, CPU), **LIMITS)
     several = [GREEDY, SamplingParams(max_tokens=6, seed=5)]
     assert [tokens for tokens, _ in serve(device, several)] == [tokens for tokens, _ in serve(eager, several)]
+
+
+def test_choices_copy_the_block_that_the_first_one_has_begun_while_it_runs_on(runners):
+    device, eager = runners
+    params = [SamplingParams(max_tokens=9, seed=5)] * 3
+    copies = []
+    launch = device.launch
+    device.launch = lambda batch: copies.extend(batch.copies) or launch(batch)
+    try:
+        choices = serve(device, params, are_choices=True)
+    finally:
+        del device.launch
+    assert len(copies) == 2
+    assert [tokens for tokens, _ in choices] == [tokens for tokens, _ in serve(eager(), params, are_choices=True)]
 
 
 def test_a_pooled_prompt_has_the_vector_of_the_eager_runner(runners):
