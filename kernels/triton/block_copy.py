@@ -48,7 +48,7 @@ def gather_blocks(arena: torch.Tensor, block_ids: torch.Tensor, staging: torch.T
 
     Args:
         arena: `[num_blocks, ...]` contiguous, any dtype; the bytes of a block are a multiple of 8.
-        block_ids: int32 or int64 `[n]`, on the arena's device.
+        block_ids: int32 or int64 `[n]`, contiguous, on the arena's device.
         staging: `[n, ...]` contiguous, of the arena's block shape and dtype; written.
     """
     _launch(arena, block_ids, staging, to_arena=False)
@@ -65,5 +65,5 @@ def scatter_blocks(arena: torch.Tensor, block_ids: torch.Tensor, staging: torch.
 def copy_blocks(arena: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
     """Copy `arena[sources]` to `arena[destinations]` through a staging buffer. See `kernels.reference.copy_blocks`."""
     staging = torch.empty((sources.shape[0], *arena.shape[1:]), dtype=arena.dtype, device=arena.device)
-    gather_blocks(arena, sources, staging)
-    scatter_blocks(arena, destinations, staging)
+    gather_blocks(arena, sources.contiguous(), staging)
+    scatter_blocks(arena, destinations.contiguous(), staging)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from shared.engine.block_pool import BlockPool
 from shared.engine.copy_on_write import CopyOnWrite
-from shared.engine.sequence import Pooling, Sequence
+from shared.engine.sequence import FinishReason, Pooling, Sequence
 from shared.errors import InternalError
 from shared.identity import BlockId, SequenceId, extend_hashes
 
@@ -146,10 +146,10 @@ class BlockTables:
 
     def release(self, sequence: Sequence) -> None:
         """Gives up what an ended sequence kept or pinned; does nothing the second time."""
-        if self.kept.pop(sequence.sequence_id, None) is None:
-            self.unpin(sequence)
-        else:
+        if self.kept.pop(sequence.sequence_id, None) is not None:
             self.drop(sequence)
+        elif sequence.finish_reason is FinishReason.SEALED:  # else a step in flight may have what it still holds
+            self.unpin(sequence)
 
     def pin(self, sequence: Sequence) -> None:
         """Turns the references of a sequence whose blocks are all sealed into pins; the table stays readable."""

@@ -139,6 +139,24 @@ def test_an_aborted_sequence_keeps_nothing():
     bench.check()
 
 
+def test_what_a_step_in_flight_has_is_not_given_up_by_a_release():
+    bench = Bench(max_batch_tokens=8)
+    root = sequence(prompt(20), 5, session="root", keeps_blocks=True)
+    bench.submit(root)
+    steps = []
+    for _ in range(2):  # as on a device: the second chunk is launched while the first is computed
+        if steps:
+            bench.scheduler.assume(steps[-1].batch)
+        steps.append(LateStep(bench.runner, bench.scheduler.schedule()))
+    bench.scheduler.abort([root.sequence_id])
+    for step in steps:
+        merge(bench.outputs, bench.scheduler.update(step.batch, step.result()))
+        assert root.is_finished
+        bench.scheduler.tables.release(root)
+        bench.check()
+    assert bench.pool.counts().used == 0
+
+
 def test_everything_kept_or_under_way_is_free_after_a_failed_step():
     bench = Bench()
     root = root_of(bench, 10)
