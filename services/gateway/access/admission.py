@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from dataclasses import replace
 
 from services.gateway.access.caller import Caller
 from services.gateway.access.rate_limits import RateLimits, Standing
@@ -48,15 +49,25 @@ class Admission:
         self._open: Counter[str] = Counter()
         self._counting: set[asyncio.Task[None]] = set()
 
-    async def count_request(self, caller: Caller) -> list[Standing]:
-        """Counts a request against its caller's limits, before anything is done for it.
+    async def standings(self, caller: Caller) -> list[Standing]:
+        """How the caller stands with each of its limits, this request not counted."""
+        if caller.key is None:
+            return []
+        return [s for kind in ("requests", "tokens") if (s := await self._limits.standing(caller.key, kind))]
+
+    async def count_request(self, caller: Caller, standings: list[Standing] | None = None) -> list[Standing]:
+        """Counts a request against its caller's limits, before anything is done for it; returns how it stands then.
+
+        Args:
+            caller: Whose it is.
+            standings: If they are known already.
 
         Raises:
             RateLimited: Too many requests, or more tokens than allowed, in this minute.
         """
         if caller.key is None:
             return []
-        standings = [s for kind in ("requests", "tokens") if (s := await self._limits.standing(caller.key, kind))]
+        standings = await self.standings(caller) if standings is None else standings
         for standing in standings:
             if standing.remaining <= 0:
                 raise RateLimited(
@@ -64,7 +75,7 @@ class Admission:
                     retry_after_s=standing.reset_s,
                 )
         await self._limits.count(caller.key, "requests", 1)
-        return standings
+        return [replace(s, remaining=s.remaining - 1) if s.kind == "requests" else s for s in standings]
 
     async def enter(self, caller: Caller, model: str, prompt_tokens: int) -> Ticket:
         """Lets a request in whose prompt is known.

@@ -50,10 +50,11 @@ class Authentication:
             caller = await caller_of(Headers(scope=scope), self._keyring)
             set_caller(caller)
             if scope["method"] == "POST":
-                standings = await self._admission.count_request(caller)
+                standings = await self._admission.standings(caller)
+                standings = await self._admission.count_request(caller, standings)
         except TandemError as exc:
             self._gateway.note_failure(exc)
-            await error_response(exc, scope["path"])(scope, receive, send)
+            await error_response(exc, scope["path"])(scope, receive, _with_headers(send, standings))
             return
         await self._app(scope, receive, _with_headers(send, standings) if standings else send)
 
@@ -102,11 +103,7 @@ def _with_headers(send: Send, standings: list[Standing]) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for standing in standings:
-                # What is told counts this request too.
-                counted = Standing(
-                    standing.kind, standing.limit, standing.remaining - (standing.kind == "requests"), standing.reset_s
-                )
-                for name, value in counted.headers().items():
+                for name, value in standing.headers().items():
                     headers[name] = value
         await send(message)
 

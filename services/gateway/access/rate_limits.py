@@ -72,7 +72,9 @@ class RateLimits:
         except StorageError as exc:
             self._note_outage(exc)
             window = await self._local.get_window_stats(item, key.tenant, key.key_id)
-        return Standing(kind, item.amount, window.remaining, max(0.0, window.reset_time - time.time()))
+        has_begun = window.remaining < item.amount  # else it begins when something is counted
+        reset_s = max(0.0, window.reset_time - time.time()) if has_begun else item.get_expiry()
+        return Standing(kind, item.amount, window.remaining, reset_s)
 
     async def count(self, key: KeyRecord, kind: str, amount: int) -> None:
         """Counts, whether or not the limit is reached with it."""
