@@ -17,10 +17,11 @@ from services.gateway.anthropic.schemas import (
     MessageReply,
     MessagesBody,
 )
-from services.gateway.anthropic.translate import chat_body
+from services.gateway.anthropic.translate import CLIENT_WORDS, chat_body
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
 from services.gateway.requests.body_reader import parse_body, read_body
+from services.gateway.requests.client_words import in_words_of
 from services.gateway.routes.generation import generate
 from services.gateway.routes.request_route import RequestRoute
 from services.gateway.sessions.generation import Generation
@@ -32,8 +33,9 @@ def router(gateway: Gateway) -> APIRouter:
     unknown_fields = gateway.settings.unknown_fields
 
     async def start(raw: bytes, received_s: float) -> Generation:
-        body = chat_body(parse_body(raw, MessagesBody, unknown_fields), unknown_fields)
-        return await gateway.pipeline.chat_generation(body, len(raw), received_s)
+        body = parse_body(raw, MessagesBody, unknown_fields)
+        with in_words_of(CLIENT_WORDS):
+            return await gateway.pipeline.chat_generation(chat_body(body, unknown_fields), len(raw), received_s)
 
     def format_of(generation: Generation) -> MessagesReply:
         return MessagesReply(generation, gateway.model.name)

@@ -10,6 +10,9 @@ from services.gateway.requests.body_reader import UnknownFields, check_extra, va
 from services.gateway.schemas.chat import ChatBody
 from shared.errors import InvalidRequest, UnsupportedField
 
+CLIENT_WORDS = {"thinking_token_budget": "thinking", "reasoning_effort": "thinking", "stop": "stop_sequences"}
+"""For `in_words_of`."""
+
 
 def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
     """The same prompt, and for `MessagesBody` the same wishes, as a chat request.

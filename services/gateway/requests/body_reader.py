@@ -26,9 +26,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body.
 
     Raises:
+        InvalidRequest: It is compressed.
         RequestTooLarge: Announced or actual size is above the limit; nothing more is read then.
         Cancelled: The client left before it was sent.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() not in ("", "identity"):
+        raise InvalidRequest(f"a request body in {encoding[:32]!r} is not read: send it uncompressed")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         raise RequestTooLarge(f"the request body has {announced} bytes, at most {max_bytes} are read")
@@ -91,7 +95,7 @@ def validate(content: dict[str, object], schema: type[B], unknown_fields: Unknow
     try:
         body = schema.model_validate(content)
     except ValidationError as exc:
-        raise _invalid(exc) from exc
+        raise _invalid(exc, content) from exc
     check_extra(body, schema.refused, unknown_fields)
     return body
 
@@ -123,23 +127,32 @@ def check_extra(
             raise InvalidRequest(f"unknown field {where}{name!r}{hint}", param=f"{where}{name}")
 
 
-def _invalid(exc: ValidationError) -> InvalidRequest:
+def _invalid(exc: ValidationError, content: object) -> InvalidRequest:
     """The first field's problem, in words. A union tells one per branch: the branch that got farthest was meant."""
     problems: list[ErrorDetails] = exc.errors(include_url=False, include_input=False)
     problem = max((p for p in problems if p["loc"][0] == problems[0]["loc"][0]), key=lambda p: len(p["loc"]))
-    path = _path(problem["loc"])
-    if problem["type"] == "missing":
+    is_missing = problem["type"] == "missing"
+    path = _path(problem["loc"], content, ends_in_name=is_missing)
+    if is_missing:
         return InvalidRequest(f"the field {path!r} is required", param=path)
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return InvalidRequest(f"{path!r}: {message}"[:MAX_MESSAGE_CHARS], param=path)
 
 
-def _path(location: Sequence[int | str]) -> str:
-    """`messages[0].role`; without the names that pydantic gives the branches of a union."""
-    text = ""
-    for part in location:
+def _path(location: Sequence[int | str], content: object, *, ends_in_name: bool) -> str:
+    """`messages[0].role`; without the names that pydantic gives the branches of a union, which `content` has not.
+
+    Args:
+        location: Pydantic's.
+        content: What was validated.
+        ends_in_name: The last one is a field's though `content` has it not.
+    """
+    text, last = "", len(location) - 1
+    for position, part in enumerate(location):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part not in {"str", "list[str]", "int", "float"}:
+            content = content[part] if isinstance(content, list) and part < len(content) else None
+        elif isinstance(content, dict) and (part in content or (ends_in_name and position == last)):
             text += f".{part}" if text else part
+            content = content.get(part)
     return text

@@ -16,6 +16,8 @@ from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
 from services.gateway.requests.body_reader import parse_body, read_body
+from services.gateway.requests.client_words import in_words_of
+from services.gateway.requests.request import GenerationRequest
 from services.gateway.responses.input_items import Item, input_items
 from services.gateway.responses.reply import ResponseBuilder
 from services.gateway.responses.runs import ResponseRun
@@ -29,7 +31,8 @@ from services.gateway.responses.schemas import (
 )
 from services.gateway.responses.store import IN_WORK
 from services.gateway.responses.stream import ReplayedEvents, ResponseEvents
-from services.gateway.responses.translate import chat_body
+from services.gateway.responses.translate import CLIENT_WORDS, chat_body
+from services.gateway.sessions.generation import Generation
 from shared.errors import InvalidRequest, NotFound
 
 Order = Literal["asc", "desc"]
@@ -58,8 +61,9 @@ def router(gateway: Gateway) -> APIRouter:
         raw = await read_body(request, gateway.settings.max_body_bytes)
         body = parse_body(raw, PromptBody, gateway.settings.unknown_fields)
         context, asked = await _conversation(gateway, body)
-        chat = chat_body(body, [*context, *asked], gateway.settings.unknown_fields)
-        wanted = await gateway.pipeline.chat_request(chat, len(raw), created=int(time.time()))
+        with in_words_of(CLIENT_WORDS):
+            chat = chat_body(body, [*context, *asked], gateway.settings.unknown_fields)
+            wanted = await gateway.pipeline.chat_request(chat, len(raw), created=int(time.time()))
         token_ids = await gateway.pipeline.tokenize(wanted.prompts[0], add_special_tokens=wanted.add_special_tokens)
         return InputTokensReply(input_tokens=len(token_ids)).response()
 
@@ -143,11 +147,17 @@ async def _prepared(gateway: Gateway, body: ResponseBody, num_chars: int, receiv
     context, asked = await _conversation(gateway, body)
     if body.store is not False:
         gateway.responses.check_size([*context, *asked])
-    chat = chat_body(body, [*context, *asked], gateway.settings.unknown_fields)
-    request = await gateway.pipeline.chat_request(chat, num_chars, created=int(time.time()))
+    with in_words_of(CLIENT_WORDS):
+        chat = chat_body(body, [*context, *asked], gateway.settings.unknown_fields)
+        request = await gateway.pipeline.chat_request(chat, num_chars, created=int(time.time()))
     builder = ResponseBuilder(body, request, gateway.model.tokenizer)
-    start = partial(gateway.pipeline.start, request, received_s)
+    start = partial(_start, gateway, request, received_s)
     return ResponseRun(builder, asked, context, gateway.responses, start)
+
+
+async def _start(gateway: Gateway, request: GenerationRequest, received_s: float) -> Generation:
+    with in_words_of(CLIENT_WORDS):
+        return await gateway.pipeline.start(request, received_s)
 
 
 async def _conversation(gateway: Gateway, body: PromptBody) -> tuple[list[Item], list[Item]]:

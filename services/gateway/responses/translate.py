@@ -11,6 +11,14 @@ from services.gateway.responses.schemas import LOGPROBS, PromptBody, ResponseBod
 from services.gateway.schemas.chat import ChatBody
 from shared.errors import InvalidRequest, UnsupportedField
 
+CLIENT_WORDS = {
+    "reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+}
+"""For `in_words_of`."""
 _METADATA_KEYS, _KEY_CHARS, _VALUE_CHARS = 16, 64, 512
 
 
@@ -69,12 +77,23 @@ def _tools(body: PromptBody) -> dict[str, Any]:
         fields["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools)]
     choice = body.tool_choice
     if isinstance(choice, dict):
-        if choice.get("type") != "function":
-            raise UnsupportedField("'tool_choice' may name a function only", param="tool_choice")
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+        choice = _tool_choice(choice)
     if body.tools or choice not in ("none", "auto"):
         fields["tool_choice"] = choice
     return fields
+
+
+def _tool_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """Names of functions, which chat nests."""
+    if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
+        allowed = {
+            "mode": choice.get("mode"),
+            "tools": [_tool_choice(named if isinstance(named, dict) else {}) for named in choice["tools"]],
+        }
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    if choice.get("type") != "function":
+        raise UnsupportedField("'tool_choice' may name functions only", param="tool_choice")
+    return {"type": "function", "function": {"name": choice.get("name")}}
 
 
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.gateway.schemas.structure import JsonSchema, ResponseFormat, StructuredOutputs
-from shared.engine.sampling_params import MAX_LOGPROBS
+from shared.engine.sampling_params import MAX_CHOICES, MAX_LOGPROBS
 
 INT32_MAX = 2**31 - 1
 
@@ -65,7 +65,7 @@ class GenerationBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
-    n: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)

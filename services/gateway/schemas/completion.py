@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from services.gateway.schemas.body import GenerationBody, Refusal
-from shared.engine.sampling_params import MAX_LOGPROBS
+from shared.engine.sampling_params import MAX_CHOICES, MAX_LOGPROBS
 
 
 class CompletionBody(GenerationBody):
@@ -20,7 +20,7 @@ class CompletionBody(GenerationBody):
 
     prompt: object = None
     echo: bool | None = None
-    best_of: int | None = Field(default=None, ge=1)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     # 0 with `echo`: the prompt alone, for its log-probabilities.
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.gateway.schemas.chat import ChatBody
-from services.gateway.schemas.tools import NamedToolChoice, Tool
+from services.gateway.schemas.tools import AllowedToolsChoice, NamedToolChoice, Tool, ToolChoice
 from services.gateway.settings import GatewaySettings
 from services.gateway.syntax.families import ModelSyntax, ToolFamily
 from services.gateway.syntax.grammar_text import CallRules, Function
@@ -31,11 +31,22 @@ def offered_tools(body: ChatBody, syntax: ModelSyntax, settings: GatewaySettings
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise InvalidRequest("two of 'tools' have one name", param="tools")
-    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-        raise InvalidRequest(f"'tool_choice' names {choice.function.name!r}, which no tool is", param="tool_choice")
+    for name in _named_by(choice):
+        if name not in names:
+            raise InvalidRequest(f"'tool_choice' names {name!r}, which no tool is", param="tool_choice")
     for i, tool in enumerate(tools):
         check_schema(tool.function.parameters, f"tools[{i}].function.parameters", settings)
+    if isinstance(choice, AllowedToolsChoice):  # what the model is not told of it does not call
+        return [tool for tool in tools if tool.function.name in _named_by(choice)]
     return [] if choice == "none" else tools
+
+
+def _named_by(choice: ToolChoice | None) -> list[str]:
+    if isinstance(choice, NamedToolChoice):
+        return [choice.function.name]
+    return (
+        [named.function.name for named in choice.allowed_tools.tools] if isinstance(choice, AllowedToolsChoice) else []
+    )
 
 
 def call_rules(body: ChatBody, tools: list[Tool], syntax: ModelSyntax, tokenizer: Tokenizer) -> CallRules | None:
@@ -43,6 +54,9 @@ def call_rules(body: ChatBody, tools: list[Tool], syntax: ModelSyntax, tokenizer
     if not tools or syntax.tools is None:
         return None
     choice = body.tool_choice
+    is_required = choice == "required" or isinstance(choice, NamedToolChoice)
+    if isinstance(choice, AllowedToolsChoice):
+        is_required = choice.allowed_tools.mode == "required"
     functions = [
         Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
         for tool in tools
@@ -52,7 +66,7 @@ def call_rules(body: ChatBody, tools: list[Tool], syntax: ModelSyntax, tokenizer
         family=syntax.tools,
         functions=functions,
         marks={mark: _spelled(mark, tokenizer) for mark in syntax.tools.marks},
-        is_required=choice == "required" or isinstance(choice, NamedToolChoice),
+        is_required=is_required,
         max_calls=1 if body.parallel_tool_calls is False or isinstance(choice, NamedToolChoice) else None,
         has_args_mark=syntax.has_args_mark and syntax.tools is ToolFamily.MISTRAL,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import openai
 import orjson
 import pytest
@@ -50,6 +52,13 @@ async def test_body_above_the_limit_is_refused_with_both_numbers(start_gateway, 
         assert "2000" in error["message"]
         assert chunked or "3000" in error["message"]
         assert (await running.http.get("/live")).status_code == 200
+
+
+async def test_compressed_body_is_refused_by_its_encoding(running):
+    reply = await running.http.post(
+        "/v1/completions", content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"}
+    )
+    assert "'gzip'" in assert_openai_error(reply, 400, "invalid_request")["message"]
 
 
 async def test_prompt_with_max_tokens_above_the_context_names_both_numbers(running):

@@ -108,7 +108,8 @@ async def test_counting_tokens_equals_what_generation_submits(running, client):
     ("change", "told"),
     [
         ({"tools": [{"name": "not a name", "input_schema": {}}]}, "name"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "'thinking' is not supported"),
+        ({"stop_sequences": [""]}, "stop string"),
         ({"thinking": {"type": "maybe"}}, "thinking"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text only"),
         ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "server tool"),
