@@ -58,6 +58,12 @@ def up_command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 = any")] = 8000,
     host: Annotated[str, typer.Option(help="HTTP address")] = "127.0.0.1",
     gateway_workers: Annotated[int, typer.Option(min=1, max=256, help="Gateway processes on the port")] = 1,
+    unknown_fields: Annotated[
+        str, typer.Option(help="What the gateway does with fields it does not know: refuse or ignore")
+    ] = "",
+    chat_template: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Jinja file; default: the checkpoint's own")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; `tandem down` stops it")] = False,
     redis_url: Annotated[str, typer.Option(help="Use this Redis instead of starting one")] = "",
     served_model_name: Annotated[str, typer.Option(help="Default: the last part of --model")] = "",
@@ -101,6 +107,10 @@ def up_command(
         host=host,
         port=port or free_port(),
         gateway_workers=gateway_workers,
+        gateway_options={
+            "UNKNOWN_FIELDS": unknown_fields,
+            "CHAT_TEMPLATE": str(chat_template.resolve()) if chat_template else "",
+        },
         redis_url=redis_url,
         kv_cache_bytes=parse_bytes(kv_cache_bytes),
         tier_bytes=parse_bytes(tier_bytes),

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.cli.certificates import Member, fleet_members, issue_certificates
@@ -45,6 +46,7 @@ class ClusterSpec:
         prefill, decode: Numbers of workers.
         host, port: Of the gateway.
         gateway_workers: Its processes.
+        gateway_options: More of its settings by name; "" = as its environment says.
         redis_url: "" = a Redis of our own.
         kv_cache_bytes: Per worker.
         tier_bytes: Host memory per worker for blocks that its cache evicted.
@@ -66,6 +68,7 @@ class ClusterSpec:
     host: str = "127.0.0.1"
     port: int = 8000
     gateway_workers: int = 1
+    gateway_options: Mapping[str, str] = field(default_factory=dict)
     redis_url: str = ""
     kv_cache_bytes: int = 512 << 20
     tier_bytes: int = 1 << 30
@@ -247,6 +250,7 @@ def _gateway(spec: ClusterSpec, redis_url: str) -> ProcessSpec:
             "TANDEM_GATEWAY_REDIS_URL": redis_url,
             "TANDEM_GATEWAY_FILES_DIR": str(spec.run_dir / "files"),
             "TANDEM_GATEWAY_LOG_LEVEL": spec.log_level,
+            **{f"TANDEM_GATEWAY_{name}": value for name, value in spec.gateway_options.items() if value},
             **spec.tls_environment("TANDEM_GATEWAY_TLS_DIR", PeerRole.GATEWAY),
         },
     )

@@ -36,6 +36,14 @@ def test_no_prefill_workers_is_a_cluster_too():
     assert [s.role for s in specs] == ["redis", "kv_transfer", "decode", "gateway"]
 
 
+def test_options_of_the_gateway_reach_it_and_absent_ones_leave_its_environment_alone():
+    options = {"UNKNOWN_FIELDS": "ignore", "CHAT_TEMPLATE": ""}
+    _, specs = plan(cluster(gateway_options=options))
+    environment = specs[-1].environment
+    assert environment["TANDEM_GATEWAY_UNKNOWN_FIELDS"] == "ignore"
+    assert "TANDEM_GATEWAY_CHAT_TEMPLATE" not in environment
+
+
 def test_a_redis_of_ones_own_is_not_started_and_worker_ids_become_unique():
     redis_url, specs = plan(cluster(redis_url="redis://elsewhere:6379/3"))
     _, others = plan(cluster(Path("/run/y"), redis_url="redis://elsewhere:6379/3"))
