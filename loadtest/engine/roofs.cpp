@@ -37,9 +37,9 @@ static double dot_seconds(int threads, int repeats) {
 #pragma GCC unroll 16
       for (int j = 0; j < kChains; j++) {
         if constexpr (format == Format::int8 || format == Format::int4)
-          counts[j] = dot_bytes<format == Format::int4>(counts[j], weight, x);
+          dot_bytes<format == Format::int4>(counts[j], weight, x);
         else
-          sums[j] = multiply_add<format>(sums[j], weight, x);
+          multiply_add<format, 0>(sums[j], weight, x);
       }
     }
     for (int j = 0; j < kChains; j++) asm volatile("" : : "m"(sums[j]), "m"(counts[j]));
@@ -62,7 +62,7 @@ double roof_read(const uint32_t* words, int64_t count, int threads) {
 // Multiply-adds per second of all threads together.
 double roof_dot(int format, int threads) {
   constexpr int kRepeats = 2000000;
-  const double per_word[] = {1, 2, 4, 4};
+  const double per_word[] = {1, 2.0 / kBf16Words, 4, 4};
   double seconds = 0;
   switch (static_cast<Format>(format)) {
     case Format::f32: seconds = dot_seconds<Format::f32>(threads, kRepeats); break;

@@ -114,13 +114,10 @@ TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible) {
 }
 
 // Calls `work` with (number of rows as a constant, first row) for blocks of kRowBlock rows and a smaller rest.
-template <typename Work>
-TANDEM_INLINE void for_row_blocks(int rows, Work work) {
-  int row = 0;
-  for (; row + kRowBlock <= rows; row += kRowBlock) work(std::integral_constant<int, kRowBlock>{}, row);
-  if (rows - row == 3) work(std::integral_constant<int, kRowBlock == 4 ? 3 : 1>{}, row);
-  if (rows - row == 2) work(std::integral_constant<int, kRowBlock == 4 ? 2 : 1>{}, row);
-  if (rows - row == 1) work(std::integral_constant<int, 1>{}, row);
+template <int kRows = kRowBlock, typename Work>
+TANDEM_INLINE void for_row_blocks(int rows, Work work, int row = 0) {
+  for (; row + kRows <= rows; row += kRows) work(std::integral_constant<int, kRows>{}, row);
+  if constexpr (kRows > 1) for_row_blocks<kRows - 1>(rows, work, row);
 }
 
 // Rows [tokens][group] over keys [first_key, first_key + 512) at most; the first token sits at `position`. Fills out,

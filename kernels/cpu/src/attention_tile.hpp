@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "kv_layer.hpp"
+#include "unroll.hpp"
 
 namespace tandem {
 
 inline constexpr int kTileKeys = 64;
 inline constexpr int kScoreVecs = 4;  // vectors that accumulate a row's scores, or a part of its output
-inline constexpr int kRowBlock = kLanes == 16 ? 4 : 2;
+inline constexpr int kRowBlock = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
 
 #if defined(__AVX512BF16__)
 template <KvType type>
@@ -164,17 +165,18 @@ TANDEM_INLINE void load_tile(const TileRows& rows, int count, int head_dim, Atte
   load_plain<type>(rows, count, head_dim, s);
 }
 
-// sum + a * b of float32, or of pairs of bfloat16; `b` is one word for all lanes.
+// sum += a * b of float32, or of pairs of bfloat16; `b` is one word for all lanes.
 template <bool paired>
-TANDEM_INLINE Vec accumulate(Vec sum, Vec a, float b) {
+TANDEM_INLINE void accumulate(Vec& sum, Vec a, float b) {
 #if defined(__AVX512BF16__)
   if constexpr (paired) {
     uint32_t word;
     std::memcpy(&word, &b, 4);
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(word));
+    sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(word));
+    return;
   }
 #endif
-  return fused(a, splat(b), sum);
+  add_product(sum, a, splat(b));
 }
 
 // scores [kRows][64] of queries [kRows][query_pitch]; `units` words each.
@@ -182,13 +184,12 @@ template <bool paired, int kRows>
 static void score_rows(const float* query, int query_pitch, const float* keys, int units, int columns, float* scores) {
   for (int column = 0; column < columns; column += kScoreVecs * kLanes) {
     Vec acc[kRows][kScoreVecs] = {};
-    for (int u = 0; u < units; u++)
-      for (int v = 0; v < kScoreVecs; v++) {
-        Vec key = load(keys + u * kTileKeys + column + v * kLanes);
-        for (int m = 0; m < kRows; m++) acc[m][v] = accumulate<paired>(acc[m][v], key, query[m * query_pitch + u]);
-      }
-    for (int m = 0; m < kRows; m++)
-      for (int v = 0; v < kScoreVecs; v++) store(scores + m * kTileKeys + column + v * kLanes, acc[m][v]);
+    const float* key = keys + column;
+    for (int u = 0; u < units; u++, key += kTileKeys)
+      over_tile<kRows, kScoreVecs>(
+          TANDEM_TILE_WORK { accumulate<paired>(acc[m][v], load(key + v * kLanes), query[m * query_pitch + u]); });
+    over_tile<kRows, kScoreVecs>(
+        TANDEM_TILE_WORK { store(scores + m * kTileKeys + column + v * kLanes, acc[m][v]); });
   }
 }
 
@@ -196,15 +197,11 @@ static void score_rows(const float* query, int query_pitch, const float* keys, i
 template <bool paired, int kRows, int kVecs>
 TANDEM_INLINE void weigh_part(const float* weights, const float* values, int units, int dim, float* out) {
   Vec acc[kRows][kVecs];
-  for (int m = 0; m < kRows; m++)
-    for (int v = 0; v < kVecs; v++) acc[m][v] = load(out + m * dim + v * kLanes);
-  for (int j = 0; j < units; j++)
-    for (int v = 0; v < kVecs; v++) {
-      Vec value = load(values + static_cast<size_t>(j) * dim + v * kLanes);
-      for (int m = 0; m < kRows; m++) acc[m][v] = accumulate<paired>(acc[m][v], value, weights[m * kTileKeys + j]);
-    }
-  for (int m = 0; m < kRows; m++)
-    for (int v = 0; v < kVecs; v++) store(out + m * dim + v * kLanes, acc[m][v]);
+  over_tile<kRows, kVecs>(TANDEM_TILE_WORK { acc[m][v] = load(out + m * dim + v * kLanes); });
+  for (int j = 0; j < units; j++, values += dim)
+    over_tile<kRows, kVecs>(
+        TANDEM_TILE_WORK { accumulate<paired>(acc[m][v], load(values + v * kLanes), weights[m * kTileKeys + j]); });
+  over_tile<kRows, kVecs>(TANDEM_TILE_WORK { store(out + m * dim + v * kLanes, acc[m][v]); });
 }
 
 template <bool paired, int kRows>

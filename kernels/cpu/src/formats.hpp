@@ -12,8 +12,9 @@
 //
 // After the panels (and scales) of every format: [outputs] float32 bias, outputs padded to whole panels.
 //
-// An input row is packed to match: [units] words, and for int8 and int4 a float32 scale and the int32 sum of the codes of
-// each group behind them.
+// An input row is packed to match: [units] words (bf16: where the processor does not multiply pairs, two float32 words of
+// rounded values per unit), and for int8 and int4, behind them, each group's float32 scale and then what each group's sum
+// begins with (`group_begin` in rows.hpp).
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -28,6 +29,12 @@ inline constexpr int kGroup = 64;       // inputs
 inline constexpr int kGroupUnits = 16;  // of four int8 codes each
 inline constexpr int kInt4Words = kGroupUnits / 2 * kPanel;
 inline constexpr int kInt4GroupWords = kInt4Words + kPanel / 2;
+
+#if defined(__AVX512BF16__)
+inline constexpr int kBf16Words = 1;  // of an input row for each unit
+#else
+inline constexpr int kBf16Words = 2;
+#endif
 
 enum class Type : int { f32 = 0, bf16 = 1 };  // of the embedding
 enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
@@ -48,7 +55,8 @@ struct Geometry {
     if (format == Format::f32) {
       units = row_words = inputs;
     } else if (format == Format::bf16) {
-      units = row_words = (inputs + 31) / 32 * 16;  // whole tiles of AMX
+      units = (inputs + 31) / 32 * 16;  // whole tiles of AMX
+      row_words = units * kBf16Words;
     } else {
       units = groups * kGroupUnits;
       row_words = (units + 2 * groups + 15) / 16 * 16;

@@ -14,9 +14,9 @@
 namespace tandem {
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-inline constexpr int kMostRows = kAmxBlock;
+inline constexpr int kMostRows = std::max(kAmxBlock, kBlockRows);
 #else
-inline constexpr int kMostRows = kMaxRows;
+inline constexpr int kMostRows = kBlockRows;
 #endif
 
 struct Free {
@@ -52,20 +52,20 @@ struct Passes {
   explicit Passes(int rows) : use_amx(format == Format::bf16 || (format != Format::f32 && rows >= kAmxLeastRows)) {
     if (use_amx) tiles.emplace();
   }
-  int most() const { return use_amx ? kAmxBlock : kMaxRows; }
+  int most() const { return use_amx ? kAmxBlock : kMostRows; }
   void run(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, bool stream, float* sums) {
     if constexpr (format == Format::bf16) return amx_multiply_bf16(shape, rows, x, words, stream, *tiles, sums);
     if constexpr (format == Format::int8 || format == Format::int4)
       if (use_amx) return amx_multiply_groups<format>(shape, rows, x, words, stream, *tiles, sums);
-    if constexpr (format != Format::bf16) multiply_rows<format>(shape, rows, x, words, sums);
+    if constexpr (format != Format::bf16) multiply_panel<format>(shape, rows, x, words, stream, sums);
   }
   const bool use_amx;
   std::optional<AmxTiles> tiles;
 #else
   explicit Passes(int) {}
-  static constexpr int most() { return kMaxRows; }
-  void run(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, bool, float* sums) {
-    multiply_rows<format>(shape, rows, x, words, sums);
+  static constexpr int most() { return kMostRows; }
+  void run(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, bool stream, float* sums) {
+    multiply_panel<format>(shape, rows, x, words, stream, sums);
   }
 #endif
 };

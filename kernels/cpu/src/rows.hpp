@@ -1,6 +1,6 @@
 // Packs rows of the input as `formats.hpp` says; int8 codes are made here, a scale per token and group of 64 inputs.
 #pragma once
-#include "formats.hpp"
+#include "dot.hpp"
 
 namespace tandem {
 
@@ -9,7 +9,7 @@ inline constexpr float kLeastPeak = 1e-30f;     // below, a group counts as zero
 
 struct GroupCodes {
   float scale;
-  int32_t sum;
+  VecInt sums;  // of codes in every kLanes-th place
 };
 
 // 64 values -> 64 codes of -127 .. 127 with x = code * scale.
@@ -26,15 +26,22 @@ TANDEM_INLINE GroupCodes quantize_group(const float* x, int8_t* codes) {
     sums += code;
     store_bytes(codes + i, code);
   }
-  int32_t sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += sums[i];
-  return {peak > kLeastPeak ? peak / 127.0f : 0.0f, sum};
+  return {peak > kLeastPeak ? peak / 127.0f : 0.0f, sums};
+}
+
+// What a group's sum begins with, which takes the offset of the weights' codes off again; see `dot_bytes`.
+TANDEM_INLINE uint32_t group_begin(Format format, VecInt sums) {
+  int32_t halves[2] = {};  // of the words: 16-bit sums are of two codes each
+  for (int i = 0; i < kLanes; i++) halves[i / 2 % 2] += sums[i];
+  if (format == Format::int8) return static_cast<uint32_t>(-kInt8Offset * (halves[0] + halves[1]));
+  if constexpr (!kShortSums) return static_cast<uint32_t>(-kInt4Offset * (halves[0] + halves[1]));
+  return static_cast<uint16_t>(-kInt4Offset * halves[0]) | static_cast<uint32_t>(-kInt4Offset * halves[1]) << 16;
 }
 
 static void quantize_row(const Geometry& shape, const float* row, uint32_t* out) {
   int8_t* codes = reinterpret_cast<int8_t*>(out);
   float* scales = reinterpret_cast<float*>(out + shape.units);
-  int32_t* sums = reinterpret_cast<int32_t*>(out + shape.units + shape.groups);
+  uint32_t* begins = out + shape.units + shape.groups;
   for (int g = 0; g < shape.groups; g++) {
     const int count = std::min(kGroup, shape.inputs - g * kGroup);
     float padded[kGroup] = {};
@@ -42,22 +49,30 @@ static void quantize_row(const Geometry& shape, const float* row, uint32_t* out)
     if (count < kGroup) x = static_cast<float*>(std::memcpy(padded, x, sizeof(float) * count));
     const GroupCodes group = quantize_group(x, codes + g * kGroup);
     scales[g] = group.scale;
-    sums[g] = group.sum;
+    begins[g] = group_begin(shape.format, group.sums);
   }
 }
 
+#if defined(__AVX512BF16__)
 static void narrow_row(const Geometry& shape, const float* row, uint32_t* out) {
   int i = 0;
-#if defined(__AVX512BF16__)
   for (; i + 32 <= shape.inputs; i += 32) {
     __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(row + i + 16), (__m512)load(row + i));
     std::memcpy(out + i / 2, &both, 64);
   }
-#endif
   for (; i + 2 <= shape.inputs; i += 2) out[i / 2] = to_bf16(row[i]) | static_cast<uint32_t>(to_bf16(row[i + 1])) << 16;
   if (i < shape.inputs) out[i / 2] = to_bf16(row[i]);
   for (int u = (shape.inputs + 1) / 2; u < shape.units; u++) out[u] = 0;
 }
+#else
+static void narrow_row(const Geometry& shape, const float* row, uint32_t* out) {
+  float* to = reinterpret_cast<float*>(out);
+  int i = 0;
+  for (; i + kLanes <= shape.inputs; i += kLanes) store(to + i, round_to_bf16(load(row + i)));
+  for (; i < shape.inputs; i++) to[i] = widen(to_bf16(row[i]));
+  for (; i < shape.row_words; i++) to[i] = 0;
+}
+#endif
 
 // [inputs] -> [row_words]
 TANDEM_INLINE void pack_row(const Geometry& shape, const float* row, uint32_t* out) {

@@ -1,46 +1,70 @@
-// Tiles of a few rows by one panel, in vectors. The sums of a group are exact; everything else is one chain per output.
+// Tiles of a few rows by a part of a panel, in vectors. The sums of a group are exact; everything else is one chain per
+// output, in the order of the inputs, however rows and units are cut into tiles and blocks.
+//
+// A block of a panel's units stays in the first cache while all rows pass over it, a tile of rows at a time, whose sums
+// stay in registers. The first rows fetch the next block; few rows are done with a block before it could arrive, and fetch
+// nearer ahead.
 #pragma once
 #include "dot.hpp"
 #include "rows.hpp"
+#include "team.hpp"
+#include "unroll.hpp"
 
 namespace tandem {
 
-inline constexpr int kMaxRows = kLanes == 16 ? 8 : 2;  // of a tile: as many as the registers hold
-inline constexpr int kPrefetchWords = 1024;
-
-TANDEM_INLINE void prefetch_unit(const uint32_t* words) {
-  __builtin_prefetch(words + kPrefetchWords);
-  __builtin_prefetch(words + kPrefetchWords + 16);
-}
-
-// kRows rows times one panel; `sums` is [kRows][32]. Rows of x are `row_words` apart.
-template <Format format, int kRows>
-struct Tile {
-  static void multiply(const Geometry& shape, const uint32_t* x, const uint32_t* words, float* sums) {
-    Vec acc[kRows][kPanelVecs] = {};
-    for (int u = 0; u < shape.units; u++, words += kPanel) {
-      prefetch_unit(words);
-      for (int v = 0; v < kPanelVecs; v++) {
-        VecBits weight = load_bits(words + v * kLanes);
-        for (int m = 0; m < kRows; m++)
-          acc[m][v] = multiply_add<format>(acc[m][v], weight, x[static_cast<size_t>(m) * shape.row_words + u]);
-      }
-    }
-    for (int m = 0; m < kRows; m++)
-      for (int v = 0; v < kPanelVecs; v++) store(sums + m * kPanel + v * kLanes, acc[m][v]);
-  }
+// Rows of a tile and vectors of sums that it has, by what the registers hold beside weights and inputs.
+struct TileLimits {
+  int rows, sums;
 };
-
 template <Format format>
-inline constexpr int kOffset = format == Format::int8 ? kInt8Offset : kInt4Offset;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+inline constexpr TileLimits kTile{8, 16};
+#elif defined(__AVX2__)
+inline constexpr TileLimits kTile = format == Format::int8 ? TileLimits{8, 8} : TileLimits{6, 12};
+#elif defined(__aarch64__)
+inline constexpr TileLimits kTile{6, 24};
+#else
+inline constexpr TileLimits kTile{4, 8};
+#endif
 
-TANDEM_INLINE float group_scale(const Geometry& shape, const uint32_t* row, int group) {
-  float scale;
-  std::memcpy(&scale, row + shape.units + group, 4);
-  return scale;
+// Vectors of a panel that a tile of so many rows takes at a time.
+template <Format format>
+constexpr int tile_vecs(int rows) {
+  int vecs = kPanelVecs;
+  while (vecs > 1 && vecs * rows > kTile<format>.sums) vecs /= 2;
+  return vecs;
 }
-TANDEM_INLINE int32_t group_sum(const Geometry& shape, const uint32_t* row, int group) {
-  return static_cast<int32_t>(row[shape.units + shape.groups + group]);
+
+inline constexpr int kBlockUnits = 128;
+inline constexpr int kBlockGroups = kBlockUnits / kGroupUnits;
+inline constexpr int kBlockRows = 96;  // share a pass over a panel
+inline constexpr int kNearWords = 1024;
+
+// Asks for the part of a unit `distance` words ahead that this tile is about to take; 0 asks for nothing.
+template <int kVecs, int kDistance>
+TANDEM_INLINE void prefetch_unit(const uint32_t* words) {
+  if constexpr (kDistance > 0)
+    for (int line = 0; line < kVecs * kLanes; line += 16) __builtin_prefetch(words + kDistance + line);
+}
+
+template <Format format, int part, int kRows, int kVecs>
+TANDEM_INLINE void multiply_part(const uint32_t* x, size_t row_words, const uint32_t* words, Vec (&acc)[kRows][kVecs]) {
+  over_tile<kRows, kVecs>(TANDEM_TILE_WORK {
+    multiply_add<format, part>(acc[m][v], load_bits(words + v * kLanes), x[m * row_words + part]);
+  });
+}
+
+// Adds `units` of float32 or bfloat16 to `sums` [kRows][32].
+template <Format format, int kRows, int kVecs, int kDistance>
+static void multiply_units(const uint32_t* x, size_t row_words, const uint32_t* words, int units, float* sums) {
+  Vec acc[kRows][kVecs];
+  over_tile<kRows, kVecs>(TANDEM_TILE_WORK { acc[m][v] = load(sums + m * kPanel + v * kLanes); });
+  for (int u = 0; u < units; u++, words += kPanel, x += kUnitWords<format>) {
+    prefetch_unit<kVecs, kDistance>(words);
+    multiply_part<format, 0>(x, row_words, words, acc);
+    if constexpr (kUnitWords<format> == 2) multiply_part<format, 1>(x, row_words, words, acc);
+  }
+  over_tile<kRows, kVecs>(TANDEM_TILE_WORK { store(sums + m * kPanel + v * kLanes, acc[m][v]); });
 }
 
 template <Format format>
@@ -56,68 +80,95 @@ TANDEM_INLINE Vec group_weights(const uint32_t* words, int v) {
 
 // Adds a group's exact sums to the total of a row; `factor` is the scale of its activations.
 template <Format format>
-TANDEM_INLINE void add_group(float* total, VecInt exact, float factor, Vec weights) {
+TANDEM_INLINE void add_group(float* total, VecInt exact, Vec factor, Vec weights) {
   Vec scaled = __builtin_convertvector(exact, Vec);
   if constexpr (format == Format::int4)
     store(total, fused(scaled * factor, weights, load(total)));
   else
-    store(total, fused(scaled, splat(factor), load(total)));
+    store(total, fused(scaled, factor, load(total)));
 }
 
-// The exact sums of one group for kRows rows.
-template <Format format, int kRows>
+// The exact sums of one group.
+template <Format format, int kRows, int kVecs, int kDistance>
 TANDEM_INLINE void multiply_group(const uint32_t* x, size_t row_words, const uint32_t* words,
-                                  VecInt (&acc)[kRows][kPanelVecs]) {
-  constexpr int kUnits = format == Format::int8 ? kGroupUnits : kGroupUnits / 2;
-  for (int u = 0; u < kUnits; u++, words += kPanel) {
-    prefetch_unit(words);
-    for (int v = 0; v < kPanelVecs; v++) {
+                                  VecInt (&acc)[kRows][kVecs]) {
+  constexpr bool is_int8 = format == Format::int8;
+  for (int u = 0; u < (is_int8 ? kGroupUnits : kGroupUnits / 2); u++, words += kPanel, x++) {
+    prefetch_unit<kVecs, kDistance>(words);
+    over_tile<kRows, kVecs>(TANDEM_TILE_WORK {
       VecBits weight = load_bits(words + v * kLanes);
-      for (int m = 0; m < kRows; m++) {
-        const uint32_t* row = x + m * row_words + u;
-        if constexpr (format == Format::int8) {
-          acc[m][v] = dot_bytes<false>(acc[m][v], weight, row[0]);
-        } else {
-          acc[m][v] = dot_bytes<true>(acc[m][v], weight & 0x0f0f0f0fu, row[0]);
-          acc[m][v] = dot_bytes<true>(acc[m][v], (weight >> 4) & 0x0f0f0f0fu, row[kGroupUnits / 2]);
-        }
-      }
-    }
+      dot_bytes<!is_int8>(acc[m][v], is_int8 ? weight : weight & 0x0f0f0f0fu, x[m * row_words]);
+    });
+    if constexpr (!is_int8)
+      over_tile<kRows, kVecs>(TANDEM_TILE_WORK {
+        VecBits weight = (load_bits(words + v * kLanes) >> 4) & 0x0f0f0f0fu;
+        dot_bytes<true>(acc[m][v], weight, x[m * row_words + kGroupUnits / 2]);
+      });
   }
 }
 
-template <Format format, int kRows>
-static void multiply_groups(const Geometry& shape, const uint32_t* x, const uint32_t* words, float* sums) {
-  for (int i = 0; i < kRows * kPanel; i += kLanes) store(sums + i, Vec{});
-  for (int g = 0; g < shape.groups; g++, words += kGroupWords<format>) {
-    VecInt acc[kRows][kPanelVecs];
-    for (int m = 0; m < kRows; m++)
-      for (int v = 0; v < kPanelVecs; v++)
-        acc[m][v] = VecInt{} - kOffset<format> * group_sum(shape, x + static_cast<size_t>(m) * shape.row_words, g);
-    multiply_group<format, kRows>(x + g * kGroupUnits, shape.row_words, words, acc);
-    for (int v = 0; v < kPanelVecs; v++) {
-      const Vec weights = group_weights<format>(words, v);
-      for (int m = 0; m < kRows; m++) {
-        const uint32_t* row = x + static_cast<size_t>(m) * shape.row_words;
-        add_group<format>(sums + m * kPanel + v * kLanes, acc[m][v], group_scale(shape, row, g), weights);
-      }
-    }
+// Adds groups [first, end) of int8 or int4 to `sums` [kRows][32], of which vector `at` is the first.
+template <Format format, int kRows, int kVecs, int kDistance>
+static void multiply_groups(const Geometry& geometry, const uint32_t* x, const uint32_t* words, int at, int first,
+                            int end, float* sums) {
+  const size_t row_words = geometry.row_words;
+  const uint32_t *codes = x + first * kGroupUnits, *scale = x + geometry.units + first, *begin = scale + geometry.groups;
+  sums += at * kLanes;
+  for (int g = first; g < end; g++, words += kGroupWords<format>, codes += kGroupUnits, scale++, begin++) {
+    if constexpr (format == Format::int4 && kDistance > 0) __builtin_prefetch(words + kInt4Words + kDistance);
+    VecInt acc[kRows][kVecs];
+    over_tile<kRows, kVecs>(TANDEM_TILE_WORK { acc[m][v] = (VecInt)splat_bits(begin[m * row_words]); });
+    multiply_group<format, kRows, kVecs, kDistance>(codes, row_words, words + at * kLanes, acc);
+    over_tile<kRows, kVecs>(TANDEM_TILE_WORK {
+      add_group<format>(sums + m * kPanel + v * kLanes, whole_sum<format == Format::int4>(acc[m][v]),
+                        (Vec)splat_bits(scale[m * row_words]), group_weights<format>(words, at + v));
+    });
   }
 }
 
-template <int kRows>
-struct Tile<Format::int8, kRows> {
-  static constexpr auto multiply = multiply_groups<Format::int8, kRows>;
-};
-template <int kRows>
-struct Tile<Format::int4, kRows> {
-  static constexpr auto multiply = multiply_groups<Format::int4, kRows>;
-};
+// A block of a panel for kRows rows; its units or groups are [first, end).
+template <Format format, int kRows, int kDistance>
+static void multiply_tile(const Geometry& shape, const uint32_t* x, const uint32_t* words, int first, int end,
+                          float* sums) {
+  constexpr int kVecs = tile_vecs<format>(kRows);
+  for (int v = 0; v < kPanelVecs; v += kVecs) {
+    if constexpr (format == Format::int8 || format == Format::int4)
+      multiply_groups<format, kRows, kVecs, kDistance>(shape, x, words, v, first, end, sums);
+    else
+      multiply_units<format, kRows, kVecs, kDistance>(x + first * kUnitWords<format>, shape.row_words,
+                                                      words + v * kLanes, end - first, sums + v * kLanes);
+  }
+}
 
-template <Format format, int kRows = kMaxRows>
-static void multiply_rows(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, float* sums) {
-  if (rows == kRows) return Tile<format, kRows>::multiply(shape, x, words, sums);
-  if constexpr (kRows > 1) multiply_rows<format, kRows - 1>(shape, rows, x, words, sums);
+template <Format format, int kDistance, int kRows = kTile<format>.rows>
+static void multiply_rows(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, int first, int end,
+                          float* sums) {
+  constexpr bool is_whole = tile_vecs<format>(kRows) == kPanelVecs;
+  constexpr bool occurs = kDistance == kNearWords ? is_whole : !is_whole || kRows >= kTile<format>.rows / 2;
+  if constexpr (occurs)  // as `multiply_panel` calls it; what does not occur is not compiled
+    if (rows == kRows) return multiply_tile<format, kRows, kDistance>(shape, x, words, first, end, sums);
+  if constexpr (kRows > 1) multiply_rows<format, kDistance, kRows - 1>(shape, rows, x, words, first, end, sums);
+}
+
+// Up to kBlockRows rows, `row_words` apart, times one panel; `sums` is [rows][32].
+template <Format format>
+static void multiply_panel(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, bool stream,
+                           float* sums) {
+  constexpr bool is_grouped = format == Format::int8 || format == Format::int4;
+  constexpr int kStep = is_grouped ? kBlockGroups : kBlockUnits;
+  constexpr int kStepWords = is_grouped ? kBlockGroups * kGroupWords<format> : kBlockUnits * kPanel;
+  const int count = is_grouped ? shape.groups : shape.units;
+  const int tiles = (rows + kTile<format>.rows - 1) / kTile<format>.rows;
+  for (int i = 0; i < rows * kPanel; i += kLanes) store(sums + i, Vec{});
+  if (tile_vecs<format>(rows) == kPanelVecs)
+    return multiply_rows<format, kNearWords>(shape, rows, x, words, 0, count, sums);
+  for (int first = 0; first < count; first += kStep, words += kStepWords)
+    for (int tile = 0; tile < tiles; tile++) {
+      const Range part = part_of(rows, tile, tiles);
+      const uint32_t* from = x + static_cast<size_t>(part.begin) * shape.row_words;
+      const auto pass = stream && tile == 0 ? multiply_rows<format, kStepWords> : multiply_rows<format, 0>;
+      pass(shape, part.end - part.begin, from, words, first, std::min(first + kStep, count), sums + part.begin * kPanel);
+    }
 }
 
 }  // namespace tandem

@@ -13,6 +13,7 @@ inline constexpr int kAmxRows = 16;
 inline constexpr int kAmxBlock = 2 * kAmxRows;
 inline constexpr int kAmxUnits = 16;  // of a tile, bfloat16 pairs or int8 quadruples
 inline constexpr int kAmxWords = kAmxUnits * kPanel;
+inline constexpr int kAmxAheadWords = 2048;
 inline constexpr int kAmxLeastRows = 4;  // int8 and int4: fewer are faster without
 
 // Shapes of the thread's tiles: 0 1 / 2 3 sums of the upper and lower rows by both halves of a panel, 4 / 5 rows of x,
@@ -73,7 +74,7 @@ static void amx_multiply_bf16(const Geometry& shape, int rows, const uint32_t* x
   amx_zero(both);
   for (int u = 0; u < shape.units; u += kAmxUnits, words += kAmxWords) {
     if (stream)
-      for (int line = 0; line < kAmxWords; line += 16) __builtin_prefetch(words + 2 * kPrefetchWords + line);
+      for (int line = 0; line < kAmxWords; line += 16) __builtin_prefetch(words + kAmxAheadWords + line);
     amx_load(x + u, shape.row_words, words, both);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -103,7 +104,7 @@ static void amx_multiply_groups(const Geometry& shape, int rows, const uint32_t*
   for (int i = 0; i < rows * kPanel; i += kLanes) store(sums + i, Vec{});
   for (int g = 0; g < shape.groups; g++, words += kWords) {
     if (stream)
-      for (int line = 0; line < kWords; line += 16) __builtin_prefetch(words + 2 * kPrefetchWords + line);
+      for (int line = 0; line < kWords; line += 16) __builtin_prefetch(words + kAmxAheadWords + line);
     if constexpr (format == Format::int4) amx_unpack_int4(words, codes);
     asm volatile("" : : : "memory");  // tile instructions do not tell the compiler what they read
     amx_zero(both);
@@ -117,11 +118,12 @@ static void amx_multiply_groups(const Geometry& shape, int rows, const uint32_t*
     amx_store(exact, both);
     for (int m = 0; m < rows; m++) {
       const uint32_t* row = x + static_cast<size_t>(m) * shape.row_words;
-      const int32_t offset = kOffset<format> * group_sum(shape, row, g);
+      const VecInt begin = (VecInt)splat_bits(row[shape.units + shape.groups + g]);
+      const Vec scale = (Vec)splat_bits(row[shape.units + g]);
       for (int v = 0; v < kPanelVecs; v++) {
         VecInt sum;
         std::memcpy(&sum, exact + m * kPanel + v * kLanes, sizeof(sum));
-        add_group<format>(sums + m * kPanel + v * kLanes, sum - offset, group_scale(shape, row, g),
+        add_group<format>(sums + m * kPanel + v * kLanes, sum + begin, scale,
                           group_weights<format>(words, v));
       }
     }

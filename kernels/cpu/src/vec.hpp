@@ -31,7 +31,13 @@ typedef uint32_t VecBitsAt __attribute__((vector_size(kLanes * 4), aligned(4), m
 TANDEM_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAt*>(p); }
 TANDEM_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAt*>(p) = v; }
 TANDEM_INLINE VecBits load_bits(const uint32_t* p) { return *reinterpret_cast<const VecBitsAt*>(p); }
-TANDEM_INLINE Vec splat(float x) { return Vec{} + x; }
+template <int... I>
+TANDEM_INLINE Vec splat_lanes(float x, std::integer_sequence<int, I...>) {
+  return Vec{((void)I, x)...};
+}
+// Not `Vec{} + x`: a compiler that minds negative zeros adds.
+TANDEM_INLINE Vec splat(float x) { return splat_lanes(x, std::make_integer_sequence<int, kLanes>{}); }
+TANDEM_INLINE VecBits splat_bits(uint32_t x) { return VecBits{} + x; }
 TANDEM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 // a * b + c, rounded once where the instruction set can. Written out, and nothing is contracted by the compiler (see
 // FLAGS in build.py): it would fuse one loop and not another, and a row's bits would depend on the batch.
@@ -46,11 +52,26 @@ TANDEM_INLINE Vec fused(Vec a, Vec b, Vec c) {
   return a * b + c;
 #endif
 }
+// sum = fused(a, b, sum), in the register where the sum is: left to itself, GCC moves sums about and spills some.
+TANDEM_INLINE void add_product(Vec& sum, Vec a, Vec b) {
+#if defined(__FMA__) && defined(__AVX2__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum = fused(a, b, sum);
+#endif
+}
 // Lanes within int8.
 TANDEM_INLINE void store_bytes(int8_t* p, VecInt v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // the conversion below takes a lane at a time there
+  const __m256i first_bytes = _mm256_set1_epi32(0x0c080400);
+  const __m256i picked = _mm256_shuffle_epi8((__m256i)v, first_bytes);
+  const __m128i low = _mm256_castsi256_si128(picked), high = _mm256_extracti128_si256(picked, 1);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+#else
   typedef int8_t VecBytes __attribute__((vector_size(kLanes)));
   VecBytes bytes = __builtin_convertvector(v, VecBytes);
   std::memcpy(p, &bytes, kLanes);
+#endif
 }
 
 TANDEM_INLINE float widen(uint16_t x) {
@@ -68,8 +89,11 @@ TANDEM_INLINE uint16_t to_bf16(float x) {
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
-TANDEM_INLINE void narrow(float x, uint16_t* out) { *out = to_bf16(x); }
-TANDEM_INLINE void narrow(float x, float* out) { *out = x; }
+// The same, of every lane, widened again.
+TANDEM_INLINE Vec round_to_bf16(Vec x) {
+  const VecBits bits = (VecBits)x, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (Vec)((x == x ? rounded : bits | 0x400000u) & 0xffff0000u);
+}
 
 TANDEM_INLINE Vec load_wide(const float* p) { return load(p); }
 TANDEM_INLINE Vec load_wide(const uint16_t* p) {

@@ -38,16 +38,16 @@ def assert_near(actual, expected, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 7), (33, 64), (97, 129)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 7), (33, 64), (97, 129), (70, 711)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear_equals_reference_and_a_row_does_not_depend_on_its_batch(library, dtype, outputs, inputs, with_bias):
     weight = randn(outputs, inputs, seed=1).div(inputs**0.5).to(dtype)
     bias = randn(outputs, dtype=dtype, seed=2) if with_bias else None
     linear = native_linear(library, Quantization.NONE, weight, bias)
-    x = randn(67, inputs, seed=3).to(dtype).float()
+    x = randn(203, inputs, seed=3).to(dtype).float()
     whole = linear.multiply(x)
     assert_near(whole, F.linear(x, weight.float(), None if bias is None else bias.float()))
-    for begin, end in [(0, 1), (1, 4), (5, 22), (3, 67)]:
+    for begin, end in [(0, 1), (1, 3), (3, 6), (2, 6), (1, 6), (5, 22), (3, 67), (100, 203)]:
         assert linear.multiply(x[begin:end]).equal(whole[begin:end])
     out = torch.full((5, outputs), SENTINEL)
     library.calls.tandem_multiply(library.team, linear.handle, x.data_ptr(), None, 0.0, 3, out.data_ptr())

@@ -63,19 +63,19 @@ def test_zeros_quantize_to_zeros(scheme):
 
 @needs_compiler
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 7), (33, 64), (97, 129), (64, 320)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (31, 7), (33, 64), (97, 129), (64, 320), (70, 711)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_native_product_equals_reference_and_a_row_does_not_depend_on_its_batch(
     library, scheme, outputs, inputs, with_bias
 ):
-    weight, x = randn(outputs, inputs, seed=1), randn(67, inputs, seed=3) * 3
+    weight, x = randn(outputs, inputs, seed=1), randn(203, inputs, seed=3) * 3
     x[5] = 0
     bias = randn(outputs, seed=2) if with_bias else None
     linear = native_linear(library, scheme, weight, bias)
     whole = linear.multiply(x)
     expected = reference.quantized_linear(x, quantize_weight(weight, scheme), bias)
     torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-4)
-    for begin, end in [(0, 1), (1, 4), (5, 22), (3, 67)]:
+    for begin, end in [(0, 1), (1, 3), (3, 6), (2, 6), (1, 6), (5, 22), (3, 67), (100, 203)]:
         assert linear.multiply(x[begin:end]).equal(whole[begin:end])
     out = torch.full((5, outputs), SENTINEL)
     library.calls.tandem_multiply(library.team, linear.handle, x.data_ptr(), None, 0.0, 3, out.data_ptr())
