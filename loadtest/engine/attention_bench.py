@@ -18,7 +18,8 @@ import torch
 from kernels.cpu.build import supported_isas
 from kernels.cpu.decoder_step import batch_of
 from kernels.cpu.library import KV_TYPES, Library
-from kernels.cpu.packed_linear import NativeLinear
+from kernels.cpu.packed_linear import native_linear
+from kernels.quantization import Quantization
 from kernels.reference.quantized_kv import SCALE_BYTES
 from loadtest.engine.read_roof import read_roof_bytes_per_s
 
@@ -86,7 +87,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def dot_roof(library: Library, dtype: torch.dtype) -> Callable[[], float]:
     """Measures flops per second of a matrix product that stays in the cache, by the same instructions."""
-    linear = NativeLinear(library, torch.randn(256, 256).to(dtype), None)
+    linear = native_linear(library, Quantization.NONE, torch.randn(256, 256).to(dtype), None)
     x = torch.randn(512, 256)
     return lambda: 2 * 512 * 256 * 256 / min(seconds(lambda: linear.multiply(x)) for _ in range(10))
 

@@ -1,8 +1,10 @@
 """Tandem's CPU engine beside transformers and llama.cpp: the same shapes, threads and requests, in one run.
 
     python -m loadtest.engine.compare --shapes 135m 500m --json loadtest/engine/results/NAME.json
+    python -m loadtest.engine.compare --groups int8 --tasks "decode 1" --ways --json loadtest/engine/results/NAME.json
 
 Every contestant has a process of its own and sleeps while another is measured; rounds are interleaved, medians printed.
+What is in the JSON file already and is not measured anew stays, so a long comparison can be run in pieces.
 """
 
 from __future__ import annotations
@@ -22,25 +24,28 @@ from rich.table import Table
 
 from loadtest.engine.contestant import Remote
 from loadtest.engine.read_roof import read_roof_bytes_per_s
+from loadtest.engine.requests import draw_requests
 from loadtest.engine.shapes import checkpoint
 
 GROUPS = {
     "bfloat16": ("tandem:bfloat16", "transformers:bfloat16", "llama.cpp:bf16"),
+    # What the others are fastest with on processors that do not multiply bfloat16: torch crawls in it there.
+    "wide": ("tandem:bfloat16", "transformers:float32", "llama.cpp:f16", "llama.cpp:bf16"),
     "int8": ("tandem:int8", "llama.cpp:q8_0"),
     "int4": ("tandem:int4", "llama.cpp:q4_0"),
 }
 """What is set side by side; the first is Tandem."""
 
 TASKS: dict[str, dict[str, object]] = {
-    "decode 1": {"do": "decode", "batch": 1, "context": 128, "steps": 32},
-    "decode 8": {"do": "decode", "batch": 8, "context": 128, "steps": 16},
-    "decode 32": {"do": "decode", "batch": 32, "context": 128, "steps": 8},
+    **{
+        f"decode {batch}": {"do": "decode", "batch": batch, "context": 128, "steps": max(8, 32 // batch)}
+        for batch in (1, 2, 4, 8, 16, 32)
+    },
     "prefill 512": {"do": "prefill", "tokens": 512},
 }
+USUAL_TASKS = ("decode 1", "decode 8", "decode 32", "prefill 512")
 TRANSFORMERS_WAYS = ("1", "8", "16", "32", "continuous")
 WORKLOAD_REQUESTS = 64
-
-Results = dict[str, dict[str, dict[str, float]]]
 
 
 @contextmanager
@@ -54,14 +59,14 @@ def contestants(names: tuple[str, ...], directory: Path, threads: int) -> Iterat
             remote.close()
 
 
-def measure(remotes: list[Remote], rounds: int, console: Console) -> dict[str, dict[str, float]]:
+def measure(remotes: list[Remote], rounds: int, tasks: list[str], console: Console) -> dict[str, dict[str, float]]:
     """Median seconds by task and contestant."""
     table: dict[str, dict[str, float]] = {}
-    for task, what in TASKS.items():
+    for task in tasks:
         samples: dict[str, list[float]] = {remote.name: [] for remote in remotes}
         for number in range(rounds + 1):
             for remote in remotes:
-                seconds = remote.run(**what)
+                seconds = remote.run(**TASKS[task])
                 if number:  # the first round warms up
                     samples[remote.name].append(seconds)
         table[task] = {name: statistics.median(values) for name, values in samples.items()}
@@ -69,17 +74,30 @@ def measure(remotes: list[Remote], rounds: int, console: Console) -> dict[str, d
     return table
 
 
-def measure_workload(remotes: list[Remote], rounds: int, ways: tuple[str, ...], console: Console) -> dict[str, float]:
-    """Median seconds of the whole workload by contestant and way."""
+def measure_workload(
+    remotes: list[Remote], rounds: int, ways: list[str], one_by_one: int, console: Console
+) -> dict[str, float]:
+    """Median seconds of the whole workload by contestant and way.
+
+    One by one only the first `one_by_one` requests are run, and the rest counted like them, by tokens.
+    """
     samples: dict[str, list[float]] = {}
-    for _ in range(rounds):
+    for _ in range(rounds if ways else 0):
         for remote in remotes:
             for how in ways if remote.name.startswith("transformers") else ("own",):
                 key = remote.name if how == "own" else f"{remote.name}, {_WAY_NAMES.get(how, f'batches of {how}')}"
-                samples.setdefault(key, []).append(remote.run(do="workload", count=WORKLOAD_REQUESTS, how=how))
+                count = one_by_one if how == "1" else WORKLOAD_REQUESTS
+                seconds = remote.run(do="workload", count=count, how=how) * share_of_tokens(count)
+                samples.setdefault(key, []).append(seconds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     console.print("workload", {name: f"{value:.1f} s" for name, value in medians.items()})
     return medians
+
+
+def share_of_tokens(count: int) -> float:
+    """Output tokens of the whole workload for each one of its first `count` requests."""
+    tokens = [request.output_tokens for request in draw_requests(1000)[:WORKLOAD_REQUESTS]]
+    return sum(tokens) / sum(tokens[:count])
 
 
 _WAY_NAMES = {"1": "one by one", "continuous": "continuous batching"}
@@ -89,49 +107,80 @@ def main() -> None:
     """Prints a table per shape and kind of weights, and JSON with `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["135m"])
-    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", default=["bfloat16", "int8", "int4"], choices=list(GROUPS))
+    parser.add_argument("--tasks", nargs="*", default=list(USUAL_TASKS), choices=list(TASKS))
+    parser.add_argument("--without", nargs="*", default=[], metavar="CONTESTANT", help="leave out, as transformers")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workload-rounds", type=int, default=1)
-    parser.add_argument("--ways", nargs="*", default=list(TRANSFORMERS_WAYS), help="transformers' ways of the workload")
+    ways = "transformers' ways of the workload; none: no workload"
+    parser.add_argument("--ways", nargs="*", default=list(TRANSFORMERS_WAYS), help=ways)
+    parser.add_argument("--one-by-one", type=int, default=WORKLOAD_REQUESTS, help="requests that are run so")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tandem" / "bench-models")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     console = Console(width=120)
-    report: dict[str, object] = {"machine": machine(options.threads)}
+    report: dict[str, object] = {}
+    if options.json and options.json.exists():
+        report = json.loads(options.json.read_text())
+    report["machine"] = machine(options.threads)
     console.print(report["machine"])
     for shape in options.shapes:
-        directory = checkpoint(shape, options.cache)
-        weight_bytes = (directory / "model.safetensors").stat().st_size
         for group in options.groups:
-            roof = read_roof_bytes_per_s(options.threads)
-            with contestants(GROUPS[group], directory, options.threads) as remotes:
-                times = measure(remotes, options.rounds, console)
-                workload = measure_workload(remotes, options.workload_rounds, tuple(options.ways), console)
-            print_group(console, f"{shape}, {group}", times, workload)
-            report[f"{shape}, {group}"] = {
-                "read_roof_gb_per_s": roof / 1e9,
-                "bfloat16_weight_bytes": weight_bytes,
-                "seconds": times,
-                "workload_seconds": workload,
-            }
-            if group == "bfloat16":
-                share = weight_bytes / roof / times["decode 1"][GROUPS[group][0]]
-                console.print(f"read roof {roof / 1e9:.1f} GB/s; Tandem's decode 1 at {share:.2f} of it")
+            result = measure_group(shape, group, options, console)
+            before = report.get(f"{shape}, {group}")
+            report[f"{shape}, {group}"] = merged(before, result) if isinstance(before, dict) else result
             if options.json:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def print_group(console: Console, title: str, times: dict[str, dict[str, float]], workload: dict[str, float]) -> None:
+def measure_group(shape: str, group: str, options: argparse.Namespace, console: Console) -> dict[str, object]:
+    """What the report says of one group, printed too."""
+    directory = checkpoint(shape, options.cache)
+    weight_bytes = (directory / "model.safetensors").stat().st_size
+    names = tuple(name for name in GROUPS[group] if name.split(":")[0] not in options.without)
+    roof = read_roof_bytes_per_s(options.threads)
+    with contestants(names, directory, options.threads) as remotes:
+        times = measure(remotes, options.rounds, options.tasks, console)
+        workload = measure_workload(remotes, options.workload_rounds, options.ways, options.one_by_one, console)
+    print_group(console, f"{shape}, {group}", names, times, workload)
+    if names[0] == "tandem:bfloat16" and "decode 1" in times:
+        share = weight_bytes / roof / times["decode 1"][names[0]]
+        console.print(f"read roof {roof / 1e9:.1f} GB/s; Tandem's decode 1 at {share:.2f} of it")
+    return {
+        "read_roof_gb_per_s": roof / 1e9,
+        "bfloat16_weight_bytes": weight_bytes,
+        "seconds": times,
+        "workload_seconds": workload,
+    }
+
+
+def merged(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
+    """`before` with all that `after` has, down to the single measurement."""
+    result = dict(before)
+    for key, value in after.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def print_group(
+    console: Console,
+    title: str,
+    names: tuple[str, ...],
+    times: dict[str, dict[str, float]],
+    workload: dict[str, float],
+) -> None:
     """Milliseconds, and how many times as long the others take as Tandem."""
-    names = list(next(iter(times.values())))
     table = Table(title=f"{title}: ms per step (x Tandem)")
     for column in ("", *names):
         table.add_column(column, justify="right")
     for task, row in times.items():
         table.add_row(task, *(f"{1e3 * row[name]:.1f} ({row[name] / row[names[0]]:.2f})" for name in names))
     console.print(table)
+    if not workload:
+        return
     table = Table(title=f"{title}: {WORKLOAD_REQUESTS} requests, seconds (x Tandem)")
     for column in ("", "s", "x Tandem"):
         table.add_column(column, justify="right")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import statistics
 import tempfile
 import time
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--json", type=Path, help="the greedy table, for loadtest.engine.plots")
     options = parser.parse_args()
     engine = load(options)
     watch = Stopwatch(time.perf_counter if options.clock == "wall" else time.thread_time)
@@ -156,16 +158,23 @@ def main() -> None:
         "temperature, top-p": SamplingParams(max_tokens=10**6, temperature=0.8, top_p=0.9, ignore_eos=True),
         "log-probabilities": SamplingParams(max_tokens=10**6, temperature=0.0, num_logprobs=1, ignore_eos=True),
     }
+    report: dict[str, dict[str, float]] = {}
     print(f"{options.model}, {options.threads} threads, microseconds per step (median of {options.steps})")
     for kind, sampling in kinds.items():
         print(f"{kind:<20}" + "".join(f"{name:>10}" for name in (*PARTS, "step", "outside")))
         for count in options.sequences:
             medians = measure(engine, watch, count, options.steps, sampling)
+            if kind == "greedy":
+                report[str(count)] = medians
             outside_s = medians["step"] - medians["native"]
             cells = "".join(f"{1e6 * medians[name]:10.0f}" for name in (*PARTS, "step"))
             print(
                 f"{count:>8} sequences  {cells}{1e6 * outside_s:10.0f} = {outside_s / medians['step']:.1%}", flush=True
             )
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        what = {"model": Path(options.model).name, "threads": options.threads, "seconds": report}
+        options.json.write_text(json.dumps(what, indent=2) + "\n")
 
 
 if __name__ == "__main__":
