@@ -31,11 +31,12 @@ def gguf_file(directory: Path, kind: str) -> Path:
     path = directory / f"{kind}.gguf"
     if path.exists():
         return path
+    unfinished = path.with_suffix(".part")
     if kind in ("bf16", "f16"):
-        _write(directory, path, kind)
+        _write(directory, unfinished, kind)
     else:
-        _quantize(gguf_file(directory, "f16"), path, kind)
-    return path
+        _quantize(gguf_file(directory, "f16"), unfinished, kind)
+    return unfinished.rename(path)
 
 
 def _quantize(source: Path, path: Path, kind: str) -> None:
