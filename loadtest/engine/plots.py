@@ -27,7 +27,7 @@ matplotlib.rcParams.update(
 from matplotlib import pyplot  # noqa: E402
 
 COLORS = ("#0b7285", "#e8590c", "#868e96", "#5f3dc4")
-PARTS = ("kernels", "logits", "draw", "sample", "schedule", "prepare", "update", "message")
+PARTS = ("native", "schedule", "prepare", "update", "message")
 """Of a step, native code first."""
 
 

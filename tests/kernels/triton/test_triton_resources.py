@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -13,7 +9,6 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from tests.kernels.triton.offline_compiler import TARGETS, fits  # noqa: E402
 from tests.kernels.triton.resource_table import checked_in, parse, regressions  # noqa: E402
 
-ROOT = Path(__file__).parents[3]
 MATRIX = {
     "sm_80": {"decode": "mma", "prefill": "mma"},
     "sm_90": {"decode": "mma", "prefill": "wgmma"},
@@ -37,13 +32,14 @@ OTHER_VERSION_SPILL_BYTES = 64
 spills 16 bytes in decode with head_dim 96 and 64 bytes in sampling."""
 
 
-@pytest.mark.timeout(170)
+def command(target):
+    return ["-m", "tests.kernels.triton.resource_table", target], {}
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_kernels_compile_and_stay_within_the_checked_in_resources(target):
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.triton.resource_table", target],
-        cwd=ROOT, capture_output=True, text=True, timeout=160, check=False,
-    )  # fmt: skip
+def test_kernels_compile_and_stay_within_the_checked_in_resources(runs, target):
+    run = runs(target)
     assert run.returncode == 0, run.stderr[-4000:]
     found = parse(run.stdout)
     version, table = checked_in()
