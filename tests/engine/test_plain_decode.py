@@ -1,6 +1,7 @@
 """Steps of one native call give the very tokens of steps that take several, whatever happens between them."""
 
 import dataclasses
+import itertools
 import random
 
 import pytest
@@ -106,8 +107,12 @@ def make_worker(model, tmp_path_factory, monkeypatch):
     return lambda num_blocks: Worker(model, tmp_path_factory.mktemp("arena") / "kv", num_blocks, monkeypatch)
 
 
+session_ids = map("s{}".format, itertools.count())
+
+
 def sequence_of(prompt, sampling):
-    return Sequence("s", list(prompt), len(prompt), sampling, BlockHash(bytes(16)))
+    """The only one of its session: choices of one session wait for each other."""
+    return Sequence(next(session_ids), list(prompt), len(prompt), sampling, BlockHash(bytes(16)))
 
 
 def run(worker, arrivals, source):
