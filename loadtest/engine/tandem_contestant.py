@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import random
 import tempfile
@@ -17,6 +18,7 @@ from shared.worker.loading import load_engine
 from shared.worker.settings import WorkerSettings
 
 KV_CACHE_BYTES = 1 << 30
+MAX_OUTPUT_TOKENS = 1024  # of sequences that are timed while they decode, and aborted then
 _NO_REUSE = BlockHash(bytes(16))  # prompts are random: nothing is found twice
 
 
@@ -35,6 +37,7 @@ class TandemContestant:
             run_dir=scratch,
             kv_cache_bytes=KV_CACHE_BYTES,
             threads=threads,
+            max_step_s=0.0,  # no stream and no cancel waits here; the others do not bound their steps by time either
             log_level="error",
             **options,
         )
@@ -45,10 +48,11 @@ class TandemContestant:
         self._engine.start()
         self.vocab_size = loaded.vocab_size
         self._random = random.Random(1)
+        self._numbers = itertools.count()
 
     def decode(self, batch: int, context: int, steps: int) -> float:
         # Prompts are computed over several steps, in which the first sequences decode already: more tokens than needed.
-        sequences = [self._sequence(self._tokens(context - steps // 2), 4 * steps + batch) for _ in range(batch)]
+        sequences = [self._sequence(self._tokens(context - steps // 2), MAX_OUTPUT_TOKENS) for _ in range(batch)]
         self._engine.submit(sequences)
         while not all(sequence.num_output_tokens for sequence in sequences):
             self._outputs.get()
@@ -90,7 +94,7 @@ class TandemContestant:
 
     def _sequence(self, prompt: list[int], output_tokens: int, namespace: BlockHash = _NO_REUSE) -> Sequence:
         return Sequence(
-            session_id=SessionId("contest"),
+            session_id=SessionId(f"contest-{next(self._numbers)}"),  # choices of one session wait for each other
             token_ids=list(prompt),
             num_prompt_tokens=len(prompt),
             sampling=SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True),
