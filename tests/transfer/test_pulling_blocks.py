@@ -33,7 +33,7 @@ class Peers:
     def __init__(self, near, far, executor):
         self.near, self.far = near, far
         self.grants = GrantBook()
-        self.sender = BlockSender(self.grants, executor, handshake_s=0.3, idle_s=0.5)
+        self.sender = BlockSender(self.grants, executor, handshake_s=1.0, idle_s=0.5)
         self.receiver = BlockReceiver(near, executor)
         rng = np.random.default_rng(0)
         self.blocks = rng.integers(0, 256, (12, BLOCK_BYTES), dtype=np.uint8)
