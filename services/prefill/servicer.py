@@ -112,10 +112,11 @@ class PrefillServicer(RoleServicer):
     async def _follow(self, sequence: Sequence, changed: asyncio.Event) -> AsyncIterator[pb.PrefillProgress]:
         told = -1
         while True:
+            is_last = sequence.is_finished  # before the count: a step may end it while what came before is on its way
             if sequence.num_sealed_blocks > told:
                 told = sequence.num_sealed_blocks
                 yield self._progress(sequence)
-            if sequence.is_finished:
+            if is_last:
                 return
             if sequence.sequence_id in self._handed_back:
                 raise WorkerDraining(f"prefill worker {self._parts.status.identity.worker_id} is draining")

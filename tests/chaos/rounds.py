@@ -24,6 +24,7 @@ from tests.e2e.conftest import Suite
 
 HEAL_S = 60.0
 FREE_S = 15.0
+SLOW_S = 15.0
 ROUNDS_BETWEEN_LULLS = 4
 SALTS, FRESH = 4, 0.2
 EXPLICIT_ERRORS = {"unavailable", "worker_lost", "worker_draining", "overloaded", "request_timeout"}
@@ -46,6 +47,7 @@ class Report:
     faults: Counter = field(default_factory=Counter)
     migrations: int = 0
     wrong: list[str] = field(default_factory=list)
+    reply_s: list[float] = field(default_factory=list)
     heal_s: list[float] = field(default_factory=list)
     free_s: list[float] = field(default_factory=list)
     rounds: int = 0
@@ -62,6 +64,7 @@ class Report:
             "errors": dict(self.errors),
             "faults": dict(self.faults),
             "migrations": self.migrations,
+            "reply_s": _spread(self.reply_s),
             "all_ready_again_s": _spread(self.heal_s),
             "all_blocks_free_s": _spread(self.free_s),
         }
@@ -155,10 +158,14 @@ class Chaos:
         # What is cached travels no more, unless its worker is gone: some prompts are new to everybody.
         salt = f"salt-{rng.getrandbits(64) if rng.random() < FRESH else rng.randrange(SALTS)}"
         leave_after_s = rng.uniform(0.005, 0.5) if rng.random() < 0.15 else 0.0
-        was_disturbed = self._is_disturbed
+        was_disturbed, began_s = self._is_disturbed, time.perf_counter()
         answer = await ask(client, case, salt, stream=stream, leave_after_s=leave_after_s)
         report = self.report
         report.requests += 1
+        report.reply_s.append(took_s := time.perf_counter() - began_s)
+        if took_s > SLOW_S:
+            fate = f"{answer.outcome} {answer.code}, {answer.migrations} migrations"
+            self._say(f"{case.name} took {took_s:.1f} s: {fate}")
         report.faulted += was_disturbed or self._is_disturbed
         report.outcomes[answer.outcome] += 1
         report.migrations += answer.migrations
