@@ -16,6 +16,7 @@ from services.gateway.batches import routes as batches
 from services.gateway.embeddings import routes as embeddings
 from services.gateway.gateway import Gateway
 from services.gateway.kserve import http_routes as kserve
+from services.gateway.last_word import LastWord
 from services.gateway.middleware import HeadAsGet, RequestIds
 from services.gateway.openapi import true_openapi
 from services.gateway.replies.error_reply import error_response, framework_error_response
@@ -57,6 +58,7 @@ def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
+    app.add_middleware(LastWord)
     app.add_middleware(RequestIds)
 
 

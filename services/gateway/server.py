@@ -15,6 +15,8 @@ from shared.errors import ConfigurationError
 BACKLOG = 2048
 LAST_REQUESTS_S = 0.5
 """A stopping gateway still serves connections that were made just before."""
+LAST_WORDS_S = 1.0
+"""For telling those whose requests a drain has cut short."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -77,9 +79,11 @@ class HttpServer(uvicorn.Server):
         self.server_state.default_headers = [*self.server_state.default_headers, closing]
         await asyncio.sleep(self._last_requests_s)
         await super().shutdown(sockets)
+        if cut_short := list(self.server_state.tasks):
+            await asyncio.wait(cut_short, timeout=LAST_WORDS_S)
 
     async def serve_until(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        """Serves, then lets open requests finish for at most `drain_s`."""
+        """Serves, then lets open requests finish for at most `drain_s`; what is open then ends with an error."""
         serving = asyncio.create_task(self.serve(sockets=[listener]))
         stopping = asyncio.create_task(stop.wait())
         try:

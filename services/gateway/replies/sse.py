@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
+from services.gateway.last_word import SHUT_DOWN
 from services.gateway.replies.error_reply import error_response
 from services.gateway.replies.event_body import HEADERS, EventBody
 from services.gateway.replies.reply_format import ReplyFormat
@@ -72,6 +73,11 @@ class EventStream(Response):
             if not body.is_open:
                 raise
             last = self._reply.failure(error)
+        except asyncio.CancelledError:
+            # The server, shutting down; or the client has left, and hears nothing of it.
+            if body.is_open:
+                await body.send(self._reply.failure(SHUT_DOWN), is_last=True)
+            raise
         finally:
             if beating:
                 beating.cancel()
