@@ -151,6 +151,12 @@ class WorkerStream:
             reply = await rpc.WorkerStub(self._channel).Embed(request, timeout=timeout_s or None)
         except grpc.aio.AioRpcError as exc:
             raise error_from_rpc(exc) from exc
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_open or (task is not None and task.cancelling()):
+                raise
+            # Closing the channel of a worker that is gone cancels its calls; nobody cancelled this request.
+            raise WorkerLost(f"worker {self.record.worker_id} was lost") from None
         return reply.vectors
 
     def abort(self, session: Session) -> None:

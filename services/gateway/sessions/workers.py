@@ -133,10 +133,11 @@ class Workers:
             worker = min(ready, key=lambda w: (snapshot.open_sessions.get(w.worker_id, 0), w.load.waiting))
             try:
                 return await self._streams[worker.incarnation].embed(call, timeout_s)
-            except Unavailable:
+            except Unavailable as exc:
                 lost |= {worker.incarnation}
                 if len(lost) == MAX_EMBED_ATTEMPTS:
                     raise
+                log.info("embedding_moved", call_id=call.call_id, cause=exc.code)
 
     def first_token(self, session: Session) -> None:
         """A session's first token at its worker came: placement learns what it took."""
