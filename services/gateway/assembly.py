@@ -90,6 +90,7 @@ async def assemble(
             batch_work.cancel()
             await asyncio.gather(batch_work, return_exceptions=True)
         await background.close()
+        await admission.close()
         await objects.close()
         await workers.close()
         text_work.close()

@@ -148,7 +148,9 @@ class Pipeline:
         mailbox = Mailbox()
         sessions = [self._session(prompt, request, mailbox) for prompt in prompts]
         caller = current_caller()
-        ticket = await self._admission.enter(caller, self._model.name, sum(map(len, prompts)))
+        ticket = await self._admission.enter(
+            caller, self._model.name, sum(map(len, prompts)), request.asked_output_tokens
+        )
         generation = Generation(
             request,
             sessions,

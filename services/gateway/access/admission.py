@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from dataclasses import replace
 
 from services.gateway.access.caller import Caller
-from services.gateway.access.rate_limits import RateLimits, Standing
+from services.gateway.access.rate_limits import REQUESTS, TOKENS, RateLimits, Standing, Taken
 from shared.errors import PermissionDenied, RateLimited
 
 
 class Ticket:
     """A request that was let in; closed exactly once, when it ends."""
 
-    def __init__(self, admission: Admission, caller: Caller) -> None:
+    def __init__(self, admission: Admission, caller: Caller, prompt_tokens: int, taken: Taken | None) -> None:
         self._admission = admission
         self._caller = caller
+        self._prompt_tokens = prompt_tokens
+        self._taken = taken
         self._is_closed = False
 
     @property
@@ -29,7 +30,7 @@ class Ticket:
         """The request ended; idempotent, never blocks."""
         if not self._is_closed:
             self._is_closed = True
-            self._admission.leave(self._caller, output_tokens)
+            self._admission.leave(self._caller, self._taken, self._prompt_tokens + output_tokens)
 
 
 class Admission:
@@ -47,42 +48,44 @@ class Admission:
         self._max_concurrent = max_concurrent
         self._max_tenant_concurrent = max_tenant_concurrent
         self._open: Counter[str] = Counter()
-        self._counting: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
 
-    async def standings(self, caller: Caller) -> list[Standing]:
-        """How the caller stands with each of its limits, this request not counted."""
+    async def close(self) -> None:
+        """Settles what has ended; owned by the gateway, closed with it."""
+        await asyncio.gather(*self._settling, return_exceptions=True)
+        await self._limits.close()
+
+    async def count_request(self, caller: Caller) -> None:
+        """Counts a request against its caller's limits, before anything is done for it. `caller.standings` tells them.
+
+        Raises:
+            RateLimited: Too many requests, or more tokens than allowed, in this minute; the request is not counted.
+        """
         if caller.key is None:
-            return []
-        return [s for kind in ("requests", "tokens") if (s := await self._limits.standing(caller.key, kind))]
+            return
+        tokens = await self._limits.take(caller.key, TOKENS, 0)
+        has_tokens = tokens is None or tokens.standing.remaining > 0
+        requests = await self._limits.take(caller.key, REQUESTS, 1 if has_tokens else 0)
+        for taken in (requests, tokens):
+            if taken is not None:
+                caller.standings[taken.standing.kind] = taken.standing
+        if tokens is not None and not has_tokens:
+            raise _used_up(caller, tokens.standing)
+        if requests is not None and not requests.is_granted:
+            raise _used_up(caller, requests.standing)
 
-    async def count_request(self, caller: Caller, standings: list[Standing] | None = None) -> list[Standing]:
-        """Counts a request against its caller's limits, before anything is done for it; returns how it stands then.
+    async def enter(self, caller: Caller, model: str, prompt_tokens: int, output_tokens: int = 0) -> Ticket:
+        """Lets a request in whose prompt is known.
 
         Args:
             caller: Whose it is.
-            standings: If they are known already.
-
-        Raises:
-            RateLimited: Too many requests, or more tokens than allowed, in this minute.
-        """
-        if caller.key is None:
-            return []
-        standings = await self.standings(caller) if standings is None else standings
-        for standing in standings:
-            if standing.remaining <= 0:
-                raise RateLimited(
-                    f"tenant {caller.tenant} reached its {standing.limit} {standing.kind} per minute",
-                    retry_after_s=standing.reset_s,
-                )
-        await self._limits.count(caller.key, "requests", 1)
-        return [replace(s, remaining=s.remaining - 1) if s.kind == "requests" else s for s in standings]
-
-    async def enter(self, caller: Caller, model: str, prompt_tokens: int) -> Ticket:
-        """Lets a request in whose prompt is known.
+            model: What it asks for.
+            prompt_tokens: Of all its prompts.
+            output_tokens: That it asks room for; 0 = it sets no limit.
 
         Raises:
             PermissionDenied: The key does not allow the model.
-            RateLimited: Too much is under way, or the prompt is larger than a minute's tokens.
+            RateLimited: Too much is under way, or the minute has not so many tokens left.
         """
         if not caller.may_use(model):
             raise PermissionDenied(f"this API key does not allow the model {model!r}", param="model")
@@ -93,28 +96,49 @@ class Admission:
         ):
             if bound and count >= bound:
                 raise RateLimited(f"{whose} {count} requests under way, the limit is {bound}", retry_after_s=1)
-        if caller.key is not None and caller.key.tokens_per_minute:
-            await self._count_prompt(caller, prompt_tokens)
         self._open[caller.tenant] += 1
-        return Ticket(self, caller)
+        try:
+            taken = await self._reserve(caller, prompt_tokens, output_tokens)
+        except BaseException:
+            self._forget(caller)
+            raise
+        return Ticket(self, caller, prompt_tokens, taken)
 
-    async def _count_prompt(self, caller: Caller, prompt_tokens: int) -> None:
-        assert caller.key is not None
-        standing = await self._limits.standing(caller.key, "tokens")
-        if standing is not None and prompt_tokens > standing.remaining:
+    async def _reserve(self, caller: Caller, prompt_tokens: int, output_tokens: int) -> Taken | None:
+        if caller.key is None:
+            return None
+        taken = await self._limits.take(caller.key, TOKENS, prompt_tokens + output_tokens)
+        if taken is None:
+            return None
+        standing = taken.standing
+        caller.standings[TOKENS] = standing
+        if not taken.is_granted:
+            asked = f"the prompt has {prompt_tokens} tokens" + (
+                f" and the reply is to have up to {output_tokens}" if output_tokens else ""
+            )
             raise RateLimited(
-                f"the prompt has {prompt_tokens} tokens; tenant {caller.tenant} has {max(0, standing.remaining)} left "
+                f"{asked}; tenant {caller.tenant} has {max(0, standing.remaining)} left "
                 f"of {standing.limit} tokens per minute",
                 retry_after_s=math.ceil(standing.reset_s),
             )
-        await self._limits.count(caller.key, "tokens", prompt_tokens)
+        return taken
 
-    def leave(self, caller: Caller, output_tokens: int) -> None:
-        """A request ended; called by its ticket."""
+    def leave(self, caller: Caller, taken: Taken | None, tokens: int) -> None:
+        """A request of so many tokens in all ended; called by its ticket."""
+        self._forget(caller)
+        if caller.key is not None and taken is not None:
+            task = asyncio.create_task(self._limits.settle(caller.key, taken, tokens))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+
+    def _forget(self, caller: Caller) -> None:
         self._open[caller.tenant] -= 1
         if not self._open[caller.tenant]:
             del self._open[caller.tenant]
-        if caller.key is not None and caller.key.tokens_per_minute and output_tokens:
-            task = asyncio.create_task(self._limits.count(caller.key, "tokens", output_tokens))
-            self._counting.add(task)
-            task.add_done_callback(self._counting.discard)
+
+
+def _used_up(caller: Caller, standing: Standing) -> RateLimited:
+    return RateLimited(
+        f"tenant {caller.tenant} reached its {standing.limit} {standing.kind} per minute",
+        retry_after_s=standing.reset_s,
+    )

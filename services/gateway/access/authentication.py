@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,16 +47,16 @@ class Authentication:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
             await self._app(scope, receive, send)
             return
-        standings: list[Standing] = []
+        standings: dict[str, Standing] = {}
         try:
             caller = await caller_of(Headers(scope=scope), self._keyring)
             set_caller(caller)
+            standings = caller.standings
             if scope["method"] == "POST":
-                standings = await self._admission.standings(caller)
-                standings = await self._admission.count_request(caller, standings)
+                await self._admission.count_request(caller)
         except TandemError as exc:
             self._gateway.note_failure(exc)
-            await error_response(exc, scope["path"])(scope, receive, _with_headers(send, standings))
+            await error_response(exc, scope)(scope, receive, _with_headers(send, standings))
             return
         await self._app(scope, receive, _with_headers(send, standings) if standings else send)
 
@@ -98,11 +100,13 @@ def _timeout(value: str | None) -> float:
     return seconds
 
 
-def _with_headers(send: Send, standings: list[Standing]) -> Send:
+def _with_headers(send: Send, standings: Mapping[str, Standing]) -> Send:
+    """With the limits as they stand when the response starts: what the request itself took is counted by then."""
+
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for standing in standings:
+            for standing in standings.values():
                 for name, value in standing.headers().items():
                     headers[name] = value
         await send(message)

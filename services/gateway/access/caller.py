@@ -7,8 +7,9 @@ between; tasks that a request starts inherit it.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.gateway.access.rate_limits import Standing
 from shared.access.api_keys import KeyRecord
 
 ANONYMOUS_TENANT = "default"
@@ -23,12 +24,14 @@ class Caller:
         key: The record of its API key; None where no keys are asked for.
         timeout_s: The request's own deadline (`x-request-timeout-s`); 0 = none.
         added_priority: Of requests that are made on its behalf and may wait.
+        standings: How it stands with its limits, by their kind, as they were counted last: what headers tell.
     """
 
     tenant: str = ANONYMOUS_TENANT
     key: KeyRecord | None = None
     timeout_s: float = 0.0
     added_priority: int = 0
+    standings: dict[str, Standing] = field(default_factory=dict, compare=False)
 
     @property
     def priority(self) -> int:

@@ -1,7 +1,8 @@
 """Requests and tokens per minute, counted for a tenant over all gateways that share a Redis.
 
-Fixed windows of a minute, as OpenAI's headers describe them. Tokens are counted as they really were: the prompt when a
-request starts, the output when it ends, also beyond the limit, so the next request pays for it. Without Redis every
+Fixed windows of a minute, as OpenAI's headers describe them. A request's tokens are reserved when it starts, its prompt
+and the output that it asks room for, and settled when it ends: what was not generated is given back, what was generated
+without having been asked for is counted, also beyond the limit, so the next request pays for it. Without Redis every
 gateway counts for itself: a limit is then too generous, never an outage.
 """
 
@@ -12,15 +13,15 @@ import time
 from dataclasses import dataclass
 
 import structlog
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, Storage
-from limits.aio.strategies import FixedWindowRateLimiter
-from limits.errors import StorageError
-from limits.storage import storage_from_string
 
+from services.gateway.access.counters import Count, MemoryCounters, RedisCounters
 from shared.access.api_keys import KeyRecord
+from shared.errors import Unavailable
 
 log = structlog.get_logger(__name__)
+
+WINDOW_S = 60.0
+REQUESTS, TOKENS = "requests", "tokens"
 
 _RETRY_REDIS_S = 5.0
 
@@ -48,56 +49,61 @@ class Standing:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An amount that was asked for.
+
+    Attributes:
+        is_granted: It is counted; else it did not fit.
+        window: In which, so that it is given back there and nowhere else.
+    """
+
+    is_granted: bool
+    amount: int
+    standing: Standing
+    window: str
+
+
 class RateLimits:
-    """The counters. One for the gateway."""
+    """The counters of all keys. One for the gateway."""
 
     def __init__(self, redis_url: str = "") -> None:
         """Counts in Redis if there is a URL."""
-        self._local = FixedWindowRateLimiter(MemoryStorage())
-        self._shared: FixedWindowRateLimiter | None = None
+        self._local = MemoryCounters()
+        self._shared = RedisCounters(redis_url) if redis_url else None
         self._down_until_s = 0.0
-        if redis_url.startswith(("redis://", "rediss://")):
-            storage = storage_from_string(f"async+{redis_url}", implementation="redispy", wrap_exceptions=True)
-            assert isinstance(storage, Storage)
-            self._shared = FixedWindowRateLimiter(storage)
 
-    async def standing(self, key: KeyRecord, kind: str) -> Standing | None:
-        """Now, counting nothing; None without a limit."""
-        item = _item(key, kind)
-        if item is None:
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._shared is not None:
+            await self._shared.close()
+
+    async def take(self, key: KeyRecord, kind: str, amount: int) -> Taken | None:
+        """Takes an amount if the limit allows all of it, in one step; 0 only looks. None without a limit."""
+        limit = _limit(key, kind)
+        if not limit:
             return None
-        limiter = self._limiter()
-        try:
-            window = await limiter.get_window_stats(item, key.tenant, key.key_id)
-        except StorageError as exc:
-            self._note_outage(exc)
-            window = await self._local.get_window_stats(item, key.tenant, key.key_id)
-        has_begun = window.remaining < item.amount  # else it begins when something is counted
-        reset_s = max(0.0, window.reset_time - time.time()) if has_begun else item.get_expiry()
-        return Standing(kind, item.amount, window.remaining, reset_s)
+        count = await self._count(key, kind, amount, limit=limit if amount else -1)
+        standing = Standing(kind, limit, limit - count.used, count.left_s)
+        return Taken(count.is_counted, amount, standing, count.window)
 
-    async def count(self, key: KeyRecord, kind: str, amount: int) -> None:
-        """Counts, whether or not the limit is reached with it."""
-        item = _item(key, kind)
-        if item is None or amount <= 0:
-            return
-        try:
-            await self._limiter().hit(item, key.tenant, key.key_id, cost=amount)
-        except StorageError as exc:
-            self._note_outage(exc)
-            await self._local.hit(item, key.tenant, key.key_id, cost=amount)
+    async def settle(self, key: KeyRecord, taken: Taken, amount: int) -> None:
+        """What was taken came to an amount: the rest goes back if its window still lasts; more is counted now."""
+        difference = amount - taken.amount
+        if difference:
+            window = taken.window if difference < 0 else ""
+            await self._count(key, taken.standing.kind, difference, window=window)
 
-    def _limiter(self) -> FixedWindowRateLimiter:
-        if self._shared is None or time.monotonic() < self._down_until_s:
-            return self._local
-        return self._shared
-
-    def _note_outage(self, exc: StorageError) -> None:
-        if time.monotonic() >= self._down_until_s:
-            log.warning("rate_limits_counted_locally", error=str(exc))
-        self._down_until_s = time.monotonic() + _RETRY_REDIS_S
+    async def _count(self, key: KeyRecord, kind: str, amount: int, *, limit: int = -1, window: str = "") -> Count:
+        name = f"tandem:{kind}:{{{key.tenant}:{key.key_id}}}"
+        if self._shared is not None and time.monotonic() >= self._down_until_s:
+            try:
+                return await self._shared.count(name, amount, WINDOW_S, limit=limit, window=window)
+            except Unavailable as exc:
+                log.warning("rate_limits_counted_locally", error=exc.message)
+                self._down_until_s = time.monotonic() + _RETRY_REDIS_S
+        return await self._local.count(name, amount, WINDOW_S, limit=limit, window=window)
 
 
-def _item(key: KeyRecord, kind: str) -> RateLimitItem | None:
-    amount = key.requests_per_minute if kind == "requests" else key.tokens_per_minute
-    return RateLimitItemPerMinute(amount, namespace=f"tandem:{kind}") if amount else None
+def _limit(key: KeyRecord, kind: str) -> int:
+    return key.requests_per_minute if kind == REQUESTS else key.tokens_per_minute

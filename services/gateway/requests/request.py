@@ -72,6 +72,12 @@ class GenerationRequest:
     cache_salt: str = ""
     priority: int = 0
 
+    @property
+    def asked_output_tokens(self) -> int:
+        """Tokens that it asks room for, all choices together; 0 = it sets no limit."""
+        limit = self.default_max_tokens if self.max_tokens is None else self.max_tokens
+        return (limit or 0) * self.num_choices * len(self.prompts)
+
     def sampling_for(self, max_tokens: int) -> SamplingParams:
         """The sampling instructions of one prompt."""
         return replace(self.sampling, max_tokens=max_tokens)
