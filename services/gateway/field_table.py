@@ -1,12 +1,15 @@
 """`python -m services.gateway.field_table`: every field of every endpoint, honoured or refused, in FIELDS.md.
 
-The rows come from the schemas that bodies are checked with, so the table says what the gateway does.
+The rows come from the schemas that bodies are checked with, so the table says what the gateway does; what vLLM does
+stands beside it, from a file that is kept by hand.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+import msgspec
 
 from services.gateway.anthropic.schemas import CountTokensBody, MessagesBody
 from services.gateway.batches.schemas import BatchBody
@@ -18,6 +21,7 @@ from services.gateway.schemas.completion import CompletionBody
 from services.gateway.schemas.tokens import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 
 FILE = Path(__file__).with_name("FIELDS.md")
+VLLM_FILE = Path(__file__).with_name("vllm_fields.toml")
 ENDPOINTS: dict[str, tuple[type[Body], ...]] = {
     "/v1/chat/completions": (ChatBody,),
     "/v1/completions": (CompletionBody,),
@@ -31,58 +35,6 @@ ENDPOINTS: dict[str, tuple[type[Body], ...]] = {
     "/detokenize": (DetokenizeBody,),
 }
 
-# vLLM's own, of its request classes as of November 2026: OpenAI's API does not have them.
-VLLM_GENERATION = frozenset(
-    [
-        "use_beam_search",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "length_penalty",
-        "stop_token_ids",
-        "include_stop_str_in_output",
-        "ignore_eos",
-        "min_tokens",
-        "skip_special_tokens",
-        "spaces_between_special_tokens",
-        "truncate_prompt_tokens",
-        "truncation_side",
-        "prompt_logprobs",
-        "allowed_token_ids",
-        "bad_words",
-        "structured_outputs",
-        "priority",
-        "request_id",
-        "return_tokens_as_token_ids",
-        "return_token_ids",
-        "cache_salt",
-        "kv_transfer_params",
-        "ec_transfer_params",
-        "vllm_xargs",
-        "logprob_token_ids",
-        "watermarking",
-        "repetition_detection",
-        "session_id",
-        "add_special_tokens",
-    ]
-)
-VLLM_CHAT = VLLM_GENERATION | frozenset(
-    [
-        "thinking_token_budget",
-        "include_reasoning",
-        "echo",
-        "add_generation_prompt",
-        "continue_final_message",
-        "documents",
-        "chat_template",
-        "chat_template_kwargs",
-        "media_io_kwargs",
-        "mm_processor_kwargs",
-        "return_prompt_text",
-    ]
-)
-_OF_VLLM = {"/v1/chat/completions": VLLM_CHAT, "/v1/completions": VLLM_GENERATION}
-
 HEADER = """# Every field of every endpoint
 
 Made from the schemas that bodies are checked with: `python -m services.gateway.field_table`. Do not edit.
@@ -90,21 +42,53 @@ Made from the schemas that bodies are checked with: `python -m services.gateway.
 "honoured" fields do what their API says, or are refused with the reason where the served model cannot (tools and
 reasoning, where its chat template knows none). "refused" ones are answered with 400 and the reason given here, unless
 their value asks for nothing: null always, and what is listed. Any other field is refused as unknown, with a suggestion;
-`unknown_fields=ignore` changes that. "vLLM's own" marks extras that vLLM's request classes have and OpenAI's API does
-not; whether vLLM honours or ignores a field is not claimed here.
+`unknown_fields=ignore` changes that.
+
+The column of vLLM is of its source at the commits named below (`vllm_fields.toml`): "honoured" is what its request
+class has and does not call ignored, with its caveats (options at its start, its model); "not its own" is what the class
+has not: vLLM ignores it.
 """
+
+
+class VllmEndpoint(msgspec.Struct, forbid_unknown_fields=True):
+    """What vLLM does with the fields of one endpoint; see the head of the file."""
+
+    source: str
+    commit: str
+    honoured: list[str]
+    echoed: list[str] = []
+    ignored: list[str] = []
+    refused: dict[str, str] = {}
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What the table says of each field of its class."""
+        said = dict.fromkeys(self.honoured, "honoured")
+        said |= dict.fromkeys(self.echoed, "told in the reply, without effect")
+        said |= dict.fromkeys(self.ignored, "ignored")
+        return said | {name: f"refused: {reason}" for name, reason in self.refused.items()}
+
+
+def vllm_endpoints() -> dict[str, VllmEndpoint]:
+    """By path; vLLM does not have the others."""
+    return msgspec.toml.decode(VLLM_FILE.read_bytes(), type=dict[str, VllmEndpoint])
 
 
 def table() -> str:
     """The document."""
-    parts = [HEADER]
+    parts, endpoints = [HEADER], vllm_endpoints()
     for path, bodies in ENDPOINTS.items():
-        own = _OF_VLLM.get(path)
+        vllm = endpoints.get(path)
         parts.append(f"\n## `POST {path}`\n\n")
-        parts.append("| field | Tandem |" + (" vLLM's own |" if own else "") + "\n")
-        parts.append("|---|---|" + ("---|" if own else "") + "\n")
+        if vllm is None:
+            parts.append("vLLM has no such endpoint.\n\n| field | Tandem |\n|---|---|\n")
+        else:
+            parts.append(
+                f"vLLM: `{vllm.source}` at `{vllm.commit[:12]}`.\n\n| field | Tandem | vLLM |\n|---|---|---|\n"
+            )
         for name, says in _rows(bodies).items():
-            parts.append(f"| `{name}` | {says} |" + (f" {'yes' if name in own else ''} |" if own else "") + "\n")
+            parts.append(f"| `{name}` | {says} |")
+            parts.append("\n" if vllm is None else f" {vllm.fields.get(name, 'not its own')} |\n")
     return "".join(parts)
 
 

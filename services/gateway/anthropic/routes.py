@@ -51,8 +51,10 @@ def router(gateway: Gateway) -> APIRouter:
     async def count_message_tokens(request: Request) -> Response:
         """Counts the tokens of a conversation as the model would read it."""
         raw = await read_body(request, gateway.settings.max_body_bytes)
-        body = chat_body(parse_body(raw, CountTokensBody, unknown_fields), unknown_fields)
-        chat = await gateway.pipeline.chat_request(body, len(raw), created=int(time.time()))
+        body = parse_body(raw, CountTokensBody, unknown_fields)
+        with in_words_of(CLIENT_WORDS):
+            translated = chat_body(body, unknown_fields)
+            chat = await gateway.pipeline.chat_request(translated, len(raw), created=int(time.time()))
         token_ids = await gateway.pipeline.tokenize(chat.prompts[0], add_special_tokens=chat.add_special_tokens)
         return CountReply(input_tokens=len(token_ids)).response()
 

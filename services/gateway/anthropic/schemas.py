@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from services.gateway.schemas.body import INT32_MAX, Body, Refusal
 from services.gateway.schemas.reply import Reply
+from services.gateway.schemas.structure import JsonSchema
 
 
 class Message(Body):
@@ -17,17 +18,32 @@ class Message(Body):
     content: object
 
 
+class OutputFormat(Body):
+    """What the text must be: JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    """`output_config`."""
+
+    refused: ClassVar[dict[str, Refusal]] = {"task_budget": Refusal("there are no budgets over several requests")}
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
 class PromptBody(Body):
     """What counting and creating have in common. `cache_control` is moot: every prompt's KV is cached by content."""
 
     refused: ClassVar[dict[str, Refusal]] = {
         "mcp_servers": Refusal("there are no MCP connections", ([],)),
         "context_management": Refusal("conversations are never edited"),
-        "output_config": Refusal("there is no output configuration", ({},)),
-        "output_format": Refusal("constrained output is not built on this endpoint"),
         "speed": Refusal("there is one speed", ("standard",)),
         "user_profile_id": Refusal("there are no user profiles"),
         "workspace_id": Refusal("there are no workspaces"),
+        "kv_transfer_params": Refusal("KV moves between workers by itself"),
     }
 
     model: str
@@ -37,6 +53,9 @@ class PromptBody(Body):
     tools: list[dict[str, object]] | None = None
     tool_choice: dict[str, object] | None = None
     thinking: dict[str, object] | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # the older place of `output_config.format`
+    chat_template_kwargs: dict[str, object] | None = None  # vLLM's
 
 
 class CountTokensBody(PromptBody):
@@ -66,6 +85,9 @@ class MessagesBody(PromptBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=INT32_MAX)
     metadata: MessageMetadata | None = None
+    # Of /v1/chat/completions, where they are vLLM's.
+    cache_salt: str | None = None
+    priority: int | None = None
 
 
 class MessageUsage(BaseModel):

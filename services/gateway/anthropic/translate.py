@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from services.gateway.anthropic.blocks import Turn, assistant_turn, blocks_of, system_parts, user_turns
-from services.gateway.anthropic.schemas import MessagesBody, PromptBody
+from services.gateway.anthropic.schemas import MessagesBody, OutputConfig, PromptBody
 from services.gateway.requests.body_reader import UnknownFields, check_extra, validate
 from services.gateway.schemas.chat import ChatBody
 from shared.errors import InvalidRequest, UnsupportedField
 
-CLIENT_WORDS = {"thinking_token_budget": "thinking", "reasoning_effort": "thinking", "stop": "stop_sequences"}
+CLIENT_WORDS = {
+    "thinking_token_budget": "thinking",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
 """For `in_words_of`."""
 
 
@@ -22,6 +27,7 @@ def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
     """
     turns = _turns(body, unknown_fields)
     content: dict[str, Any] = {"model": body.model, "messages": turns, **_tools(body), **_thinking(body)}
+    content |= {**_output(body, unknown_fields), "chat_template_kwargs": body.chat_template_kwargs}
     if turns[-1]["role"] == "assistant":
         content |= {"continue_final_message": True, "add_generation_prompt": False}
     if isinstance(body, MessagesBody):
@@ -30,6 +36,7 @@ def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
         user = body.metadata.user_id if body.metadata else None
         content |= {"max_tokens": body.max_tokens, "stream": body.stream, "stop": body.stop_sequences, "user": user}
         content |= {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+        content |= {"cache_salt": body.cache_salt, "priority": body.priority}
     return validate(content, ChatBody, unknown_fields)
 
 
@@ -83,6 +90,20 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
         "parameters": tool.get("input_schema"),
     }
     return {"type": "function", "function": {**function, "strict": tool.get("strict")}}
+
+
+def _output(body: PromptBody, unknown_fields: UnknownFields) -> dict[str, Any]:
+    """`high` is the effort that Anthropic's API has without the field, so it asks for nothing."""
+    config = body.output_config or OutputConfig()
+    check_extra(config, config.refused, unknown_fields, where="output_config.")
+    if config.format is not None and body.output_format is not None:
+        raise InvalidRequest("'output_format' is the older name of 'output_config.format'", param="output_format")
+    fields: dict[str, Any] = {"reasoning_effort": None if config.effort == "high" else config.effort}
+    if (wanted := config.format or body.output_format) is not None:
+        check_extra(wanted, {}, unknown_fields, where="output_config.format.")
+        schema = {"name": "output", "schema": wanted.json_schema}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return fields
 
 
 def _thinking(body: PromptBody) -> dict[str, Any]:

@@ -49,6 +49,8 @@ async def embed(gateway: Gateway, raw: bytes) -> dict[str, object]:
     model.check_name(body.model)
     inputs = await _token_ids(gateway, body)
     _check_dimensions(gateway, body.dimensions)
+    if body.use_activation not in (None, body.normalize) and body.normalize is not None:
+        raise InvalidRequest("'use_activation' and 'normalize' are one switch", param="use_activation")
     caller = current_caller()
     ticket = await gateway.admission.enter(caller, model.name, sum(map(len, inputs)))
     try:
@@ -60,12 +62,13 @@ async def embed(gateway: Gateway, raw: bytes) -> dict[str, object]:
 
 async def _vectors(gateway: Gateway, body: EmbeddingBody, inputs: list[list[int]], caller: Caller) -> bytearray:
     embedding, timeout_s = gateway.model.embedding, caller.timeout_s or gateway.settings.request_timeout_s
+    normalize = body.use_activation if body.normalize is None else body.normalize
     vectors = bytearray()
     for begin in range(0, len(inputs), INPUTS_PER_CALL):
         call = EmbedCall(
             inputs[begin : begin + INPUTS_PER_CALL],
             pooling=embedding.pooling,
-            normalize=embedding.normalize if body.normalize is None else body.normalize,
+            normalize=embedding.normalize if normalize is None else normalize,
             dimensions=body.dimensions or 0,
             cache_salt=body.cache_salt or "",
             priority=(body.priority or 0) + caller.priority,

@@ -15,7 +15,13 @@ class EmbeddingBody(Body):
 
     refused: ClassVar[dict[str, Refusal]] = {
         "truncate_prompt_tokens": Refusal("inputs are never truncated in silence"),
+        "truncation_side": Refusal("inputs are never truncated in silence"),
+        "padding": Refusal("inputs are not padded", ("do_not_pad",)),
         "messages": Refusal("send the text that is to be embedded as 'input'"),
+        "request_id": Refusal("replies of this endpoint have no id; see the header x-request-id"),
+        "embed_dtype": Refusal("vectors are float32", ("float32",)),
+        "endianness": Refusal("base64 is in little-endian order", ("native", "little")),
+        "mm_processor_kwargs": Refusal("the model reads text only", ({},)),
     }
 
     model: str
@@ -24,6 +30,7 @@ class EmbeddingBody(Body):
     dimensions: int | None = Field(default=None, ge=1)
     add_special_tokens: bool | None = None
     normalize: bool | None = None
+    use_activation: bool | None = None  # vLLM's newer name for `normalize`
     cache_salt: str | None = Field(default=None, min_length=1, max_length=1024)
     priority: int | None = Field(default=None, ge=-(2**31), le=INT32_MAX)
     user: str | None = None

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from services.gateway.schemas.body import Body, Refusal
+from services.gateway.schemas.tools import UNSUPPORTED
 from shared.errors import Cancelled, InvalidRequest, RequestTooLarge, UnsupportedField
 
 UnknownFields = Literal["refuse", "ignore"]
@@ -135,6 +136,8 @@ def _invalid(exc: ValidationError, content: object) -> InvalidRequest:
     path = _path(problem["loc"], content, ends_in_name=is_missing)
     if is_missing:
         return InvalidRequest(f"the field {path!r} is required", param=path)
+    if problem["type"] == UNSUPPORTED:
+        return UnsupportedField(f"{path!r} is not supported: {problem['msg']}", param=path)
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return InvalidRequest(f"{path!r}: {message}"[:MAX_MESSAGE_CHARS], param=path)
 

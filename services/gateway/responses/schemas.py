@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.gateway.schemas.body import Body, Refusal
 from services.gateway.schemas.reply import JsonObject, Reply
+from services.gateway.schemas.structure import StructuredOutputs
 from shared.engine.sampling_params import MAX_LOGPROBS
 
 LOGPROBS = "message.output_text.logprobs"
@@ -62,6 +63,12 @@ class ResponseBody(PromptBody):
         "background_options": Refusal("there are no background options"),
         "prompt_cache_options": Refusal("every prompt's KV is cached by content"),
         "prompt_cache_retention": Refusal("cached prompts stay as long as there is room", ("in_memory", "in-memory")),
+        "request_id": Refusal("responses are kept under ids that the server gives"),
+        "previous_response": Refusal("send its items as 'input', or 'previous_response_id'"),
+        "previous_input_messages": Refusal("send the items as 'input', or 'previous_response_id'"),
+        "enable_response_messages": Refusal("see /tokenize for the prompt that a conversation makes", (False,)),
+        "mm_processor_kwargs": Refusal("the model reads and writes text only", ({},)),
+        "vllm_xargs": Refusal("there are no extensions that would read it", ({},)),
     }
 
     max_output_tokens: int | None = Field(default=None, ge=1)
@@ -77,6 +84,21 @@ class ResponseBody(PromptBody):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    # vLLM's names for what OpenAI's API does not have; their bounds are those of a chat's fields.
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
 
     @property
     def wants_logprobs(self) -> bool:

@@ -9,6 +9,7 @@ from services.gateway.requests.body_reader import UnknownFields, check_extra, va
 from services.gateway.responses.input_items import Item, chat_turns
 from services.gateway.responses.schemas import LOGPROBS, PromptBody, ResponseBody
 from services.gateway.schemas.chat import ChatBody
+from services.gateway.schemas.tools import NO_CUSTOM_TOOLS
 from shared.errors import InvalidRequest, UnsupportedField
 
 CLIENT_WORDS = {
@@ -19,6 +20,23 @@ CLIENT_WORDS = {
     "messages": "input",
 }
 """For `in_words_of`."""
+EXTRAS = (
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "ignore_eos",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "structured_outputs",
+    "cache_salt",
+    "priority",
+)
+"""Fields that mean here what they mean in a chat."""
 _METADATA_KEYS, _KEY_CHARS, _VALUE_CHARS = 16, 64, 512
 
 
@@ -37,6 +55,7 @@ def chat_body(body: PromptBody, items: Sequence[Item], unknown_fields: UnknownFi
     if isinstance(body, ResponseBody):
         content |= {"temperature": body.temperature, "top_p": body.top_p, "stream": body.stream}
         content |= {"max_completion_tokens": body.max_output_tokens, "user": body.user}
+        content |= {name: getattr(body, name) for name in EXTRAS}
         if body.wants_logprobs:
             content |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
         _check_options(body, unknown_fields)
@@ -91,12 +110,20 @@ def _tool_choice(choice: dict[str, Any]) -> dict[str, Any]:
             "tools": [_tool_choice(named if isinstance(named, dict) else {}) for named in choice["tools"]],
         }
         return {"type": "allowed_tools", "allowed_tools": allowed}
+    _refuse_custom(choice, "tool_choice")
     if choice.get("type") != "function":
         raise UnsupportedField("'tool_choice' may name functions only", param="tool_choice")
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
+def _refuse_custom(tool: dict[str, Any], where: str) -> None:
+    if tool.get("type") == "custom":
+        path = f"{where}.type"
+        raise UnsupportedField(f"{path!r} is not supported: {NO_CUSTOM_TOOLS}", param=path)
+
+
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
+    _refuse_custom(tool, where)
     if (kind := tool.get("type")) != "function":
         raise UnsupportedField(f"{where}: there is no hosted tool {str(kind)[:64]!r}, only functions", param=where)
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}

@@ -59,6 +59,10 @@ class GenerationBody(Body):
         "kv_transfer_params": Refusal("KV moves between workers by itself"),
         "ec_transfer_params": Refusal("the model reads text only"),
         "session_id": Refusal("placement goes by the cached content itself"),
+        "stream_interval": Refusal("tokens are streamed as they come", (1,)),
+        "routed_experts_prompt_start": Refusal("replies do not tell which experts computed them", (0,)),
+        "return_token_offsets": Refusal("it belongs to vLLM's render endpoints, which are not served", (False,)),
+        "return_mm_kwargs": Refusal("it belongs to vLLM's render endpoints, which are not served", (True,)),
     }
 
     model: str

@@ -14,6 +14,8 @@ class CompletionBody(GenerationBody):
     """Fields of a completion request. `prompt` is text, token ids, or a batch of either."""
 
     refused: ClassVar[dict[str, Refusal]] = GenerationBody.refused | {
+        "prompt_embeds": Refusal("prompts are text or token ids"),
+        "thinking_token_budget": Refusal("reasoning is told apart in chats only", (-1,)),
         "suffix": Refusal("the model does not fill in the middle", ("",)),
         "add_special_tokens": Refusal("text prompts get the special tokens that the tokenizer adds", (True,)),
     }

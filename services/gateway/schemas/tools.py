@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 _CLOSED = ConfigDict(strict=True, extra="forbid")
+UNSUPPORTED = "unsupported"
+"""Type of validation errors that tell why a known value is not served."""
+NO_CUSTOM_TOOLS = "custom tools, whose input is free text, are not built; a function's input is JSON"
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+
+
+def _not_custom(kind: object) -> object:
+    if kind == "custom":
+        raise PydanticCustomError(UNSUPPORTED, NO_CUSTOM_TOOLS)
+    return kind
+
+
+FunctionKind = Annotated[Literal["function"], BeforeValidator(_not_custom)]
 
 
 class FunctionSchema(BaseModel):
@@ -26,7 +39,7 @@ class Tool(BaseModel):
 
     model_config = _CLOSED
 
-    type: Literal["function"]
+    type: FunctionKind
     function: FunctionSchema
 
 
@@ -43,7 +56,7 @@ class NamedToolChoice(BaseModel):
 
     model_config = _CLOSED
 
-    type: Literal["function"]
+    type: FunctionKind
     function: FunctionName
 
 

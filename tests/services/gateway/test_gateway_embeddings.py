@@ -27,6 +27,14 @@ async def test_texts_and_tokens_come_back_in_order(running, text_ids):
     assert (call.pooling, call.normalize, call.dimensions) == (pb.POOLING_LAST, True, 0)
 
 
+async def test_normalizing_has_two_names(running):
+    body = {"model": "pydoc-mini", "input": "json", "use_activation": False}
+    assert (await running.http.post("/v1/embeddings", json=body)).status_code == 200
+    assert not running.worker.embeds[0].normalize
+    both = await running.http.post("/v1/embeddings", json={**body, "normalize": True})
+    assert both.json()["error"]["param"] == "use_activation"
+
+
 async def test_base64_is_the_same_numbers(running):
     body = {"model": "pydoc-mini", "input": "json"}
     floats = (await running.http.post("/v1/embeddings", json=body)).json()["data"][0]["embedding"]

@@ -117,6 +117,9 @@ async def test_counting_tokens_equals_what_generation_submits(running, client):
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"bananas": 1}, "bananas"),
+        ({"output_config": {"effort": "low"}}, "'output_config.effort' is not supported"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "output_config.format"),
+        ({"output_config": {"bananas": 1}}, "output_config.'bananas'"),
         ({"max_tokens": 5000}, "context length"),
     ],
 )
@@ -127,6 +130,20 @@ async def test_refusals_say_why_in_anthropics_shape(client, change, told):
         await client.messages.create(**known, extra_body=arguments)
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+async def test_output_of_a_schema_is_what_chats_response_format_is(running, client):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    wanted = {"type": "json_schema", "schema": schema}
+    await client.messages.create(**ARGUMENTS, extra_body={"output_config": {"format": wanted, "effort": "high"}})
+    await client.messages.create(**ARGUMENTS, extra_body={"output_format": wanted, "cache_salt": "s", "priority": 2})
+    chat = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    await running.openai.chat.completions.create(model="pydoc-mini", messages=TURNS, response_format=chat)
+    grammars = {submit.sampling.grammar for submit in running.worker.submits}
+    assert len(grammars) == 1
+    assert grammars != {""}
+    assert running.worker.submits[1].cache_salt == "s"
+    assert running.worker.submits[1].priority == 2
 
 
 async def test_an_unknown_model_is_not_found(client):

@@ -12,10 +12,15 @@ import pytest
 from services.gateway.replies.choice_text import Delta
 from services.gateway.responses.input_items import chat_turns
 from services.gateway.responses.output import OutputItems
+from services.gateway.responses.translate import EXTRAS
 from services.gateway.syntax.families import ToolFamily
 from shared.access.api_keys import mint
 from shared.access.key_store import FileKeys
 from shared.errors import CapacityExceeded
+
+CALL = '<tool_call>\n{"name": "look_up", "arguments": {"name": "json.dumps"}}\n</tool_call>'
+PARAMETERS = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+TOOLS = [{"type": "function", "name": "look_up", "description": "Finds", "parameters": PARAMETERS, "strict": None}]
 
 
 async def until(ask, status):
@@ -271,6 +276,13 @@ async def test_without_redis_a_stateless_response_still_comes(start_gateway, tex
         ({"text": {"format": {"type": "json_schema", "name": "s", "schema": {"not": {}}}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
         ({"bananas": 1}, "bananas"),
+        ({"top_k": -5}, "top_k"),
+        ({"request_id": "mine"}, "request_id"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"input": "a " * 1200, "store": False}, "input"),
+        ({"input": "hi", "max_output_tokens": 5000}, "input"),
+        ({"tools": [{"type": "custom", "name": "c"}]}, "tools[0].type"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom", "name": "c"}}, "tool_choice.type"),
         ({"input": "x" * 2000}, "input"),
     ],
 )
@@ -281,6 +293,33 @@ async def test_refusals_name_the_field(start_gateway, change, param):
         assert reply.status_code == 400
         assert reply.json()["error"]["param"] == param
         assert not running.worker.submits
+
+
+async def test_vllms_extras_reach_the_worker_as_a_chats_do(running):
+    extras = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "seed": 7,
+        "stop": ["###"],
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"300": 2.0},
+        "ignore_eos": False,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+        "structured_outputs": {"regex": "[a-z]+"},
+        "cache_salt": "s",
+        "priority": 3,
+    }
+    assert set(extras) == set(EXTRAS)
+    await running.openai.responses.create(model="pydoc-mini", input="hi", extra_body=extras)
+    turns = [{"role": "user", "content": "hi"}]
+    await running.openai.chat.completions.create(model="pydoc-mini", messages=turns, extra_body=extras)
+    response, chat = running.worker.submits
+    assert response.sampling == chat.sampling
+    assert (response.sampling.top_k, response.sampling.seed, response.cache_salt) == (5, 7, "s")
+    assert response.priority == chat.priority
 
 
 async def test_counting_tokens_equals_what_generation_submits(running):
@@ -310,11 +349,6 @@ async def test_a_stored_response_is_found_by_its_tenant_only(start_gateway, tmp_
         assert (await running.http.get(path, headers=headers[1])).status_code == 404
         assert (await running.http.delete(path, headers=headers[1])).status_code == 404
         assert (await running.http.get(path, headers=headers[0])).status_code == 200
-
-
-CALL = '<tool_call>\n{"name": "look_up", "arguments": {"name": "json.dumps"}}\n</tool_call>'
-PARAMETERS = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-TOOLS = [{"type": "function", "name": "look_up", "description": "Finds", "parameters": PARAMETERS, "strict": None}]
 
 
 async def test_a_call_is_an_item_streamed_or_not(running, text_ids):
