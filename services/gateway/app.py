@@ -66,11 +66,11 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
     @app.exception_handler(TandemError)
     async def on_error(request: Request, exc: TandemError) -> Response:
         gateway.note_failure(exc)
-        return error_response(exc, request.url.path)
+        return error_response(exc, request.scope)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, exc: HTTPException) -> Response:
-        return framework_error_response(exc, request.url.path)
+        return framework_error_response(exc, request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def on_bad_parameter(request: Request, exc: RequestValidationError) -> Response:
@@ -79,11 +79,11 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
         name = str(problem["loc"][-1])
         error = InvalidRequest(f"{name!r}: {problem['msg']}"[:500], param=name)
         gateway.note_failure(error)
-        return error_response(error, request.url.path)
+        return error_response(error, request.scope)
 
     @app.exception_handler(Exception)
     async def on_defect(request: Request, exc: Exception) -> Response:
         # Starlette raises it again afterwards, so the server's log has the traceback.
         error = InternalError("internal error; the gateway's log has the details")
         gateway.note_failure(error)
-        return error_response(error, request.url.path)
+        return error_response(error, request.scope)

@@ -63,7 +63,7 @@ class EventStream(Response):
         except TandemError as exc:
             self._on_failure(exc)
             if not body.is_open:
-                await error_response(exc, scope["path"])(scope, receive, send)
+                await error_response(exc, scope)(scope, receive, send)
                 return
             last = self._reply.failure(exc)
         except Exception:

@@ -156,10 +156,10 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len:
         ContextLengthExceeded: The prompt, or prompt and `max_tokens` together, do not fit.
         InvalidRequest: The prompt is empty.
     """
-    if not prompt_tokens:
-        raise InvalidRequest("the prompt is empty: it has no tokens", param="prompt")
-    room = context_len - prompt_tokens
     param = "messages" if request.endpoint is Endpoint.CHAT else "prompt"
+    if not prompt_tokens:
+        raise InvalidRequest("the prompt is empty: it has no tokens", param=param)
+    room = context_len - prompt_tokens
     if room < 1:
         raise ContextLengthExceeded(
             f"the prompt has {prompt_tokens} tokens; this model's maximum context length is {context_len} tokens, "

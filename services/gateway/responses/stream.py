@@ -44,7 +44,7 @@ class ResponseEvents(Response):
         body = EventBody(scope, send, self.raw_headers)
         async for events in self._run.read(self._position):
             if not body.is_open and self._cancels and self._run.error is not None:
-                await error_response(self._run.error, scope["path"])(scope, receive, send)
+                await error_response(self._run.error, scope)(scope, receive, send)
                 return
             await body.send(events)
         await body.send(b"", is_last=True)

@@ -1,12 +1,18 @@
-"""`/v1/models`: the one model that is served, and what is known of it."""
+"""`/v1/models`: the one model that is served, and what is known of it, in OpenAI's shape or in Anthropic's."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter
+from fastapi.params import Query
+from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.anthropic.models import model_info, model_page
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.replies.error_reply import speaks_anthropic
 from services.gateway.schemas.replies import ModelCard, ModelList
 
 
@@ -15,15 +21,23 @@ def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
     @routes.get("/v1/models", **described(None, ModelList))
-    async def list_models() -> Response:
-        """Lists what is served."""
+    async def list_models(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+        after_id: str = "",
+        before_id: str = "",
+    ) -> Response:
+        """Lists what is served; with the header `anthropic-version` in Anthropic's shape, in pages."""
+        if speaks_anthropic(request.scope):
+            return model_page([_card(gateway)], limit, after_id, before_id).response()
         return ModelList(data=[_card(gateway)]).response()
 
     @routes.get("/v1/models/{name:path}", **described(None, ModelCard))
-    async def retrieve_model(name: str) -> Response:
-        """Describes one model."""
+    async def retrieve_model(request: Request, name: str) -> Response:
+        """Describes one model; with the header `anthropic-version` in Anthropic's shape."""
         gateway.model.check_name(name)
-        return _card(gateway).response()
+        card = _card(gateway)
+        return model_info(card).response() if speaks_anthropic(request.scope) else card.response()
 
     return routes
 

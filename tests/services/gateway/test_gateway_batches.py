@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from services.gateway.batches.lines import ResultFile
+from services.gateway.batches.records import WINDOWS
 from shared.errors import CapacityExceeded, Overloaded
 
 
@@ -22,10 +23,10 @@ async def upload(running, lines):
     return await running.openai.files.create(file=("input.jsonl", content), purpose="batch")
 
 
-async def create(running, lines, endpoint="/v1/completions", window="24h"):
+async def create(running, lines, endpoint="/v1/completions"):
     file = await upload(running, lines)
     return await running.openai.batches.create(
-        input_file_id=file.id, endpoint=endpoint, completion_window=window, metadata={"a": "b"}
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"}
     )
 
 
@@ -130,7 +131,7 @@ async def test_a_batch_that_is_refused_says_why(start):
     async with start(max_batch_requests=2) as running:
         file = await upload(running, [line(str(i)) for i in range(3)])
         make = running.openai.batches.create
-        for change, told in (({"endpoint": "/v1/nope"}, "endpoint"), ({"completion_window": "soon"}, "window")):
+        for change, told in (({"endpoint": "/v1/nope"}, "endpoint"), ({"completion_window": "1h"}, "given 24h")):
             arguments = {"input_file_id": file.id, "endpoint": "/v1/completions", "completion_window": "24h", **change}
             with pytest.raises(openai.BadRequestError, match=told):
                 await make(**arguments)
@@ -155,10 +156,11 @@ async def test_cancelling_keeps_what_is_done(start, text_ids):
             await running.openai.batches.cancel(batch.id)
 
 
-async def test_what_is_not_done_in_the_window_expires(start, text_ids):
+async def test_what_is_not_done_in_the_window_expires(start, text_ids, monkeypatch):
+    monkeypatch.setitem(WINDOWS, "24h", 4.0)
     async with start() as running:
         running.worker.script.hold_prompt = text_ids("prompt held")
-        batch = await create(running, [line("a"), line("held")], window="4s")
+        batch = await create(running, [line("a"), line("held")])
         batch = await ended(running, batch.id, "expired")
         assert set(await results(running, batch.output_file_id)) == {"a"}
         late = (await results(running, batch.error_file_id))["held"]

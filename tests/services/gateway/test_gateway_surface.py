@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import anthropic
+import httpx2
 import pytest
 
 MESSAGES = [{"role": "user", "content": "What does json.dumps do?"}]
@@ -13,6 +15,22 @@ async def test_a_model_is_described_alone_and_in_the_list(running):
     assert listed == alone
     assert alone.max_model_len == 1024
     assert alone.root.endswith("pydoc-mini")
+
+
+async def test_models_come_in_anthropics_shape_to_anthropics_client(running):
+    async with httpx2.AsyncClient(timeout=20, verify=False) as http:
+        models = anthropic.AsyncAnthropic(base_url=running.url, api_key="none", max_retries=0, http_client=http).models
+        listed = await models.list()
+        assert (listed.has_more, listed.first_id, listed.last_id) == (False, "pydoc-mini", "pydoc-mini")
+        [model] = [model async for model in listed]
+        assert model == await models.retrieve("pydoc-mini")
+        assert (model.id, model.type, model.display_name) == ("pydoc-mini", "model", "pydoc-mini")
+        assert model.created_at.timestamp() == (await running.openai.models.retrieve("pydoc-mini")).created
+        assert (await models.list(after_id="pydoc-mini")).data == []
+        for call in (models.retrieve("nope"), models.list(after_id="nope")):
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                await call
+            assert caught.value.body["type"] == "error"
 
 
 async def test_text_becomes_tokens_and_tokens_become_text(running, text_ids):

@@ -113,6 +113,10 @@ async def test_named_call_ends_with_stop(running, text_ids):
         ({"reasoning_effort": "low"}, "reasoning_effort", "marks no reasoning"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs.enable_thinking", "does not read"),
         ({"chat_template": "x"}, "chat_template", "operator"),
+        ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type", "custom tools"),
+        ({"tools": [*TOOLS, {"type": "retrieval"}]}, "tools[2].type", "'function'"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "c"}}}, "tool_choice.type",
+         "custom tools"),
     ],
     ids=str,
 )  # fmt: skip
