@@ -26,12 +26,17 @@ TANDEM = [sys.executable, "-m", "services.cli"]
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite that is up; `local_url` is a second gateway that places everything without prefill workers."""
+    """A suite that is up; `local_url` is a second gateway that places everything without prefill workers.
+
+    `grpc` and `local_grpc` are where the two speak KServe's protocol over gRPC, if they do.
+    """
 
     url: str
     run_dir: Path
     redis_url: str
     local_url: str = ""
+    grpc: str = ""
+    local_grpc: str = ""
 
     def client(self, url: str = "") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{url or self.url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -50,6 +55,10 @@ class Suite:
             for worker in self.status()["workers"]
         }
 
+    def gateway_log(self, event: str) -> list[dict]:
+        """Lines of the gateway's log with that event, where it writes JSON."""
+        return logged(self.run_dir / "logs" / "gateway.log", event)
+
     def wait_for_baseline(self, timeout_s: float = 5.0) -> None:
         """Every worker's blocks are free or evictable again."""
         deadline = time.monotonic() + timeout_s
@@ -58,8 +67,15 @@ class Suite:
             time.sleep(0.05)
 
 
-def start_suite(run_dir: Path, *options: str, drain_timeout_s: float = 0.5) -> Suite:
+def logged(log_file: Path, event: str) -> list[dict]:
+    """Lines of a log of JSON objects with that event."""
+    lines = (line for line in log_file.read_text().splitlines() if line.startswith("{") and event in line)
+    return [line for line in map(json.loads, lines) if line.get("event") == event]
+
+
+def start_suite(run_dir: Path, *options: str, drain_timeout_s: float = 0.5, **gateway_settings: str) -> Suite:
     environment = {**os.environ, "TANDEM_WORKER_DRAIN_TIMEOUT_S": str(drain_timeout_s)}
+    environment |= {f"TANDEM_GATEWAY_{name.upper()}": value for name, value in gateway_settings.items()}
     command = [*TANDEM, "up", "--detach", "--port", "0", "--run-dir", str(run_dir), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -75,10 +91,15 @@ def stop_suite(suite: Suite) -> None:
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """One prefill and two decode workers with the bundled model, and a second gateway without prefill workers."""
     run_dir = tmp_path_factory.mktemp("suite")
-    suite = start_suite(run_dir, "--prefill", "1", "--decode", "2", "--threads", "1", "--kv-cache-bytes", "64MiB")
+    options = ("--prefill", "1", "--decode", "2", "--threads", "1", "--kv-cache-bytes", "64MiB")
+    suite = start_suite(run_dir, *options, grpc_port="0", log_format="json")
     try:
         with local_gateway(suite) as local_url:
-            yield Suite(suite.url, suite.run_dir, suite.redis_url, local_url)
+            [grpc], [local_grpc] = (
+                [line["address"] for line in logged(run_dir / "logs" / name, "listening_grpc")]
+                for name in ("gateway.log", "gateway-local.log")
+            )
+            yield Suite(suite.url, suite.run_dir, suite.redis_url, local_url, grpc, local_grpc)
     finally:
         stop_suite(suite)
 
@@ -100,7 +121,8 @@ def start_another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 @contextlib.contextmanager
 def local_gateway(suite: Suite) -> Iterator[str]:
     """A second gateway, which never prefills remotely; yields its URL."""
-    settings = {"PORT": "0", "REDIS_URL": suite.redis_url, "PLACEMENT": "local"}
+    settings = {"PORT": "0", "REDIS_URL": suite.redis_url, "PLACEMENT": "local", "GRPC_PORT": "0", "LOG_FORMAT": "json"}
+    settings["BATCH_POLL_S"] = "86400"  # batches are the other one's
     environment = {**os.environ, **{f"TANDEM_GATEWAY_{name}": value for name, value in settings.items()}}
     log_file = suite.run_dir / "logs" / "gateway-local.log"
     with log_file.open("wb") as log:

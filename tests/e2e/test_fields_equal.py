@@ -1,41 +1,18 @@
-"""Every field gives equal replies in aggregated and in disaggregated serving, also when workers die in the middle."""
+"""Every field gives equal replies in aggregated and in disaggregated serving."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-import signal
-import time
 import uuid
 
 import httpx
 import jsonschema
 import pytest
 
-from loadtest.fleet import Fleet
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
-
-MODEL = "pydoc-mini"
-FILLER = "The report was read twice and filed. Nobody asked for a second copy. " * 6
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "count": {"type": "integer", "minimum": 0, "maximum": 99},
-        "kind": {"enum": ["a", "b"]},
-    },
-    "required": ["name", "count", "kind"],
-    "additionalProperties": False,
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "f", "parameters": SCHEMA}},
-    {"type": "function", "function": {"name": "ping"}},
-]
-FORMAT = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}}
-NAMED = {"type": "function", "function": {"name": "f"}}
+from tests.e2e.field_values import CHATS, COMPLETIONS, FILLER, MODEL, NAMED, SCHEMA, TOOLS
 
 
 def post(url: str, path: str, fields: dict) -> dict:
@@ -53,41 +30,6 @@ def plain(reply: dict) -> dict:
     return json.loads(re.sub(r"call_[0-9a-f]+", "call", text), parse_float=lambda number: round(float(number), 2))
 
 
-COMPLETIONS = {
-    "json": {"guided_json": SCHEMA, "temperature": 1, "seed": 4, "n": 3, "logprobs": 2},
-    "regex": {"structured_outputs": {"regex": "[a-f]{3}-[0-9]{2}"}, "temperature": 1, "seed": 1},
-    "guided-regex": {"guided_regex": "[a-z ]{8,40}", "temperature": 1, "seed": 13},
-    "choice": {"guided_choice": ["yes", "no", "maybe"], "temperature": 1, "seed": 2, "n": 4},
-    "grammar": {"guided_grammar": 'root ::= "a" root | "b"', "temperature": 1, "seed": 5},
-    "echo": {"echo": True, "logprobs": 2, "max_tokens": 0},
-    "prompt-logprobs": {"prompt_logprobs": 3, "n": 2, "max_tokens": 4, "temperature": 0},
-    "best-of": {"best_of": 4, "n": 2, "temperature": 1, "seed": 6, "max_tokens": 12},
-    "allowed": {"allowed_token_ids": [300, 301, 302], "temperature": 1, "seed": 7, "max_tokens": 8},
-    "bad-words": {"bad_words": ["the", "is"], "temperature": 0, "max_tokens": 24},
-    "stop": {"stop": ["the"], "include_stop_str_in_output": True, "temperature": 0, "max_tokens": 40},
-    "token-ids": {"return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": 1, "max_tokens": 6},
-    "truncated": {"truncate_prompt_tokens": 40, "temperature": 0, "max_tokens": 8},
-    "special": {"skip_special_tokens": False, "temperature": 0, "max_tokens": 40},
-    "sampling": {"temperature": 0.9, "seed": 8, "top_p": 0.9, "top_k": 40, "min_p": 0.02, "n": 2, "logprobs": 1},
-    "penalties": {"temperature": 0.8, "seed": 9, "presence_penalty": 0.7, "frequency_penalty": 0.3,
-                  "repetition_penalty": 1.1, "ignore_eos": True},
-    "bias": {"temperature": 0, "logit_bias": {"300": 5.0, "310": -100}, "min_tokens": 20, "stop_token_ids": [300]},
-    "batch": {"prompt": [FILLER, FILLER + "Again."], "temperature": 1, "seed": 10, "n": 2, "max_tokens": 32},
-    "whitespace": {"guided_json": SCHEMA, "guided_whitespace_pattern": "[ ]?", "temperature": 1, "seed": 11},
-    "object": {"response_format": {"type": "json_object"}, "temperature": 1, "seed": 12, "max_tokens": 60},
-    "right": {"truncate_prompt_tokens": 40, "truncation_side": "right", "temperature": 0, "max_tokens": 24},
-    "beams": {"use_beam_search": True, "n": 3, "max_tokens": 24, "length_penalty": 0.5, "logprobs": 0},
-}  # fmt: skip
-CHATS = {
-    "response-format": {"response_format": FORMAT, "temperature": 1, "seed": 1, "n": 2},
-    "required": {"tools": TOOLS, "tool_choice": "required", "temperature": 1, "seed": 2},
-    "named": {"tools": TOOLS, "tool_choice": NAMED, "temperature": 1, "seed": 3},
-    "one-call": {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "temperature": 1, "seed": 4},
-    "scores": {"logprobs": True, "top_logprobs": 3, "temperature": 0, "max_completion_tokens": 40, "max_tokens": None},
-    "begun": {"messages": [{"role": "user", "content": FILLER}, {"role": "assistant", "content": "It is"}],
-              "continue_final_message": True, "add_generation_prompt": False, "temperature": 0},
-    "offered": {"tools": TOOLS, "tool_choice": "auto", "temperature": 1, "seed": 5, "max_tokens": 60},
-}  # fmt: skip
 # Fields that have no output of their own to compare.
 NAMES = {"model", "prompt", "messages", "user", "safety_identifier", "prompt_cache_key", "request_id", "cache_salt"}
 WAYS = {"timing", "priority", "stream", "stream_options"}  # how a reply comes, not what it says
@@ -218,107 +160,3 @@ def test_every_field_is_in_the_tables():
     for body, table in ((CompletionBody, COMPLETIONS), (ChatBody, {**COMPLETIONS, **CHATS})):
         compared = {field for fields in table.values() for field in fields}
         assert set(body.model_fields) - compared - NAMES - WAYS - NOT_OF_THIS_MODEL == set()
-
-
-REQUESTS = {
-    **{f"completion-{name}": ("/v1/completions", {"prompt": FILLER, **COMPLETIONS[name]}) for name in COMPLETIONS},
-    **{
-        f"chat-{name}": ("/v1/chat/completions", {"messages": [{"role": "user", "content": FILLER}], **CHATS[name]})
-        for name in CHATS
-    },
-}
-STREAMED = ["completion-json", "completion-penalties", "completion-stop", "chat-required", "chat-scores"]
-SHORT = 12
-ROUNDS = 8
-
-
-async def ask(client: httpx.AsyncClient, url: str, path: str, fields: dict) -> tuple[dict, list[str]]:
-    """The reply without what may differ, and why its sessions moved."""
-    body = {"model": MODEL, "max_tokens": 160, "cache_salt": uuid.uuid4().hex, "timing": True, **fields}
-    reply = await client.post(f"{url}{path}", json=body)
-    assert reply.status_code == 200, reply.text
-    content = reply.json()
-    moves = [move for session in content["timing"]["sessions"] for move in session["migrations"]]
-    return plain(content), moves
-
-
-async def ask_streamed(client: httpx.AsyncClient, url: str, path: str, fields: dict) -> tuple[dict, list[str]]:
-    """Likewise of a stream: the words, calls, scores and ends of every choice."""
-    choices: dict[int, dict] = {}
-    moves: list[str] = []
-    body = {"model": MODEL, "max_tokens": 160, "cache_salt": uuid.uuid4().hex, "timing": True, "stream": True, **fields}
-    async with client.stream("POST", f"{url}{path}", json=body) as stream:
-        async for line in stream.aiter_lines():
-            event = json.loads(line[6:]) if line.startswith("data: {") else {}
-            assert "error" not in event, line
-            moves += [
-                move for session in (event.get("timing") or {}).get("sessions", ()) for move in session["migrations"]
-            ]
-            for choice in event.get("choices", ()):
-                delta, logprobs = choice.get("delta", choice), choice.get("logprobs") or {}
-                seen = choices.setdefault(choice["index"], {"text": "", "calls": "", "tokens": [], "finish": None})
-                seen["text"] += delta.get("text") or delta.get("content") or ""
-                for call in delta.get("tool_calls") or ():
-                    seen["calls"] += call["function"].get("name", "") + call["function"].get("arguments", "")
-                seen["tokens"] += logprobs.get("tokens") or [entry["token"] for entry in logprobs.get("content") or ()]
-                seen["finish"] = choice["finish_reason"] or seen["finish"]
-    return choices, moves
-
-
-@pytest.fixture(scope="module")
-def struck(suite) -> dict[str, tuple[dict, list[dict], bool]]:
-    """Per request: the aggregated reply, those of rounds in which a worker died, and whether one of them had moved."""
-    return asyncio.run(_strike(suite))
-
-
-async def _strike(suite) -> dict[str, tuple[dict, list[dict], bool]]:
-    requests = {name: (ask, *REQUESTS[name]) for name in REQUESTS}
-    requests |= {f"stream-{name}": (ask_streamed, *REQUESTS[name]) for name in STREAMED}
-    replies: dict[str, list[dict]] = {name: [] for name in requests}
-    moved: set[str] = set()
-    give_up_s = time.monotonic() + 75
-    async with Fleet(suite.redis_url) as fleet, httpx.AsyncClient(timeout=60, limits=httpx.Limits()) as client:
-        expected = {name: (await call(client, suite.local_url, *rest))[0] for name, (call, *rest) in requests.items()}
-        for _ in range(ROUNDS):
-            await fleet.until_ready(3)
-            # Short ones are over before anything can happen to them, so more of them are asked.
-            left = [name for name in requests if name not in moved]
-            names = left * max(1, min(8, 48 // len(left)))
-            tasks = [asyncio.create_task(requests[name][0](client, suite.url, *requests[name][1:])) for name in names]
-            if victim := await _busiest(fleet, min(SHORT, len(names) // 3), tasks):
-                os.kill(victim.pid, signal.SIGKILL)
-            for name, (reply, moves) in zip(names, await asyncio.gather(*tasks), strict=True):
-                replies[name].append(reply)
-                if moves:
-                    moved.add(name)
-            if moved == set(requests) or time.monotonic() > give_up_s:
-                break
-        await fleet.until_ready(3)
-        await fleet.until_free()
-    return {name: (expected[name], replies[name], name in moved) for name in requests}
-
-
-async def _busiest(fleet: Fleet, sequences: int, tasks: list[asyncio.Task]):
-    """A decode worker as soon as it generates so many sequences, or as many as there will be; None if all is over."""
-    deadline_s = time.monotonic() + 3
-    while not all(task.done() for task in tasks):
-        workers = [status for status in await fleet.statuses() if status.role == "decode" and status.running]
-        busiest = max(workers, key=lambda status: status.running, default=None)
-        if busiest and (busiest.running >= sequences or time.monotonic() > deadline_s):
-            return busiest
-        await asyncio.sleep(0.002)
-    return None
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", [*REQUESTS, *(f"stream-{name}" for name in STREAMED)])
-def test_fields_are_equal_when_a_worker_dies_in_the_middle(struck, name):
-    expected, replies, _ = struck[name]
-    assert replies
-    assert all(reply == expected for reply in replies)
-
-
-def test_nearly_every_field_was_really_struck(struck):
-    """Those of a few tokens may slip through; the others may not."""
-    spared = {name for name, (_, _, is_moved) in struck.items() if not is_moved}
-    assert len(spared) <= len(struck) // 5, spared

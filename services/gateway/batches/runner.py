@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from services.gateway.access.caller import Caller, set_caller
 from services.gateway.access.keyring import Keyring
@@ -201,7 +202,8 @@ class BatchRunner:
         while True:
             try:
                 async with self._room:
-                    reply = await self._execute(record.content["endpoint"], line.body)
+                    with bound_contextvars(batch_id=record.batch_id, custom_id=line.custom_id):
+                        reply = await self._execute(record.content["endpoint"], line.body)
                 results.add(line.custom_id, success_line(line.custom_id, reply))
                 break
             except TandemError as exc:

@@ -12,6 +12,7 @@ import structlog
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from starlette.datastructures import Headers
+from structlog.contextvars import bound_contextvars
 
 from protos import kserve_pb2 as pb
 from protos import kserve_pb2_grpc as rpc
@@ -95,7 +96,8 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         """One answer."""
         try:
             await self._admit(context)
-            tensors = await infer(self._gateway, _from_wire(request), time.monotonic())
+            with bound_contextvars(grpc_request_id=request.id[:128]):
+                tensors = await infer(self._gateway, _from_wire(request), time.monotonic())
         except TandemError as exc:
             self._gateway.note_failure(exc)
             raise
@@ -138,7 +140,8 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
                     error = Overloaded(f"{len(running)} requests of this stream are under way already")
                     answers.put_nowait(_stream_error(request, error))
                     continue
-                task = group.create_task(self._answer(request, answers))
+                with bound_contextvars(grpc_request_id=request.id[:128]):
+                    task = group.create_task(self._answer(request, answers))
                 running.add(task)
                 task.add_done_callback(running.discard)
         answers.put_nowait(None)
