@@ -221,17 +221,23 @@ class UcxEngine(threading.Thread):
     def _progress(self) -> bool:
         """Lets UCX work; returns whether it has more to do.
 
-        Where it copies large pieces, as over shared memory, that is for a slice of time: what has arrived is checked
-        beside the rest, and commands don't wait for it. Small pieces, as over TCP, are taken until there are none: to
-        come back here after each costs a tenth of the throughput.
+        Where it copies large pieces, as over shared memory, that is for a slice of time: commands don't wait for the
+        rest, and each block is noted as soon as it is there, for whoever checks it to find it in the cache still. Small
+        pieces, as over TCP, are taken until there are none: to come back here after each costs a tenth of the
+        throughput.
         """
         before_s = time.monotonic()
         end_s, small_pieces = before_s + _SLICE_S, 0
         while small_pieces < _SMALL_PIECES and self._worker.progress_once():
             now_s = time.monotonic()
+            if now_s - before_s > _LARGE_PIECE_S:
+                self._sweep(arriving_only=True)
+                small_pieces = 0
+                now_s = time.monotonic()
+            else:
+                small_pieces += 1
             if now_s > end_s:
                 return True
-            small_pieces = 0 if now_s - before_s > _LARGE_PIECE_S else small_pieces + 1
             before_s = now_s
         self._worker.progress()  # always once before sleeping: only here ucxx cancels what it was asked to
         return False
@@ -250,18 +256,29 @@ class UcxEngine(threading.Thread):
                 raise
         return ran
 
-    def _sweep(self) -> None:
-        still_active: list[Operation] = []
-        for operation in self._active:
-            error = operation.take_completed()
-            if error is not None:
-                operation.link.unfinished.append(operation)
-                self._reject(operation.future, error)
-            elif operation.requests:
-                still_active.append(operation)
-            else:
-                self.resolve(operation.future, operation.result() if operation.result else None)
-        self._active = still_active
+    def _sweep(self, *, arriving_only: bool = False) -> None:
+        """Settles what has completed.
+
+        Args:
+            arriving_only: Looks only at blocks whose arrival somebody waits for.
+        """
+        self._active = [
+            operation
+            for operation in self._active
+            if (arriving_only and operation.on_arrival is None) or not self._settle(operation)
+        ]
+
+    def _settle(self, operation: Operation) -> bool:
+        """Takes note of an operation's finished requests; returns whether it is over."""
+        error = operation.take_completed()
+        if error is not None:
+            operation.link.unfinished.append(operation)
+            self._reject(operation.future, error)
+        elif operation.requests:
+            return False
+        else:
+            self.resolve(operation.future, operation.result() if operation.result else None)
+        return True
 
     def _accept(self, endpoint: Any) -> None:
         link = self._adopt(endpoint)
