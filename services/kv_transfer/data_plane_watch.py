@@ -1,4 +1,7 @@
-"""Asks the data plane for signs of life. A wedged UCX thread looks like silence; only the process's end cures it."""
+"""Asks the data plane for signs of life.
+
+A wedged thread looks like silence, one that spins takes a core and never sleeps; only the process's end cures either.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ LATE_S = 2.0
 """Without an answer for so long the process is not ready."""
 WEDGED_S = 10.0
 """Without an answer for so long it never will be."""
+SPINNING_S = 5.0
+"""A thread that has been awake for so long, which as a rule is asleep, will not sleep any more."""
 
 _LOOK_S = 0.1
 
 
 class WedgedDataPlane(Exception):
-    """The thread that owns UCX does not turn any more."""
+    """A thread of the data plane does not turn any more, or does nothing else."""
 
 
 class DataPlaneWatch:
@@ -23,23 +28,29 @@ class DataPlaneWatch:
 
     Args:
         probe: Returns when the data plane has taken a turn.
-        on_wedged: Called once, `wedged_s` after the first question that got no answer.
+        on_wedged: Called once, `wedged_s` after the first question that got no answer, or `spinning_s` after a thread
+            slept last.
+        awake_s: How long the data plane's own thread has not slept.
     """
 
     def __init__(
         self,
         probe: Callable[[], Awaitable[None]],
         on_wedged: Callable[[BaseException], None],
+        awake_s: Callable[[], float] = lambda: 0.0,
         *,
         interval_s: float = INTERVAL_S,
         late_s: float = LATE_S,
         wedged_s: float = WEDGED_S,
+        spinning_s: float = SPINNING_S,
     ) -> None:
         self._probe = probe
         self._on_wedged = on_wedged
+        self._awake_s = awake_s
         self._interval_s = interval_s
         self._late_s = late_s
         self._wedged_s = wedged_s
+        self._spinning_s = spinning_s
         self._silent_s = 0.0
 
     @property
@@ -62,4 +73,7 @@ class DataPlaneWatch:
                     return
             answer.result()
             self._silent_s = 0.0
+            if (awake_s := self._awake_s()) > self._spinning_s:
+                self._on_wedged(WedgedDataPlane(f"a thread of the data plane has not slept for {awake_s:.1f} s"))
+                return
             await asyncio.sleep(self._interval_s)

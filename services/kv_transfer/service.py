@@ -41,6 +41,7 @@ from shared.transfer.grants import GrantBook
 from shared.transfer.listen_filter import may_filter
 from shared.transfer.receiver import BlockReceiver
 from shared.transfer.sender import BlockSender
+from shared.transfer.sleepless_thread import UCX_THREAD, SleeplessThread
 from shared.transfer.transport import Transport, TransportError
 from shared.transfer.ucx import UcxTransport
 
@@ -139,7 +140,7 @@ class TransferService:
         self._peers = TransferPeers(self._directory.transfers, settings.tls)
         self._puller = Puller(settings.worker_id, self._tiers, self._peers, self._receiver)
         self._metrics = TransferMetrics(self._figures)
-        self._watch = DataPlaneWatch(transport.probe, _die_of_transport_failure)
+        self._watch = DataPlaneWatch(transport.probe, _die_of_transport_failure, SleeplessThread(UCX_THREAD).awake_s)
         self._mismatched_blocks = 0
         self.fetch_address = ""
 

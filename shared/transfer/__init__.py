@@ -7,6 +7,7 @@
     receiver.py   the pulling side
     sender.py     the serving side, with grants.py
     checksum.py   how both sides name a block's bytes
+    sleepless_thread.py  whether UCX spins
 
 Used by the kv_transfer service alone: malformed connect bytes can abort a process that runs UCX, and that must never be
 the engine.

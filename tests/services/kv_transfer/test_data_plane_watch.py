@@ -30,6 +30,19 @@ async def test_silence_is_said_then_ends_the_process_and_an_answer_in_time_chang
     await running
 
 
+async def test_a_thread_that_never_sleeps_ends_the_process_and_one_that_sleeps_again_does_not():
+    awake_s, deaths = iter([0.0, 0.4, 0.9, 0.0, 0.9, 1.1]), []
+
+    async def answer():
+        pass
+
+    watch = DataPlaneWatch(answer, deaths.append, lambda: next(awake_s), interval_s=0.001, spinning_s=1.0)
+    async with asyncio.timeout(5):
+        await watch.run()
+    assert "has not slept for 1.1 s" in str(deaths[0])
+    assert next(awake_s, None) is None
+
+
 @pytest.mark.timeout(60)
 async def test_a_ucx_thread_that_hangs_does_not_answer_its_probe():
     transport = UcxTransport("tcp", "127.0.0.1", 0, on_failure=lambda error: pytest.fail("called"))

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import re
+import struct
 import subprocess
 import sys
 
 import httpx
 import pytest
 
+from loadtest.fuzz_ucx import ucx_port
 from protos import kv_transfer_pb2 as pb
+from services.kv_transfer.service import EXIT_TRANSPORT_FAILED
 from shared.identity import join_hashes
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.e2e]
@@ -115,6 +118,16 @@ async def test_hints_follow_the_worker_and_outlive_it_in_the_tier(cluster, make_
         assert await exit_code(node) == 0
         await until([])
         await eventually(lambda: not directory.transfers())
+
+
+async def test_a_connection_that_makes_ucx_spin_ends_the_process(cluster):
+    """More is said on connecting than UCX has room for: its thread turns at a full core from then on."""
+    node = await cluster("n", ucx_admit="any")
+    _, writer = await asyncio.open_connection("127.0.0.1", ucx_port(node.directory / "n.log"))
+    writer.write(struct.pack("<Q", 1 << 20) + bytes(16 << 10))
+    assert await exit_code(node, 60) == EXIT_TRANSPORT_FAILED
+    assert "has not slept" in node.log_text()
+    writer.transport.abort()
 
 
 async def test_a_second_process_waits_for_the_first_ones_end(cluster):
