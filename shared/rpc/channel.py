@@ -9,8 +9,10 @@ import grpc
 from shared.errors import ConfigurationError
 from shared.rpc.tls import PeerRole, TlsFiles, peer_name
 
-KEEPALIVE_S = 2.0
-"""A silent peer is pinged after this long, and given up when it stays silent for as long again."""
+PING_AFTER_S = 0.5
+"""A peer that is silent for so long is pinged."""
+PING_TIMEOUT_S = 1.5
+"""Without an answer for so long it is given up. gRPC's own threads answer, beside a busy event loop or a held GIL."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """A bound, not a budget: a million-token prompt is about 5 MiB."""
@@ -21,13 +23,13 @@ _MAX_SOCKET_PATH_BYTES = 107
 
 def transport_options() -> list[tuple[str, int]]:
     """Options for channels and servers: keepalive pings, also on idle connections, and message bounds."""
-    milliseconds = int(KEEPALIVE_S * 1000)
+    timeout_ms = int(PING_TIMEOUT_S * 1000)
     return [
-        ("grpc.keepalive_time_ms", milliseconds),
-        ("grpc.keepalive_timeout_ms", milliseconds),
+        ("grpc.keepalive_time_ms", int(PING_AFTER_S * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         # An unanswered ping has a time-out of its own, one minute by default, that hides the keepalive's.
-        ("grpc.http2.ping_timeout_ms", milliseconds),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
         # 0 = no limit. The default falls silent after two pings without data, as a call in a long queue would see.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

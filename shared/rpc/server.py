@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import ConfigurationError, InternalError, InvalidRequest, TandemError
 from shared.rpc.access import check_caller
-from shared.rpc.channel import KEEPALIVE_S, transport_options, unix_target
+from shared.rpc.channel import PING_AFTER_S, transport_options, unix_target
 from shared.rpc.status import abort_with
 from shared.rpc.tls import TlsFiles
 
@@ -35,7 +35,7 @@ def new_server(*, checks_callers: bool = False) -> grpc.aio.Server:
     options = [
         *transport_options(),
         # Half of the clients' interval: jitter must not count as abuse. 0 strikes = never answer with GOAWAY.
-        ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(PING_AFTER_S * 500)),
         ("grpc.http2.max_ping_strikes", 0),
         # Two processes on one port would share its connections at random.
         ("grpc.so_reuseport", 0),

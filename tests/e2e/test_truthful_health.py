@@ -8,7 +8,7 @@ from loadtest.detection_bench import Cluster, false_alarms, hung_engine, hung_si
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
-# Two keepalive intervals or three heartbeats, and room for a crowded machine.
+# An unanswered ping or three heartbeats, and room for a crowded machine.
 DETECTED_WITHIN_S = 10.0
 
 
