@@ -86,10 +86,9 @@ def load(options: argparse.Namespace) -> Any:
     return loaded.engine
 
 
-def message_of(routes: dict[Any, Any], outputs: StepOutputs) -> bytes:
+def message_of(servicer: Any, stream: Any, outputs: StepOutputs) -> bytes:
     """What the event loop does with a step's outputs, up to the bytes that gRPC sends."""
-    DecodeServicer._on_step(types.SimpleNamespace(_routes=routes), outputs)
-    stream = next(iter(routes.values()))[0]
+    DecodeServicer._on_step(servicer, outputs)
     return stream._outgoing.get_nowait().SerializeToString()
 
 
@@ -122,6 +121,7 @@ def measure(
 def run_steps(engine: Any, watch: Stopwatch, routes: dict[Any, Any], num_sequences: int, steps: int) -> None:
     """Steps until so many were pure decodes of all sequences."""
     scheduler, runner = engine._scheduler, engine._runner._runner
+    servicer, stream = types.SimpleNamespace(_routes=routes), next(iter(routes.values()))[0]
     done = 0
     while done < steps:
         watch.native_s = 0.0
@@ -129,7 +129,7 @@ def run_steps(engine: Any, watch: Stopwatch, routes: dict[Any, Any], num_sequenc
         batch = watch("schedule", scheduler.schedule)
         result = watch("prepare", lambda batch=batch: runner.execute(batch))
         outputs = watch("update", lambda batch=batch, result=result: scheduler.update(batch, result))
-        watch("message", lambda outputs=outputs: message_of(routes, outputs)) if outputs.tokens else None
+        watch("message", lambda outputs=outputs: message_of(servicer, stream, outputs)) if outputs.tokens else None
         watch.seconds["step"].append(watch.clock() - started_s)
         watch.seconds["native"].append(watch.native_s)
         if "prepare" in watch.watched:

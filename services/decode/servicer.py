@@ -80,7 +80,8 @@ class DecodeServicer(RoleServicer):
             stream.end()
 
     def _on_step(self, outputs: StepOutputs) -> None:
-        routes, touched = self._routes, dict[StepReader, None]()
+        routes = self._routes
+        touched: dict[StepReader, None] = {}
         for scores in outputs.prompt_scores:
             if route := routes.get(scores.sequence.sequence_id):
                 stream, session = route

@@ -6,7 +6,7 @@ written but the blocks that sequences took meanwhile; a sequence that is new in 
 
 from __future__ import annotations
 
-from itertools import count
+from dataclasses import dataclass
 
 from kernels.cpu.token_generator import TokenGenerator
 from shared.engine.sampler import native_row
@@ -14,10 +14,26 @@ from shared.engine.sequence import Sequence
 from shared.engine.step import ScheduledSequence, StepBatch, StepResult
 from shared.identity import BlockId
 
-_Tail = tuple[int, BlockId]
-"""Length of a block table and its last block. While they are the same, so is the table: a block is replaced when it is
-sealed, before the next one is taken, or when it is the last one. The length counts, because a block that a seal gave up
-may be the very one that is taken next."""
+
+@dataclass(slots=True)
+class _Row:
+    """What the generator knows of a row's sequence.
+
+    While length and last block of a block table are the same, so is the table: a block is replaced when it is sealed,
+    before the next one is taken, or when it is the last one. The length counts, because a block that a seal gave up may
+    be the very one that is taken next.
+
+    Attributes:
+        origin: Where the row would have stood before the first of all steps.
+        num_blocks, last_block: Of the block table as it was last written.
+        num_sealed: Blocks of it that were final then.
+    """
+
+    sequence: Sequence
+    origin: int
+    num_blocks: int
+    last_block: BlockId
+    num_sealed: int
 
 
 class PlainDecode:
@@ -25,55 +41,54 @@ class PlainDecode:
 
     def __init__(self, generator: TokenGenerator) -> None:
         self._generate = generator
-        self._sequences: list[Sequence] = []  # by row, as of the last step
-        self._positions: list[int] = []  # where the rows stand now
-        self._tails: list[_Tail] = []
-        self._num_sealed: list[int] = []  # blocks of a row that were final when its table was last written
+        self._rows: list[_Row] = []  # as of the last step
+        self._num_steps = 0
 
     def run(self, batch: StepBatch) -> StepResult | None:
         """Computes the step; None, and nothing done, if it takes more than that."""
-        scheduled = batch.scheduled
-        sequences = [item.sequence for item in scheduled]
-        positions = [item.num_computed for item in scheduled]
-        if sequences != self._sequences or positions != self._positions:
+        scheduled, num_steps = batch.scheduled, self._num_steps
+        num_known = 0
+        for item, row in zip(scheduled, self._rows, strict=False):
+            sequence = item.sequence
+            if sequence is not row.sequence or item.num_computed - num_steps != row.origin:
+                break
+            table = sequence.block_table
+            if table[-1] != row.last_block or len(table) != row.num_blocks:
+                self._extend_table(num_known, row)
+            num_known += 1
+        if num_known < len(scheduled) or num_known < len(self._rows):
             if not all(map(_is_plain, scheduled)):
                 return None
-            self._set_rows(sequences, positions)
-        tails = [(len(sequence.block_table), sequence.block_table[-1]) for sequence in sequences]
-        if tails != self._tails:
-            self._extend_tables(sequences, tails)
-        tokens = self._generate(len(sequences))
-        self._positions = [position + 1 for position in positions]
+            self._set_rows(scheduled, num_known)
+        tokens = self._generate(len(scheduled))
+        self._num_steps = num_steps + 1
         return StepResult(tokens, [None] * len(tokens))
 
     def forget(self) -> None:
         """Some other step was run: where sequences stand is not known any more."""
-        self._sequences, self._positions, self._tails, self._num_sealed = [], [], [], []
+        self._rows = []
 
-    def _set_rows(self, sequences: list[Sequence], positions: list[int]) -> None:
-        """Makes the rows those of the given sequences; those that go on in their rows are left alone."""
-        num_known = len(self._sequences)
-        known = list(zip(self._sequences, self._positions, strict=True))
-        del self._tails[len(sequences) :], self._num_sealed[len(sequences) :]
-        for row, sequence, position in zip(count(), sequences, positions, strict=False):
-            if row < num_known and known[row] == (sequence, position):
-                continue
-            params = sequence.sampling
-            assert params is not None, "a sequence that samples has parameters"
-            self._generate.set_row(row, sequence.token_ids[position], position, native_row(sequence, params))
-            self._generate.set_blocks(row, 0, sequence.block_table)
-            self._tails[row : row + 1] = [(len(sequence.block_table), sequence.block_table[-1])]
-            self._num_sealed[row : row + 1] = [sequence.num_sealed_blocks]
-        self._sequences = sequences
+    def _set_rows(self, scheduled: list[ScheduledSequence], num_known: int) -> None:
+        """Makes the rows those of the given sequences, of which the first `num_known` go on and are up to date."""
+        known = self._rows
+        self._rows = known[:num_known]
+        for index, item in enumerate(scheduled[num_known:], start=num_known):
+            sequence, position = item.sequence, item.num_computed
+            origin = position - self._num_steps
+            row = known[index] if index < len(known) else None
+            if row is None or row.sequence is not sequence or row.origin != origin:
+                params = sequence.sampling
+                assert params is not None, "a sequence that samples has parameters"
+                self._generate.set_row(index, sequence.token_ids[position], position, native_row(sequence, params))
+                row = _Row(sequence, origin, 0, BlockId(-1), 0)
+            self._extend_table(index, row)
+            self._rows.append(row)
 
-    def _extend_tables(self, sequences: list[Sequence], tails: list[_Tail]) -> None:
-        """Writes what changed of tables that end otherwise: what was not sealed when they were written."""
-        for row, sequence in enumerate(sequences):
-            if tails[row] != self._tails[row]:
-                first = self._num_sealed[row]
-                self._generate.set_blocks(row, first, sequence.block_table[first:])
-                self._num_sealed[row] = sequence.num_sealed_blocks
-        self._tails = tails
+    def _extend_table(self, index: int, row: _Row) -> None:
+        """Writes what changed of a table: what was not sealed when it was last written."""
+        sequence, table = row.sequence, row.sequence.block_table
+        self._generate.set_blocks(index, row.num_sealed, table[row.num_sealed :])
+        row.num_blocks, row.last_block, row.num_sealed = len(table), table[-1], sequence.num_sealed_blocks
 
 
 def _is_plain(item: ScheduledSequence) -> bool:

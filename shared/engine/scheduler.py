@@ -22,7 +22,7 @@ from shared.engine.config import EngineConfig
 from shared.engine.fair_share import FairShare
 from shared.engine.policy import preemption_cost
 from shared.engine.prefill_pace import MIN_CHUNK_TOKENS, PrefillPace
-from shared.engine.sequence import FinishReason, Sequence, SequenceStatus
+from shared.engine.sequence import PENDING_TOKEN, FinishReason, Sequence, SequenceStatus
 from shared.engine.siblings import Siblings
 from shared.engine.step import ScheduledSequence, StepBatch, StepOutputs, StepResult, TokenLogprobs
 from shared.engine.step_budget import GROWTH_BLOCKS, StepBudget
@@ -156,7 +156,7 @@ class Scheduler:
         if aside and not scheduled:
             scheduled = self._schedule_step(frozenset())
         self._share.serve(scheduled)
-        self._flights.begin([entry.sequence for entry in scheduled])
+        self._flights.begin(scheduled)
         return StepBatch(scheduled, self.tables.tails.take())
 
     def _schedule_step(self, aside: frozenset[str]) -> list[ScheduledSequence]:
@@ -164,7 +164,7 @@ class Scheduler:
         scheduled = self._schedule_running(aside)
         while not scheduled and not aside and self._running and not self._flights and self._yield_blocks():
             scheduled = self._schedule_running(aside)
-        if self.num_preemptions == num_preemptions:
+        if self._waiting and self.num_preemptions == num_preemptions:
             scheduled += self._schedule_waiting(scheduled, aside)
         return scheduled
 
@@ -176,22 +176,25 @@ class Scheduler:
 
     def update(self, batch: StepBatch, result: StepResult) -> StepOutputs:
         """Takes in what the step computed; returns everything that changed since the last outputs."""
-        num_sampling = len([True for entry in batch.scheduled if entry.samples])
-        assert len(result.token_ids) == num_sampling, "a token per sampling sequence"
-        self.tables.tails.end(batch.copies)
+        if batch.copies:
+            self.tables.tails.end(batch.copies)
         for pooled in result.pooled:
             pooled.sequence.add_pooled(pooled.total, pooled.end - pooled.start)
         for scores in result.prompt_scores:
             scores.sequence.num_scored_tokens += len(scores.logprobs)
-        self._outputs.prompt_scores += result.prompt_scores
-        sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
+            self._outputs.prompt_scores.append(scores)
+        token_ids, num_sampled = result.token_ids, 0
         for entry in batch.scheduled:
-            token = next(sampled) if entry.samples else None
-            is_aborted = self._flights.end(entry.sequence)
-            if not entry.sequence.is_finished:
+            sequence, token = entry.sequence, None
+            if entry.samples:
+                token = token_ids[num_sampled], result.logprobs[num_sampled]
+                num_sampled += 1
+            is_aborted = self._flights.end(sequence)
+            if sequence.status is not SequenceStatus.FINISHED:
                 self._settle(entry, token, is_aborted=is_aborted)
-            elif self._flights.has_left(entry.sequence):
-                self.tables.drop(entry.sequence)
+            elif self._flights.has_left(sequence):
+                self.tables.drop(sequence)
+        assert num_sampled == len(token_ids) == len(result.logprobs), "a token per sampling sequence"
         return self.take_outputs()
 
     def _settle(
@@ -199,8 +202,7 @@ class Scheduler:
     ) -> None:
         """Takes in what a step computed for a sequence that has not ended meanwhile."""
         sequence = entry.sequence
-        end = entry.end
-        entry.assume()
+        end = entry.assume()
         has_sealed = end // self._pool.block_size > sequence.num_sealed_blocks and self.tables.seal_computed(
             sequence, end, may_merge=sequence not in self._flights
         )
@@ -231,12 +233,21 @@ class Scheduler:
         )
 
     def _schedule_running(self, aside: frozenset[str]) -> list[ScheduledSequence]:
-        self._make_room_for_decodes()
+        if len(self._running) > self._pool.num_allocatable:
+            self._make_room_for_decodes()
         running = [s for s in self._running if s.tenant not in aside] if aside else self._running
-        grow = self.tables.grow
-        decoding = [s for s in running if s.decodes and not s.is_complete and grow(s, len(s.token_ids))]
-        scheduled = [ScheduledSequence(s, s.num_computed_tokens, 1, s.sampling is not None) for s in decoding]
-        if len(decoding) == len(running):
+        scheduled: list[ScheduledSequence] = []
+        num_prompts = 0
+        block_size, grow = self._pool.block_size, self.tables.grow
+        for s in running:  # every sequence at every step: nothing is called that most do not need
+            num_tokens, num_computed = len(s.token_ids), s.num_computed_tokens
+            if num_tokens - num_computed != 1:
+                num_prompts += 1
+            elif s.token_ids[-1] == PENDING_TOKEN and s.is_complete:
+                continue
+            elif (num_tokens <= len(s.block_table) * block_size and not s.borrows_tail) or grow(s, num_tokens):
+                scheduled.append(ScheduledSequence(s, num_computed, 1, s.sampling is not None))
+        if not num_prompts:
             return scheduled
         tokens = self._prompt_tokens_left(scheduled)
         for sequence in running:
@@ -255,8 +266,6 @@ class Scheduler:
         return limit - num_chunked
 
     def _schedule_waiting(self, scheduled: list[ScheduledSequence], aside: frozenset[str]) -> list[ScheduledSequence]:
-        if not self._waiting:
-            return []
         budget = StepBudget(
             tokens=self._prompt_tokens_left(scheduled),
             sequences=self._config.max_sequences - len(self._running),

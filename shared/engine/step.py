@@ -17,7 +17,7 @@ from shared.engine.sequence import PENDING_TOKEN, Sequence
 from shared.identity import BlockHash, BlockId
 
 
-@dataclass(slots=True)  # not frozen: that makes it three times as slow to make, once per sequence and step
+@dataclass(slots=True)  # as all that every step makes, not frozen: that makes it three times as slow to make
 class ScheduledSequence:
     """Compute the KV of tokens `[num_computed, num_computed + num_new_tokens)` of a sequence in this step.
 
@@ -44,13 +44,14 @@ class ScheduledSequence:
         """Index of the first token that the step does not compute, hence of the one that it samples."""
         return self.num_computed + self.num_new_tokens
 
-    def assume(self) -> None:
-        """Counts the step as computed in the sequence; a token that it samples is pending. Idempotent."""
+    def assume(self) -> int:
+        """Counts the step as computed in the sequence, one that it samples as pending. Idempotent; returns `end`."""
         sequence, end = self.sequence, self.num_computed + self.num_new_tokens
         if sequence.num_computed_tokens < end:
             sequence.num_computed_tokens = end
             if self.samples:
                 sequence.token_ids.append(PENDING_TOKEN)
+        return end
 
 
 class BlockCopy(NamedTuple):
@@ -60,9 +61,9 @@ class BlockCopy(NamedTuple):
     destination: BlockId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepBatch:
-    """One forward pass. Sequences that decode come first, then prefill chunks.
+    """One forward pass. Sequences that decode come first, then prefill chunks. Never changed once made.
 
     Attributes:
         copies: To be made before anything is written; no destination is a source.
@@ -112,9 +113,9 @@ class PromptScores:
     top_logprobs: list[list[float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepResult:
-    """What the runner returns.
+    """What the runner returns. Its owner alone changes it.
 
     Attributes:
         token_ids: One per scheduled sequence that samples, in batch order.
@@ -129,7 +130,7 @@ class StepResult:
     prompt_scores: list[PromptScores] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepFigures:
     """What a step took.
 

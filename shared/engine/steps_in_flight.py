@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shared.engine.sequence import Sequence
+from shared.engine.step import ScheduledSequence
 from shared.identity import SequenceId
 
 
@@ -31,11 +32,11 @@ class StepsInFlight:
         """Ended sequences that still hold blocks."""
         return list(self._leaving.values())
 
-    def begin(self, sequences: Iterable[Sequence]) -> None:
+    def begin(self, scheduled: Iterable[ScheduledSequence]) -> None:
         """A step with these sequences is handed to the runner."""
         steps = self._steps
-        for sequence in sequences:
-            sequence_id = sequence.sequence_id
+        for entry in scheduled:
+            sequence_id = entry.sequence.sequence_id
             steps[sequence_id] = steps.get(sequence_id, 0) + 1
 
     def end(self, sequence: Sequence) -> bool:
