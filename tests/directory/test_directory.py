@@ -38,7 +38,7 @@ def transfer_record(holder, worker_id="decode-0"):
     return TransferRecord(worker_id, new_incarnation(), "f" * 32, "127.0.0.1:7002", holder.index, 2)
 
 
-async def until(condition, timeout_s=5.0):
+async def until(condition, timeout_s=20.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -74,7 +74,7 @@ async def test_a_record_is_seen_by_others_with_every_field(open_directory):
     assert theirs.workers() == (worker,)
     assert theirs.gateways() == (gateway,)
     assert theirs.transfers() == ()
-    assert theirs.healthy
+    await until(lambda: theirs.healthy)
 
 
 async def test_each_heartbeat_carries_the_current_value(open_directory):

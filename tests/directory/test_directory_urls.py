@@ -94,7 +94,7 @@ def guarded_port(tmp_path):
 
 async def test_a_password_opens_and_a_wrong_one_is_like_no_redis(guarded_port):
     async with member(f"redis://:geheim@127.0.0.1:{guarded_port}/0") as (directory, _):
-        assert directory.healthy
+        await until(lambda: directory.healthy)
     async with Directory(f"redis://:falsch@127.0.0.1:{guarded_port}/0", heartbeat_s=0.3) as directory:
         assert not directory.healthy
         assert await directory.longest_prefixes(HASHES) == {}
@@ -120,7 +120,7 @@ async def test_tls_is_checked_against_the_authority(tmp_path, redis_server):
     async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as proxy:
         port = proxy.sockets[0].getsockname()[1]
         async with member(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={fleet / 'ca.crt'}") as (directory, _):
-            assert directory.healthy
+            await until(lambda: directory.healthy)
         async with Directory(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={others / 'ca.crt'}") as directory:
             assert not directory.healthy
         proxy.close()
@@ -164,7 +164,7 @@ async def test_after_a_failover_the_directory_lives_on_at_the_new_master(sentine
     url, master = sentinel_url
     await until_replica_is_known(int(url.rpartition(":")[2].partition("/")[0]))
     async with member(url) as (directory, holder):
-        assert directory.healthy
+        await until(lambda: directory.healthy)
         os.kill(master.pid, signal.SIGKILL)
         await until(lambda: not directory.healthy)
         assert directory.gateways() == (GATEWAY,)
