@@ -59,7 +59,7 @@ class Suite:
         """Lines of the gateway's log with that event, where it writes JSON."""
         return logged(self.run_dir / "logs" / "gateway.log", event)
 
-    def wait_for_baseline(self, timeout_s: float = 5.0) -> None:
+    def wait_for_baseline(self, timeout_s: float = 20.0) -> None:
         """Every worker's blocks are free or evictable again."""
         deadline = time.monotonic() + timeout_s
         while any(held := self.blocks_in_use().values()):

@@ -60,4 +60,4 @@ def test_a_cluster_that_was_idle_longer_than_any_keepalive_serves_at_once(cluste
     started = time.monotonic()
     reply = cluster.complete(prompt="The report was read twice. " * 30, cache_salt="after", timing=True)
     assert reply["timing"]["sessions"][0]["mode"] == "remote_prefill"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15

@@ -152,7 +152,7 @@ async def test_nobody_listening_is_worker_lost_at_once(tmp_path):
         async with open_channel(target) as channel:
             with pytest.raises(WorkerLost), rpc_errors():
                 await rpc.WorkerStub(channel).Status(pb.StatusRequest())
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("outcome", [None, "flood"], ids=["while_it_waits", "while_it_sends"])
@@ -260,7 +260,7 @@ async def test_a_silent_or_dead_peer_ends_an_idle_call_within_the_keepalive_time
             os.kill(process.pid, stop)
             started = time.monotonic()
             with pytest.raises(WorkerLost), rpc_errors():
-                await asyncio.wait_for(call.read(), 10)
+                await asyncio.wait_for(call.read(), 30)
             assert time.monotonic() - started < (6 if stop == signal.SIGSTOP else 1)
     finally:
         process.kill()

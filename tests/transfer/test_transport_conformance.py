@@ -32,8 +32,8 @@ class Pair:
     async def connect(self):
         near = await self.client.connect("127.0.0.1", self.server.port)
         await near.send(b"hello")
-        far = await asyncio.wait_for(self.accepted.get(), 10)
-        assert await asyncio.wait_for(far.receive(5), 10) == b"hello"
+        far = await asyncio.wait_for(self.accepted.get(), 30)
+        assert await asyncio.wait_for(far.receive(5), 30) == b"hello"
         return near, far
 
 
@@ -142,7 +142,7 @@ async def test_close_ends_waiting_operations_on_both_sides(pair):
     await near.close()
     for operation in waiting:
         with pytest.raises(TransportError):
-            await asyncio.wait_for(operation, 10)
+            await asyncio.wait_for(operation, 30)
     assert not near.is_open
     await far.close()
 
@@ -159,7 +159,7 @@ async def test_nothing_is_written_after_close(pair):
         await near.close()
         target[:] = 0
         with contextlib.suppress(TransportError):
-            await asyncio.wait_for(sending, 10)
+            await asyncio.wait_for(sending, 30)
         with contextlib.suppress(TransportError):
             await arriving
         await asyncio.sleep(0.05)
@@ -173,7 +173,7 @@ async def test_operations_on_a_closed_endpoint_fail(pair):
     await near.close()
     for operation in (near.send(b"x"), near.receive(1), near.receive_blocks([np.zeros(8, np.uint8)], 0)):
         with pytest.raises(TransportError):
-            await asyncio.wait_for(operation, 5)
+            await asyncio.wait_for(operation, 30)
     await far.close()
 
 
@@ -190,7 +190,7 @@ async def test_a_dead_address_is_an_error_at_first_use(pair):
             await endpoint.close()
 
     with pytest.raises(TransportError):
-        await asyncio.wait_for(speak(), 10)
+        await asyncio.wait_for(speak(), 30)
 
 
 async def test_stop_ends_everything_and_close_still_returns(pair):
@@ -198,8 +198,8 @@ async def test_stop_ends_everything_and_close_still_returns(pair):
     waiting = far.receive(10)
     await pair.server.stop()
     with pytest.raises(TransportError):
-        await asyncio.wait_for(waiting, 5)
-    await asyncio.wait_for(far.close(), 5)
+        await asyncio.wait_for(waiting, 30)
+    await asyncio.wait_for(far.close(), 30)
     with pytest.raises(TransportError):
-        await asyncio.wait_for(near.receive(1), 10)
-    await asyncio.wait_for(near.close(), 5)
+        await asyncio.wait_for(near.receive(1), 30)
+    await asyncio.wait_for(near.close(), 30)

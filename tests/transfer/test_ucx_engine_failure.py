@@ -34,7 +34,7 @@ async def test_a_defect_in_the_engine_is_reported_before_any_waiting_operation_f
         raise ZeroDivisionError
 
     engine.command(defect, engine.new_future())
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 30)
     assert story == ["engine failed", "operation failed"]
     with pytest.raises(TransportError):
         await endpoint.send(b"x")

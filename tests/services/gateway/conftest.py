@@ -98,7 +98,7 @@ class FakeWorker(rpc.WorkerServicer):
             await self._server.stop(0)
             self._server = None
 
-    async def wait_for(self, condition, timeout_s: float = 5.0) -> None:
+    async def wait_for(self, condition, timeout_s: float = 20.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.005)
@@ -294,7 +294,7 @@ def start_gateway(fresh_redis_url, served_model):
             serving = asyncio.create_task(server.serve_until(listener, stop))
             running = RunningGateway(f"http://{address_of(listener, '127.0.0.1')}", gateway, workers)
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     while len(gateway.health.report()["decode_workers"]) < num_workers:
                         await asyncio.sleep(0.02)
                 yield running

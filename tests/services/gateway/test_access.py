@@ -81,7 +81,7 @@ async def test_a_revoked_key_is_refused(guarded, keys):
     async with guarded() as (running, key):
         [record] = (await keys.records()).values()
         await keys.put(msgspec.structs.replace(record, is_revoked=True))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await running.http.get("/v1/models", headers=bearer(key))).status_code != 401:
                 await asyncio.sleep(0.2)
 
@@ -147,7 +147,7 @@ async def test_requests_beyond_a_tenants_bound_are_refused_not_queued(guarded):
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
         running.worker.script.hold = False
-        async with asyncio.timeout(5):  # what ended makes room again
+        async with asyncio.timeout(30):  # what ended makes room again
             while (await running.http.post("/v1/completions", json=BODY, headers=bearer(key))).status_code != 200:
                 await asyncio.sleep(0.05)
 

@@ -90,7 +90,7 @@ def bounded(examples: int):
 
 
 async def nothing_is_left(running) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while running.open_sessions or running.gateway.background._runs:
             await asyncio.sleep(0.02)
     assert (await running.http.get("/ready")).status_code == 200

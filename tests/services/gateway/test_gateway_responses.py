@@ -25,7 +25,7 @@ TOOLS = [{"type": "function", "name": "look_up", "description": "Finds", "parame
 
 async def until(ask, status):
     """The response as soon as it has that status."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (response := await ask()).status != status:
             await asyncio.sleep(0.02)
     return response
@@ -171,7 +171,7 @@ async def test_background_events_are_read_by_who_comes_later(running, text_ids):
     async def ask():
         return await running.openai.responses.retrieve(seen[0].response.id, stream=True)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(replayed := [event async for event in await ask()]) != len(seen):
             await asyncio.sleep(0.02)
     assert [event.type for event in replayed] == [event.type for event in seen]

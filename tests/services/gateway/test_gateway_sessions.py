@@ -23,7 +23,7 @@ async def test_client_that_leaves_before_the_first_token_aborts_the_work(running
     request = asyncio.create_task(running.http.post("/v1/completions", json={**BODY, "stream": stream}))
     await running.worker.wait_for(lambda: running.worker.submits)
     request.cancel()
-    await running.worker.wait_for(lambda: running.worker.aborts, timeout_s=1)
+    await running.worker.wait_for(lambda: running.worker.aborts)
     assert running.worker.aborts[0].session_id == running.worker.submits[0].session_id
     assert not running.worker.aborts[0].sequences
 
@@ -34,7 +34,7 @@ async def test_client_that_leaves_a_stream_aborts_the_work(running):
     async with running.http.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as reply:
         async for _ in reply.aiter_bytes():
             break
-    await running.worker.wait_for(lambda: running.worker.aborts, timeout_s=1)
+    await running.worker.wait_for(lambda: running.worker.aborts)
     assert running.worker.aborts[0].session_id == running.worker.submits[0].session_id
 
 
@@ -43,7 +43,7 @@ async def test_client_that_leaves_aborts_every_prompt_of_its_batch(running):
     request = asyncio.create_task(running.http.post("/v1/completions", json={**BODY, "prompt": ["a", "b", "c"]}))
     await running.worker.wait_for(lambda: len(running.worker.submits) == 3)
     request.cancel()
-    await running.worker.wait_for(lambda: len(running.worker.aborts) == 3, timeout_s=1)
+    await running.worker.wait_for(lambda: len(running.worker.aborts) == 3)
 
 
 async def test_client_that_leaves_while_no_worker_is_there_ends_the_wait(start_gateway):

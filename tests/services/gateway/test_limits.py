@@ -108,7 +108,7 @@ async def test_a_batch_with_a_line_that_is_too_deep_fails_and_says_which(start_g
     async with start_gateway(files_dir=tmp_path / "files", batch_poll_s=0.05) as running:
         file = await running.openai.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
         batch = await running.openai.batches.create(input_file_id=file.id, endpoint=COMPLETION, completion_window="24h")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (batch := await running.openai.batches.retrieve(batch.id)).status != "failed":
                 await asyncio.sleep(0.03)
         assert "at most 200" in batch.errors.data[0].message

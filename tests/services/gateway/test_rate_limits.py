@@ -57,7 +57,7 @@ async def test_what_is_given_back_goes_to_its_own_window(counters):
 
 async def test_a_window_ends(counters):
     assert (await counters.count("a", 5, 0.05)).used == 5
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await counters.count("a", 0, 0.05)).used:
             await asyncio.sleep(0.01)
 

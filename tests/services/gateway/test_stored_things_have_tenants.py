@@ -58,7 +58,7 @@ async def make_batch(running, headers, num_lines=1):
 
 
 async def ended(running, batch, headers):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             batch = (await running.http.get(f"/v1/batches/{batch['id']}", headers=headers)).json()
             if batch["status"] in ("completed", "failed"):

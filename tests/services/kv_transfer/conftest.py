@@ -145,7 +145,7 @@ class Node:
 
     async def wait_until_known(self, peer):
         """Until this node's directory snapshot has `peer` as it is now: shown by an empty pull that is not refused."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while (await self.pull(peer, [unknown_hash()], [0])).error:
                 await asyncio.sleep(0.05)
 

@@ -29,7 +29,7 @@ async def publish(node, hashes):
 
 
 async def until_checked(node):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while node.table.unchecked():
             await asyncio.sleep(0.01)
 
@@ -38,7 +38,7 @@ async def die(node):
     """The connection breaks, and nobody answers pins any more."""
     node.call.cancel()
     await node.host_server.stop(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await node.transfer_status()).attached:
             await asyncio.sleep(0.01)
 

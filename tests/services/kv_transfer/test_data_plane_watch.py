@@ -10,7 +10,7 @@ from shared.transfer.ucx import UcxTransport
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -37,7 +37,7 @@ async def test_a_thread_that_never_sleeps_ends_the_process_and_one_that_sleeps_a
         pass
 
     watch = DataPlaneWatch(answer, deaths.append, lambda: next(awake_s), interval_s=0.001, spinning_s=1.0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await watch.run()
     assert "has not slept for 1.1 s" in str(deaths[0])
     assert next(awake_s, None) is None
@@ -47,7 +47,7 @@ async def test_a_thread_that_never_sleeps_ends_the_process_and_one_that_sleeps_a
 async def test_a_ucx_thread_that_hangs_does_not_answer_its_probe():
     transport = UcxTransport("tcp", "127.0.0.1", 0, on_failure=lambda error: pytest.fail("called"))
     await transport.start(lambda endpoint: None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await transport.probe()
     release, engine = threading.Event(), transport._engine
     engine.command(lambda: release.wait(10), engine.new_future())
@@ -55,6 +55,6 @@ async def test_a_ucx_thread_that_hangs_does_not_answer_its_probe():
         async with asyncio.timeout(0.3):
             await transport.probe()
     release.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await transport.probe()
     await transport.stop()

@@ -50,7 +50,7 @@ async def big_pair(cluster, make_hashes):
 
 
 async def until_bytes_arrive(node):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not node.blocks[:, 0].any():
             await asyncio.sleep(0)
 

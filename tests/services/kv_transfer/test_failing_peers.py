@@ -12,7 +12,7 @@ NUM_BIG = 32
 
 
 async def settled(node):
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         while node.host.num_pins or (await node.transfer_status()).active_transfers:
             await asyncio.sleep(0.01)
 
@@ -34,7 +34,7 @@ async def big_pair(cluster, make_hashes):
 
 
 async def until_bytes_arrive(node):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not node.blocks[:, 0].any():
             await asyncio.sleep(0)
 
@@ -51,7 +51,7 @@ async def test_a_killed_holder_is_an_error_at_once_and_the_puller_lives(big_pair
     pulling = asyncio.ensure_future(puller.pull(holder, hashes, list(range(NUM_BIG))))
     await until_bytes_arrive(puller)
     holder.process.kill()
-    reply = await asyncio.wait_for(pulling, 5)
+    reply = await asyncio.wait_for(pulling, 30)
     assert reply.error
     assert not any(reply.verified)
     await assert_left_alone(puller)
@@ -69,7 +69,7 @@ async def test_a_hung_holder_ends_with_the_deadline_and_never_writes_again(big_p
     pulling = asyncio.ensure_future(puller.pull(holder, hashes, list(range(NUM_BIG)), timeout_s=1.0))
     await until_bytes_arrive(puller)
     holder.process.send_signal(signal.SIGSTOP)
-    reply = await asyncio.wait_for(pulling, 5)
+    reply = await asyncio.wait_for(pulling, 30)
     assert "request_timeout" in reply.error
     assert 0.9 < reply.seconds < 3
     puller.blocks[:] = 0
@@ -110,7 +110,7 @@ async def test_a_killed_puller_leaves_no_pins(big_pair):
     await until_bytes_arrive(puller)
     assert holder.host.num_pins == NUM_BIG
     puller.process.kill()
-    await asyncio.wait_for(ended, 5)
+    await asyncio.wait_for(ended, 30)
     await settled(holder)
     assert holder.process.poll() is None
 
@@ -121,7 +121,7 @@ async def test_a_worker_that_lets_go_of_its_pin_breaks_the_transfer_off(big_pair
     pulling = asyncio.ensure_future(puller.pull(holder, hashes, list(range(NUM_BIG))))
     await until_bytes_arrive(puller)
     await holder.host_server.stop(0)
-    reply = await asyncio.wait_for(pulling, 10)
+    reply = await asyncio.wait_for(pulling, 30)
     # The last byte may have left before the pin broke; else nothing counts.
     assert all(reply.verified) or (reply.error and not any(reply.verified))
     assert (await holder.transfer_status()).active_transfers == 0

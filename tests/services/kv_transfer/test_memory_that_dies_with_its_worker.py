@@ -16,7 +16,7 @@ NUM, SAVED = 12, 5
 async def kill_worker(node):
     node.call.cancel()
     await node.host_server.stop(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await node.transfer_status()).attached:
             await asyncio.sleep(0.01)
     node.blocks[:] = 0xEE  # whoever reads on reads this

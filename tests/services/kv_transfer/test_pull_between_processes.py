@@ -30,7 +30,7 @@ def outcome(reply):
 
 async def settled(node):
     """Waits until no transfer is open and no pin is held."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while node.host.num_pins or (await node.transfer_status()).active_transfers:
             await asyncio.sleep(0.01)
 

@@ -10,7 +10,7 @@ NUM = 24
 
 
 async def on_disk(node, count):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await node.transfer_status()).disk_blocks < count:
             await asyncio.sleep(0.02)
 
