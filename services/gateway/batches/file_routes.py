@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import orjson
 from fastapi import APIRouter
 from fastapi.params import Query
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
@@ -19,10 +19,10 @@ from services.gateway.batches.pages import page
 from services.gateway.batches.schemas import FileList, FileObject, FileUpload
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.requests.body_reader import validate
 from services.gateway.responses.schemas import DeletedReply
 from shared.errors import Cancelled, InvalidRequest, RequestTooLarge
 
-PURPOSES = ("batch", "user_data")
 _FORM_BYTES = 64 << 10  # what a form has beside the file
 
 
@@ -78,17 +78,32 @@ async def _uploaded(gateway: Gateway, request: Request) -> FileObject:
     limited = Request(request.scope, _limited(request, gateway.settings.max_file_bytes))
     try:
         async with limited.form(max_files=1, max_fields=8) as form:
-            upload, purpose = form.get("file"), form.get("purpose")
+            upload = form.get("file")
             if not isinstance(upload, UploadFile):
                 raise InvalidRequest("the part 'file' is required: a file in a multipart/form-data body", param="file")
-            if purpose not in PURPOSES:
-                raise InvalidRequest(f"'purpose' must be one of {', '.join(PURPOSES)}", param="purpose")
+            wanted = validate(_fields(form), FileUpload, gateway.settings.unknown_fields)
             tenant, name = current_caller().tenant, (upload.filename or "file")[:256]
-            return await asyncio.to_thread(gateway.files.add, upload.file, name, str(purpose), tenant)
+            ttl_s = wanted.expires_after.seconds if wanted.expires_after else None
+            return await asyncio.to_thread(gateway.files.add, upload.file, name, wanted.purpose, tenant, ttl_s=ttl_s)
     except MultiPartException as exc:
         raise InvalidRequest(f"the form cannot be read: {exc.message}") from exc
     except ClientDisconnect as exc:
         raise Cancelled("the client left while it sent the file") from exc
+
+
+def _fields(form: FormData) -> dict[str, object]:
+    """The form's fields as JSON would say them: `a[b]` is b of a, and numbers are numbers."""
+    fields: dict[str, object] = {}
+    for path, value in form.multi_items():
+        text = path if isinstance(value, UploadFile) else value
+        name, bracket, inner = path.partition("[")
+        if not bracket:
+            fields[name] = text
+            continue
+        nested = fields.setdefault(name, {})
+        if isinstance(nested, dict):
+            nested[inner.removesuffix("]")] = int(text) if text.isdecimal() else text
+    return fields
 
 
 def _limited(request: Request, max_bytes: int) -> Receive:

@@ -34,19 +34,21 @@ class FileStore:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self._directory
 
-    def add(self, source: IO[bytes], filename: str, purpose: str, tenant: str) -> FileObject:
-        """Copies a stream in."""
+    def add(
+        self, source: IO[bytes], filename: str, purpose: str, tenant: str, *, ttl_s: float | None = None
+    ) -> FileObject:
+        """Copies a stream in; it goes after `ttl_s`, and never later than other files."""
         file_id = f"file-{secrets.token_hex(16)}"
         path = self.make_directory() / f"{file_id}.data"
         with path.open("wb") as target:
             shutil.copyfileobj(source, target)
-        return self._describe(file_id, filename, purpose, tenant)
+        return self._describe(file_id, filename, purpose, tenant, ttl_s)
 
-    def adopt(self, path: Path, filename: str, purpose: str, tenant: str) -> FileObject:
-        """Takes over a file of this directory."""
+    def adopt(self, path: Path, filename: str, purpose: str, tenant: str, *, ttl_s: float | None = None) -> FileObject:
+        """Takes over a file of this directory; see `add`."""
         file_id = f"file-{secrets.token_hex(16)}"
         path.rename(self._directory / f"{file_id}.data")
-        return self._describe(file_id, filename, purpose, tenant)
+        return self._describe(file_id, filename, purpose, tenant, ttl_s)
 
     def get(self, file_id: str, tenant: str) -> FileObject:
         """What is known of a file.
@@ -82,13 +84,13 @@ class FileStore:
         """
         self._remove(self.get(file_id, tenant).id)
 
-    def _describe(self, file_id: str, filename: str, purpose: str, tenant: str) -> FileObject:
+    def _describe(self, file_id: str, filename: str, purpose: str, tenant: str, ttl_s: float | None) -> FileObject:
         now = int(time.time())
         described = FileObject(
             id=file_id,
             bytes=(self._directory / f"{file_id}.data").stat().st_size,
             created_at=now,
-            expires_at=now + int(self._ttl_s),
+            expires_at=now + int(self._ttl_s if ttl_s is None else min(ttl_s, self._ttl_s)),
             filename=filename,
             purpose=purpose,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from services.gateway.access.caller import Caller
 from services.gateway.batches.schemas import ENDPOINTS, BatchBody
 from services.gateway.object_store import ObjectStore
+from services.gateway.requests.metadata import check_metadata
 from shared.errors import InvalidRequest, NotFound, UnsupportedField
 
 KIND = "batch"
@@ -133,12 +134,13 @@ def check_batch(body: BatchBody) -> float:
     """Refuses what cannot be run; returns the window in seconds.
 
     Raises:
-        InvalidRequest: The endpoint or the window is not one that is served.
+        InvalidRequest: The endpoint or the window is not one that is served, or the metadata are too long.
     """
     if body.endpoint not in ENDPOINTS:
         raise UnsupportedField(
             f"'endpoint' is {body.endpoint[:64]!r}, batches run {', '.join(ENDPOINTS)}", param="endpoint"
         )
+    check_metadata(body.metadata)
     if body.completion_window not in WINDOWS:
         raise InvalidRequest(
             f"'completion_window' is {body.completion_window[:32]!r}; batches are given {' or '.join(WINDOWS)}, "
@@ -166,6 +168,7 @@ def _new_object(body: BatchBody) -> dict[str, Any]:
         **{f"{status}_at": None for status in times},
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "metadata": body.metadata,
+        "output_expires_after": body.output_expires_after.model_dump() if body.output_expires_after else None,
     }
 
 

@@ -226,7 +226,15 @@ class BatchRunner:
         for field, part in (("output_file_id", results), ("error_file_id", failures)):
             if part.path.exists():
                 name = f"{record.batch_id}_{field.removesuffix('_file_id')}.jsonl"
-                adopted = await asyncio.to_thread(self._files.adopt, part.path, name, "batch_output", record.tenant)
+                expiry = record.content.get("output_expires_after")
+                adopted = await asyncio.to_thread(
+                    self._files.adopt,
+                    part.path,
+                    name,
+                    "batch_output",
+                    record.tenant,
+                    ttl_s=expiry["seconds"] if expiry else None,
+                )
                 record.content[field] = adopted.id
         record.enter(ended)
         await self._records.put(record)

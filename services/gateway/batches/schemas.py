@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.gateway.schemas.body import Body, Refusal
+from services.gateway.schemas.body import Body
 from services.gateway.schemas.reply import JsonObject, Reply
 
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
@@ -36,24 +36,31 @@ class FileList(Reply):
     has_more: bool
 
 
-class FileUpload(BaseModel):
-    """The parts of an upload."""
+class ExpiresAfter(BaseModel):
+    """When a file goes: so long after it was made."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+
+
+class FileUpload(Body):
+    """The parts of an upload, without the file's bytes. In a form, a field's own fields are named `field[name]`."""
 
     file: str = Field(json_schema_extra={"format": "binary"})
     purpose: Literal["batch", "user_data"]
+    expires_after: ExpiresAfter | None = None
 
 
 class BatchBody(Body):
     """What to run."""
 
-    refused: ClassVar[dict[str, Refusal]] = {
-        "output_expires_after": Refusal("results are kept as long as other files"),
-    }
-
     input_file_id: str = Field(max_length=128)
     endpoint: str
     completion_window: str
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class BatchObject(BaseModel):

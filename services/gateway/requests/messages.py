@@ -36,8 +36,8 @@ def _template_message(index: int, message: ChatMessage, unknown_fields: UnknownF
         rendered["name"] = message.name
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content:
-        rendered["reasoning_content"] = message.reasoning_content
+    if reasoning := message.reasoning_content or message.reasoning:
+        rendered["reasoning_content"] = reasoning
     if message.tool_calls:
         rendered["tool_calls"] = [
             _template_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)

@@ -218,7 +218,7 @@ def _request(
         raise InvalidRequest(
             f"{len(prompts)} prompts x n = {num_choices} is {len(prompts) * num_choices} choices, "
             f"at most {settings.max_choices} are served in one request",
-            param="n",
+            param="prompt" if num_choices == 1 else "n",
         )
     options = body.stream_options
     if options is not None and not body.stream:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.gateway.requests.body_reader import UnknownFields, check_extra, validate
+from services.gateway.requests.metadata import check_metadata
 from services.gateway.responses.input_items import Item, chat_turns
 from services.gateway.responses.schemas import LOGPROBS, PromptBody, ResponseBody
 from services.gateway.schemas.chat import ChatBody
@@ -37,7 +38,6 @@ EXTRAS = (
     "priority",
 )
 """Fields that mean here what they mean in a chat."""
-_METADATA_KEYS, _KEY_CHARS, _VALUE_CHARS = 16, 64, 512
 
 
 def chat_body(body: PromptBody, items: Sequence[Item], unknown_fields: UnknownFields) -> ChatBody:
@@ -68,16 +68,7 @@ def _check_options(body: ResponseBody, unknown_fields: UnknownFields) -> None:
     for name in body.include or ():
         if name != LOGPROBS:
             raise UnsupportedField(f"'include': {name[:64]!r} is not supported, only {LOGPROBS!r} is", param="include")
-    metadata = body.metadata or {}
-    if len(metadata) > _METADATA_KEYS:
-        raise InvalidRequest(f"'metadata' has {len(metadata)} keys, at most {_METADATA_KEYS}", param="metadata")
-    for key, value in metadata.items():
-        if len(key) > _KEY_CHARS or len(value) > _VALUE_CHARS:
-            raise InvalidRequest(
-                f"'metadata': a key of {len(key)} and a value of {len(value)} characters, "
-                f"at most {_KEY_CHARS} and {_VALUE_CHARS}",
-                param="metadata",
-            )
+    check_metadata(body.metadata)
     if body.background and body.store is False:
         raise InvalidRequest("'background' needs 'store': the response is read from there later", param="store")
 

@@ -76,6 +76,40 @@ async def test_uploads_that_cannot_be_kept_say_why(start):
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "file")
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"}, "expires_after.seconds"),
+        ({"expires_after[anchor]": "last_active_at", "expires_after[seconds]": "3600"}, "expires_after.anchor"),
+        ({"expires_after": "soon"}, "expires_after"),
+        ({"bananas": "1"}, "bananas"),
+    ],
+)
+async def test_wrong_fields_of_an_upload_are_named(start, fields, param):
+    async with start() as running:
+        form = {"files": {"file": ("a", b"a")}, "data": {"purpose": "batch", **fields}}
+        reply = await running.http.post("/v1/files", **form)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+        assert not list(running.gateway.settings.files_dir.glob("file-*"))
+
+
+async def test_files_and_results_go_when_they_were_told_to(start):
+    async with start() as running:
+        until = {"anchor": "created_at", "seconds": 7200}
+        content = json.dumps(line("a")).encode()
+        file = await running.openai.files.create(file=("a", content), purpose="batch", expires_after=until)
+        assert file.expires_at - file.created_at == 7200
+        batch = await running.openai.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/completions",
+            completion_window="24h",
+            output_expires_after={**until, "seconds": 3600},
+        )
+        batch = await ended(running, batch.id, "completed")
+        output = await running.openai.files.retrieve(batch.output_file_id)
+        assert output.expires_at - output.created_at == 3600
+
+
 async def test_expired_files_are_gone(start):
     async with start(file_ttl_s=1) as running:
         file = await upload(running, [line("a")])
@@ -131,7 +165,11 @@ async def test_a_batch_that_is_refused_says_why(start):
     async with start(max_batch_requests=2) as running:
         file = await upload(running, [line(str(i)) for i in range(3)])
         make = running.openai.batches.create
-        for change, told in (({"endpoint": "/v1/nope"}, "endpoint"), ({"completion_window": "1h"}, "given 24h")):
+        for change, told in (
+            ({"endpoint": "/v1/nope"}, "endpoint"),
+            ({"completion_window": "1h"}, "given 24h"),
+            ({"metadata": {"a" * 65: "b"}}, "65"),
+        ):
             arguments = {"input_file_id": file.id, "endpoint": "/v1/completions", "completion_window": "24h", **change}
             with pytest.raises(openai.BadRequestError, match=told):
                 await make(**arguments)

@@ -163,6 +163,25 @@ async def test_reasoning_comes_apart_whole_and_streamed(thinking, text_ids):
     assert "".join(delta.content or "" for delta in deltas) == "Yes."
 
 
+async def test_reasoning_of_earlier_turns_has_two_names(thinking):
+    for name in ("reasoning", "reasoning_content"):
+        turns = [*USER, {"role": "assistant", "content": "Yes.", name: "hm"}, *USER]
+        await thinking.openai.chat.completions.create(model=MODEL, messages=turns)
+    first, second = thinking.worker.submits
+    assert first.prompt_token_ids == second.prompt_token_ids
+
+
+async def test_a_response_tells_reasoning_tokens(start_gateway, tmp_path, text_ids):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}<think></think><think>")
+    settings = GatewaySettings(model=str(MODEL_DIR), chat_template=template)
+    async with start_gateway(model_override=load_model(settings, created=1)) as running:
+        running.worker.script.token_ids = text_ids("hm</think>Yes.")
+        response = await running.openai.responses.create(model=MODEL, input="hi")
+        assert response.output_text == "Yes."
+        assert response.usage.output_tokens_details.reasoning_tokens == len(text_ids("hm</think>"))
+
+
 async def test_prompt_that_opens_reasoning_is_noticed(thinking, text_ids):
     thinking.worker.script.token_ids = text_ids("hm</think>Yes.")
     extra = {"chat_template_kwargs": {"open": True}, "thinking_token_budget": 7}

@@ -35,7 +35,7 @@ def as_format(schema: dict) -> dict:
 WIDE = {"type": "object", "properties": {f"property{i}": {"type": "string"} for i in range(40)}}
 PARAMETERS, ARGUMENTS = "tools[0].function.parameters", "messages[0].tool_calls[0].function.arguments"
 CASES = {
-    "prompts": ({"max_choices": 4}, COMPLETION, {"prompt": ["x"] * 5}, "n", (5, 4)),
+    "prompts": ({"max_choices": 4}, COMPLETION, {"prompt": ["x"] * 5}, "prompt", (5, 4)),
     "prompts-x-n": ({"max_choices": 4}, COMPLETION, {"prompt": ["x"] * 3, "n": 2}, "n", (6, 4)),
     "best-of": ({"max_choices": 4}, COMPLETION, {"best_of": 5}, "n", (5, 4)),
     "beams": ({}, COMPLETION, {"n": 11, "use_beam_search": True}, "n", (11, 10)),
