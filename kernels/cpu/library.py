@@ -87,6 +87,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_silu_and_mul": (None, (_P, _I, _I, _P)),
     "tandem_paged_attention": (None, (_P, _I, _P, _L, _I, _I, _I, POINTER(Batch), _P, _I, _F, _P)),
     "tandem_sample": (None, (_P, _P, _I, _L, _P, _P)),
+    "tandem_logprobs": (None, (_P, _P, _I, _L, _P, _P, _I, _P, _P, _P)),
     "tandem_write_kv": (None, (_I, _P, _L, _I, _I, _I, _I, _P, _P, _P)),
     "tandem_decoder": (_P, (POINTER(DecoderShape), POINTER(LayerPointers), _P, _P)),
     "tandem_decoder_free": (None, (_P,)),

@@ -33,7 +33,7 @@ from shared.worker.loading import load_engine
 from shared.worker.settings import WorkerSettings
 
 PARTS = ("schedule", "prepare", "native", "update", "message")
-NATIVE_CALLS = ("tandem_generate", "tandem_decoder_step", "tandem_multiply", "tandem_sample")
+NATIVE_CALLS = ("tandem_generate", "tandem_decoder_step", "tandem_multiply", "tandem_sample", "tandem_logprobs")
 
 
 class Stopwatch:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from kernels.cpu.token_generator import TokenGenerator
 from shared.engine.sampler import native_row
+from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence
-from shared.engine.step import ScheduledSequence, StepBatch, StepResult
+from shared.engine.step import ScheduledSequence, StepBatch, StepResult, TokenLogprobs
 from shared.identity import BlockId
 
 
@@ -39,9 +40,12 @@ class _Row:
 class PlainDecode:
     """Owned by the runner, which must tell it of every step that it does not run itself (`forget`)."""
 
-    def __init__(self, generator: TokenGenerator) -> None:
+    def __init__(self, generator: TokenGenerator, max_logprobs: int) -> None:
         self._generate = generator
+        self._max_logprobs = max_logprobs
         self._rows: list[_Row] = []  # as of the last step
+        self._with_logprobs: list[int] = []  # rows that want them
+        self._logprob_counts: list[int] = []  # of each of those, how many of the likeliest tokens
         self._num_steps = 0
 
     def run(self, batch: StepBatch) -> StepResult | None:
@@ -62,7 +66,11 @@ class PlainDecode:
             self._set_rows(scheduled, num_known)
         tokens = self._generate(len(scheduled))
         self._num_steps = num_steps + 1
-        return StepResult(tokens, [None] * len(tokens))
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        if self._with_logprobs:
+            for index, found in zip(self._with_logprobs, self._generate.logprobs(self._logprob_counts), strict=True):
+                logprobs[index] = TokenLogprobs(*found)
+        return StepResult(tokens, logprobs)
 
     def forget(self) -> None:
         """Some other step was run: where sequences stand is not known any more."""
@@ -79,10 +87,19 @@ class PlainDecode:
             if row is None or row.sequence is not sequence or row.origin != origin:
                 params = sequence.sampling
                 assert params is not None, "a sequence that samples has parameters"
-                self._generate.set_row(index, sequence.token_ids[position], position, native_row(sequence, params))
+                how, num_logprobs = native_row(sequence, params), self._num_logprobs(params)
+                self._generate.set_row(index, sequence.token_ids[position], position, how, num_logprobs)
                 row = _Row(sequence, origin, 0, BlockId(-1), 0)
             self._extend_table(index, row)
             self._rows.append(row)
+        counts = [self._num_logprobs(row.sequence.sampling) for row in self._rows]
+        self._with_logprobs = [index for index, count in enumerate(counts) if count is not None]
+        self._logprob_counts = [count for count in counts if count is not None]
+
+    def _num_logprobs(self, params: SamplingParams | None) -> int | None:
+        if params is None or params.num_logprobs is None:
+            return None
+        return min(params.num_logprobs, self._max_logprobs)
 
     def _extend_table(self, index: int, row: _Row) -> None:
         """Writes what changed of a table: what was not sealed when it was last written."""
@@ -96,5 +113,5 @@ def _is_plain(item: ScheduledSequence) -> bool:
     sequence, params = item.sequence, item.sequence.sampling
     if params is None or not item.samples or item.num_new_tokens != 1:
         return False
-    is_chosen_natively = params.num_logprobs is None and not params.edits_logits and sequence.guide is None
+    is_chosen_natively = not params.edits_logits and sequence.guide is None
     return is_chosen_natively and sequence.num_prompt_logprobs is None and sequence.pooling is None

@@ -65,8 +65,11 @@ class ModelRunner:
         self._plain: PlainDecode | None = None
         if isinstance(model, NativeDecoder) and model.has_lm_head:
             max_blocks = -(-max_model_len // kv_cache.layout.block_size)
-            generator = model.generator(kv_cache.layers, max_rows=max_sequences, max_blocks=max_blocks)
-            self._plain = PlainDecode(generator)
+            max_logprobs = min(max_logprobs, model.config.vocab_size)
+            generator = model.generator(
+                kv_cache.layers, max_rows=max_sequences, max_blocks=max_blocks, max_logprobs=max_logprobs
+            )
+            self._plain = PlainDecode(generator, max_logprobs)
 
     def execute(self, batch: StepBatch) -> StepResult:
         """Computes the batch's tokens, stores their KV, and samples for the sequences that reach their last token.

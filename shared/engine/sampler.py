@@ -8,11 +8,14 @@ A row's token depends on its own logits, parameters and tokens only, never on wh
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from kernels.cpu.library import Library
+from kernels.cpu.token_logprobs import token_logprobs
 from kernels.cpu.token_sampler import SampleRow, TokenSampler
 from shared.engine.logit_edits import edit_logits
 from shared.engine.noise import noise_keys, token_steps
@@ -156,13 +159,23 @@ class Sampler:
     ) -> None:
         """Sets the entries of the rows that want them."""
         counts = [min(params[row].num_logprobs or 0, self._max_logprobs) for row in raw.rows]
-        total = raw.logits.logsumexp(dim=-1, keepdim=True)
-        chosen_ids = self._column([tokens[row] for row in raw.rows], torch.int64)
-        chosen = (raw.logits.gather(1, chosen_ids[:, None]) - total).squeeze(1).tolist()
-        top, top_ids = raw.logits.topk(max(counts), dim=-1)
+        chosen = [tokens[row] for row in raw.rows]
+        if self._library is not None:
+            found: Iterator[TokenLogprobs] = itertools.starmap(
+                TokenLogprobs, token_logprobs(self._library, raw.logits, chosen, counts)
+            )
+        else:
+            found = self._torch_logprobs(raw.logits, chosen, counts)
+        for row, entry in zip(raw.rows, found, strict=True):
+            logprobs[row] = entry
+
+    def _torch_logprobs(self, logits: torch.Tensor, tokens: list[int], counts: list[int]) -> Iterator[TokenLogprobs]:
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        chosen = (logits.gather(1, self._column(tokens, torch.int64)[:, None]) - total).squeeze(1).tolist()
+        top, top_ids = logits.topk(max(counts), dim=-1)
         top_logprobs, top_token_ids = (top - total).tolist(), top_ids.tolist()
-        for i, (row, count) in enumerate(zip(raw.rows, counts, strict=True)):
-            logprobs[row] = TokenLogprobs(chosen[i], top_token_ids[i][:count], top_logprobs[i][:count])
+        for i, count in enumerate(counts):
+            yield TokenLogprobs(chosen[i], top_token_ids[i][:count], top_logprobs[i][:count])
 
     def _column(self, values: list[int] | list[float], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=self._device)

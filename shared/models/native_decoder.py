@@ -62,13 +62,16 @@ class NativeDecoder(Decoder):
             raise RuntimeError("the model was loaded without its LM head")
         return _native_linear(self._lm_head).multiply(hidden, self._final_norm_f32, self.config.rms_norm_eps)
 
-    def generator(self, kv_layers: list[torch.Tensor], *, max_rows: int, max_blocks: int) -> TokenGenerator:
+    def generator(
+        self, kv_layers: list[torch.Tensor], *, max_rows: int, max_blocks: int, max_logprobs: int
+    ) -> TokenGenerator:
         """Steps of sequences that decode, choice included, in one call over a cache as `forward` takes it.
 
         Args:
             kv_layers: Written by the steps.
             max_rows: Sequences at most.
             max_blocks: Of a sequence at most.
+            max_logprobs: Likeliest tokens at most whose log-probabilities a sequence gets.
         """
         if self._lm_head is None:
             raise RuntimeError("the model was loaded without its LM head")
@@ -81,6 +84,7 @@ class NativeDecoder(Decoder):
             kv_layers,
             max_rows=max_rows,
             max_blocks=max_blocks,
+            max_logprobs=max_logprobs,
         )
 
 

@@ -23,11 +23,14 @@ from shared.models.load import load_decoder
 
 BLOCK_SIZE = 4
 CPU = torch.device("cpu")
+NATIVE_CALLS = ("tandem_generate", "tandem_decoder_step", "tandem_multiply", "tandem_sample", "tandem_logprobs")
 PLAIN = (
     SamplingParams(max_tokens=40, temperature=0.0),
     SamplingParams(max_tokens=40, temperature=1.0, seed=3),
     SamplingParams(max_tokens=40, temperature=0.7, top_p=0.9, seed=4),
     SamplingParams(max_tokens=40, temperature=1.3, top_k=5, min_p=0.02, seed=5),
+    SamplingParams(max_tokens=40, temperature=0.0, num_logprobs=0),
+    SamplingParams(max_tokens=40, temperature=0.8, seed=6, num_logprobs=7),
 )
 OTHER = (
     SamplingParams(max_tokens=40, temperature=0.9, seed=6, repetition_penalty=1.3),
@@ -62,6 +65,7 @@ class Worker:
 
     Attributes:
         native_calls: Names, in order, of the calls of the step that ran last.
+        logprobs: By sequence, of each of its tokens.
     """
 
     def __init__(self, model, arena, num_blocks, monkeypatch):
@@ -80,9 +84,9 @@ class Worker:
             max_sequences=5,
         )
         self.scheduler = Scheduler(self.pool, config, clock=lambda: 1.0)
-        self.native_calls = []
+        self.native_calls, self.logprobs = [], {}
         calls = model.backend.library.calls
-        for name in ("tandem_generate", "tandem_decoder_step", "tandem_multiply", "tandem_sample"):
+        for name in NATIVE_CALLS:
             monkeypatch.setattr(calls, name, self._counted(name, getattr(calls, name)))
 
     def _counted(self, name, call):
@@ -97,7 +101,8 @@ class Worker:
         batch = self.scheduler.schedule()
         self.native_calls.clear()
         if batch.scheduled:
-            self.scheduler.update(batch, self.runner.execute(batch))
+            for sequence, _, logprobs in self.scheduler.update(batch, self.runner.execute(batch)).tokens:
+                self.logprobs.setdefault(sequence.sequence_id, []).append(logprobs)
         return batch
 
 
@@ -129,7 +134,7 @@ def run(worker, arrivals, source):
         step += 1
         assert step < 2000
     worker.scheduler.check_integrity()
-    return [s.token_ids for s in sequences]
+    return [s.token_ids for s in sequences], [worker.logprobs.get(s.sequence_id) for s in sequences]
 
 
 def draw_arrivals(source):
@@ -146,15 +151,16 @@ def draw_arrivals(source):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_tokens_do_not_depend_on_how_a_step_is_called(make_worker, seed):
+def test_tokens_and_logprobs_do_not_depend_on_how_a_step_is_called(make_worker, seed):
     arrivals = draw_arrivals(random.Random(seed))
     in_several_calls = [
-        (at, prompt, dataclasses.replace(sampling, num_logprobs=0)) for at, prompt, sampling in arrivals
+        (at, prompt, dataclasses.replace(sampling, logit_bias={2: 0.0})) for at, prompt, sampling in arrivals
     ]
     num_blocks = 24 + 10 * (seed % 3)  # the fewest make sequences yield to each other
     worker = make_worker(num_blocks)
-    tokens = run(worker, arrivals, random.Random(seed))
-    assert tokens == run(make_worker(num_blocks), in_several_calls, random.Random(seed))
+    assert run(worker, arrivals, random.Random(seed)) == run(
+        make_worker(num_blocks), in_several_calls, random.Random(seed)
+    )
     assert worker.scheduler.num_preemptions > 0 or seed % 3
 
 
@@ -163,7 +169,7 @@ def test_a_step_of_sequences_that_decode_is_one_native_call(make_worker):
     for index, sampling in enumerate(PLAIN):
         worker.scheduler.add(sequence_of([2 + index, 3, 4], sampling))
     worker.step()
-    assert worker.native_calls == ["tandem_decoder_step", "tandem_multiply", "tandem_sample"]
+    assert worker.native_calls == ["tandem_decoder_step", "tandem_multiply", "tandem_sample", "tandem_logprobs"]
     for _ in range(10):
         worker.step()
         assert worker.native_calls == ["tandem_generate"]

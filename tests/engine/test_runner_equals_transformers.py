@@ -267,7 +267,7 @@ def test_logits_of_every_position_are_close_to_transformers(checkpoint, prompts,
     original = model.logits
     model.logits = lambda hidden: seen.append(original(hidden).clone()) or original(hidden)
     sequence = greedy_sequence(prompts[-1], 1)
-    sequence.sampling = SamplingParams(max_tokens=1, temperature=0.0, num_logprobs=0)  # else they stay native
+    sequence.sampling = SamplingParams(max_tokens=1, temperature=0.0, logit_bias={1: 0.0})  # else they stay native
     loop = SteppedLoop(runner)
     for end in range(1, sequence.num_prompt_tokens + 1):
         loop.grow(sequence, end)

@@ -6,6 +6,19 @@
 
 using namespace tandem;
 
+// What `begin` makes for a thread is called with rows, each of which comes once; a row alone, by the caller.
+static void over_rows(Team* team, int rows, const auto& begin) {
+  std::atomic<int> next{0};
+  auto share = [&](int) {
+    auto work = begin();
+    for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;) work(row);
+  };
+  if (rows == 1)
+    share(0);
+  else
+    team->run(share);
+}
+
 extern "C" {
 
 Team* tandem_team(int size) { return new Team(size); }
@@ -96,16 +109,23 @@ void tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const
 
 // One token per row of logits [rows, vocab], which are overwritten.
 void tandem_sample(Team* team, float* logits, int rows, int64_t vocab, const SampleRow* how, int64_t* tokens) {
-  std::atomic<int> next{0};
-  auto work = [&](int) {
-    TokenSampler sampler;
-    for (int row; (row = next.fetch_add(1, std::memory_order_relaxed)) < rows;)
+  over_rows(team, rows, [=] {
+    return [=, sampler = TokenSampler()](int row) mutable {
       tokens[row] = sampler.sample(how[row], logits + row * vocab, vocab);
-  };
-  if (rows == 1)
-    work(0);
-  else
-    team->run(work);
+    };
+  });
+}
+
+// Of rows of logits [rows, vocab]: the log-probability of each one's token, and of its `wanted` likeliest ones, at most
+// `width`. ids, tops [rows, width].
+void tandem_logprobs(Team* team, const float* logits, int rows, int64_t vocab, const int64_t* tokens,
+                     const int32_t* wanted, int width, float* chosen, int32_t* ids, float* tops) {
+  over_rows(team, rows, [=] {
+    return [=](int row) {
+      const int64_t at = static_cast<int64_t>(row) * width;
+      log_probabilities(logits + row * vocab, vocab, tokens[row], wanted[row], chosen + row, ids + at, tops + at);
+    };
+  });
 }
 
 Generator* tandem_generator(const GeneratorParts* parts) { return new Generator(*parts); }

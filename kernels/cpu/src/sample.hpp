@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "vec.hpp"
+#include "logprobs.hpp"
 
 namespace tandem {
 
@@ -104,7 +104,7 @@ class TokenSampler {
   }
 
   int64_t draw_cut(const SampleRow& row, const float* logits, int64_t vocab, float likeliest, uint64_t key) {
-    const double everything = std::exp(static_cast<double>(log_sum(logits, vocab, likeliest)));
+    const double everything = exp_sum(logits, vocab, likeliest);
     float threshold;
     for (float distance : kNear) {
       if (!collect(logits, vocab, likeliest - distance)) break;
@@ -146,16 +146,6 @@ class TokenSampler {
   }
 
   static bool likelier(const Candidate& a, const Candidate& b) { return a.value > b.value; }
-
-  // log of the sum of e^(x - likeliest).
-  static float log_sum(const float* x, int64_t count, float likeliest) {
-    Vec sums{};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) sums += exp(load(x + i) - likeliest);
-    float total = sum(sums);
-    for (; i < count; i++) total += std::exp(x[i] - likeliest);
-    return std::log(total);
-  }
 
   // Finds the smallest logit kept. False if it may lie below `near_`, which holds every token of `floor` or more (of
   // more than `floor`, if `is_open`).

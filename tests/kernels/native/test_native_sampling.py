@@ -8,6 +8,7 @@ import torch
 
 from kernels.cpu.build import COMPILERS, supported_isas
 from kernels.cpu.library import Library
+from kernels.cpu.token_logprobs import token_logprobs
 from shared.engine.sampler import Sampler
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence
@@ -65,3 +66,22 @@ def test_a_draw_does_not_depend_on_its_batch(library):
     together = sampler.sample(logits.clone(), sequences).token_ids
     alone = [sampler.sample(logits[i : i + 1].clone(), [sequences[i]]).token_ids[0] for i in range(20)]
     assert alone == together
+
+
+@pytest.mark.parametrize("vocab_size", [1, 7, 64, 300, 6144, 40_003])
+def test_logprobs_equal_those_of_torch_and_do_not_depend_on_their_batch(library, vocab_size):
+    source = random.Random(vocab_size)
+    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(2)) * 3
+    logits[1] = logits[1].round()  # many ties
+    logits[2, 1::3] = float("-inf")
+    tokens = [source.randrange(vocab_size) for _ in range(5)]
+    counts = [min(count, vocab_size) for count in (5, 20, 1, 0, 3)]
+    found = list(token_logprobs(library, logits, tokens, counts))
+    wanted = logits.double().log_softmax(-1)
+    for row, (logprob, top_ids, tops) in enumerate(found):
+        assert logprob == pytest.approx(wanted[row, tokens[row]].item(), abs=2e-6, rel=1e-6)
+        assert top_ids == sorted(range(vocab_size), key=lambda i: (-logits[row, i], i))[: counts[row]]
+        assert tops == pytest.approx(wanted[row, top_ids].tolist(), abs=2e-6, rel=1e-6)
+        assert list(token_logprobs(library, logits[row : row + 1], tokens[row : row + 1], [counts[row]])) == [
+            found[row]
+        ]
