@@ -32,7 +32,7 @@ def test_sources_compile_for_every_instruction_set_of_x86(tmp_path, isa):
 
 
 def test_sources_compile_for_arm(tmp_path):
-    """Compile only: no such processor is at hand. What replaces dot products is portable and compiled by GENERIC."""
+    """With another compiler than `test_native_arm`, which runs them; compile only."""
     pytest.importorskip("ziglang", reason="no cross compiler: pip install ziglang")
     command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu", "-mcpu=baseline+dotprod"]
     compile_only(
