@@ -38,8 +38,8 @@ async def assemble(
     settings: GatewaySettings, model: ServedModel, directory: Directory, gateway_id: str
 ) -> AsyncIterator[Gateway]:
     """A gateway connected to its workers, until the block is left."""
-    workers = Workers(directory, gateway_id, model.name, settings.tls)
     text_work, metrics = TextWork(), RequestMetrics(model.name)
+    workers = Workers(directory, gateway_id, model.name, metrics.token_gap_s, settings.tls)
     grammar_check = GrammarCheck(model, timeout_s=settings.grammar_timeout_s)
     dispatcher = Dispatcher(
         directory,

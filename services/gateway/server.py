@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.errors import ConfigurationError
 
@@ -45,6 +46,24 @@ def address_of(listener: socket.socket, host: str) -> str:
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
+TRANSPORT = "tandem.transport"
+"""Where a scope has its connection's transport."""
+
+
+def chunk(part: bytes) -> bytes:
+    """A part of a body as it goes over a connection, where the body's length was not announced (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(part), part)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's, which also tells every request its transport."""
+
+    def on_message_begin(self) -> None:
+        """A request begins on this connection."""
+        super().on_message_begin()
+        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `serve_until` is told when to stop."""
 
@@ -53,7 +72,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -25,6 +25,7 @@ _DELTAS = {
     "thinking": ("thinking_delta", "thinking"),
     "tool_use": ("input_json_delta", "partial_json"),
 }
+_AFTER = b"}}\n\n"
 
 
 class MessagesReply:
@@ -73,6 +74,10 @@ class MessagesReply:
                 self._stop = _stop(delta.finish_reason, delta.stop_reason)
         return b"".join(pieces)
 
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """Before and after the text of the open block's delta."""
+        return (self._before, _AFTER) if self._open == "text" else None
+
     def closing(self, usage: Usage, timing: dict[str, object] | None) -> bytes:
         """The last block's end, why it ended, and the tokens."""
         delta = {"stop_reason": self._stop[0], "stop_sequence": self._stop[1]}
@@ -89,7 +94,7 @@ class MessagesReply:
     def _piece(self, kind: str, text: str) -> list[bytes]:
         """More of a block, which begins if it is none of the open one's kind."""
         begin = b"" if self._open == kind else self._close() + self._begin(kind)
-        return [begin, self._before, orjson.dumps(text), b"}}\n\n"]
+        return [begin, self._before, orjson.dumps(text), _AFTER]
 
     def _begin(self, kind: str, **fields: object) -> bytes:
         index, self._open = self._num_blocks, kind

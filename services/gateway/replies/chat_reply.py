@@ -75,6 +75,10 @@ class ChatReply:
                 pieces.append(self._chunks.choice({**last, "stop_reason": delta.stop_reason}, extra))
         return b"".join(pieces)
 
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """Before and after the text of a chunk."""
+        return self._chunks.around_text(index) if self._usage is None else None
+
     def closing(self, usage: Usage, timing: dict[str, object] | None) -> bytes:
         """Usage and timing if asked for, and the end mark."""
         return openai_closing(self._chunks, usage if self._request.include_usage else None, timing)

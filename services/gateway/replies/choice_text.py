@@ -98,10 +98,9 @@ class ChoiceText:
     Attributes:
         is_over: Nothing more will come out.
         hit_stop_string: It ended by a stop string, which the worker knows nothing of.
-        num_tokens: Tokens generated up to the end, as `usage` counts them.
-        num_new_tokens: Of them, how many came with the last `advance`.
-        num_reasoning_tokens: Of them, how many belong to reasoning.
-        last_token_s: When the last ones came, `time.monotonic()`; 0 = none yet.
+        num_reasoning_tokens: Of `num_tokens`, how many belong to reasoning.
+        is_plain: It is its tokens' text and nothing else until it ends: so long they need not go through here.
+        detokenizer: Tokens to text.
     """
 
     def __init__(self, index: int, choice: Choice, tokenizer: Tokenizer, reading: Reading) -> None:
@@ -112,24 +111,25 @@ class ChoiceText:
         self._min_tokens = choice.session.sampling.min_tokens
         self._has_logprobs = choice.session.sampling.num_logprobs is not None
         thinking = choice.session.sampling.thinking
-        self._detokenizer = IncrementalDetokenizer(tokenizer, reading.shown)
+        self.detokenizer = IncrementalDetokenizer(tokenizer, reading.shown)
         self._matcher = StopMatcher(reading.stops) if reading.stops else None
         self._parser = ReplyParser(reading.syntax) if reading.syntax is not None else None
         self._thinking = ThinkingState(thinking) if thinking is not None else None
         self.num_reasoning_tokens = 0
-        self._is_plain = (
-            not (self._matcher or self._has_logprobs or self._parser or self._thinking)
-            and not reading.hides_all
-            and not reading.wants_token_ids
+        self.is_plain = not (self._matcher or self._has_logprobs or self._parser or self._thinking) and not (
+            reading.hides_all or reading.wants_token_ids or reading.shown
         )
         self._entries: deque[TokenEntry] = deque()
         self._pushed_chars = 0
         self._shown_chars = 0
-        self.num_tokens = 0
-        self.num_new_tokens = 0
-        self.last_token_s = 0.0
+        self._num_pushed = 0
         self.is_over = False
         self.hit_stop_string = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated up to the end, as `usage` counts them."""
+        return self.choice.num_taken if self.is_plain else self._num_pushed
 
     def advance(self) -> Delta:
         """Takes what arrived and returns what may be shown of it.
@@ -137,22 +137,19 @@ class ChoiceText:
         A choice that hit a stop string shows everything at once, but ends with its worker's last word.
         """
         token_ids, logprobs = self.choice.take()
-        if self._is_plain and self.choice.finish is None:
-            self.num_new_tokens = len(token_ids)
-            self.num_tokens += self.num_new_tokens
-            return Delta(self.index, self._detokenizer.push_all(token_ids), num_tokens=self.num_tokens)
-        delta, before = Delta(self.index), self.num_tokens
+        if self.is_plain and self.choice.finish is None:
+            return Delta(self.index, self.detokenizer.push_all(token_ids), num_tokens=self.num_tokens)
+        delta, before = Delta(self.index), self._num_pushed
         if self.is_over:
             return delta
         if not self.hit_stop_string and not self._reading.hides_all:
             end_mark = self._hidden_end()
             if self._matcher is None and not self._has_logprobs and end_mark is None:
-                delta.text = self._detokenizer.push_all(token_ids)
-                self.num_tokens += len(token_ids)
+                delta.text = self.detokenizer.push_all(token_ids)
+                self._num_pushed += len(token_ids)
             else:
                 self._push_each(delta, token_ids, logprobs, end_mark)
-            self._note_tokens(delta, token_ids[: self.num_tokens - before])
-        self.num_new_tokens = self.num_tokens - before
+            self._note_tokens(delta, token_ids[: self._num_pushed - before])
         delta.num_tokens = self.num_tokens
         if self.choice.finish is not None:
             self._finish(delta, self.choice.finish)
@@ -190,11 +187,11 @@ class ChoiceText:
         for position, token_id in enumerate(token_ids):
             if self._has_logprobs:
                 self._entries.append(TokenEntry(token_id, logprobs[position], self._pushed_chars))
-            self.num_tokens += 1
+            self._num_pushed += 1
             is_end = token_id == end_mark and position == len(token_ids) - 1
-            text = "" if is_end else self._detokenizer.push(token_id)
+            text = "" if is_end else self.detokenizer.push(token_id)
             self._pushed_chars += len(text)
-            if self._matcher is not None and self.num_tokens > self._min_tokens:
+            if self._matcher is not None and self._num_pushed > self._min_tokens:
                 text = self._matcher.push(text)
                 if self._matcher.matched is not None:
                     self.hit_stop_string = True
@@ -222,7 +219,7 @@ class ChoiceText:
             delta.finish_reason, delta.stop_reason = "stop", self._matcher.matched
             return
         held = self._matcher.flush() if self._matcher is not None else ""
-        delta.text += held + self._detokenizer.flush()
+        delta.text += held + self.detokenizer.flush()
         if self._entries and finish.stop_token_id == self._entries[-1].token_id in self._tokenizer.special_ids:
             self._entries.pop()  # the end mark is no part of what was said
         delta.tokens = [*delta.tokens, *self._entries]

@@ -8,6 +8,7 @@ import time
 from starlette.types import Scope, Send
 
 from services.gateway.middleware import SERVER_SEND
+from services.gateway.server import TRANSPORT
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Of every event stream: nobody on the way keeps it back."""
@@ -23,6 +24,8 @@ class EventBody:
 
     Attributes:
         is_open: The status was sent.
+        sent_s: When something was sent last, `time.monotonic()`.
+        transport: The connection's; None if the server tells none.
     """
 
     def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
@@ -30,8 +33,9 @@ class EventBody:
         self._send_part: Send = scope.get(SERVER_SEND, send)
         self._headers = headers
         self._opening = asyncio.Lock()
-        self._sent_s = time.monotonic()
+        self.sent_s = time.monotonic()
         self.is_open = False
+        self.transport: asyncio.WriteTransport | None = scope.get(TRANSPORT)
 
     async def send(self, part: bytes, *, is_last: bool = False) -> None:
         """Sends a part; an empty one is nothing unless it is the last."""
@@ -39,7 +43,7 @@ class EventBody:
             return
         if not self.is_open:
             await self._open()
-        self._sent_s = time.monotonic()
+        self.sent_s = time.monotonic()
         await self._send_part({"type": "http.response.body", "body": part, "more_body": not is_last})
 
     async def _open(self) -> None:
@@ -51,7 +55,7 @@ class EventBody:
     async def beat(self, interval_s: float) -> None:
         """Sends a heartbeat whenever nothing was sent for `interval_s`, until cancelled."""
         while True:
-            silent_s = time.monotonic() - self._sent_s
+            silent_s = time.monotonic() - self.sent_s
             if silent_s >= interval_s:
                 await self.send(HEARTBEAT)
                 silent_s = 0.0

@@ -76,6 +76,13 @@ class ReplyFormat(Protocol):
         """The events of one batch of deltas."""
         ...
 
+    def around_text(self, index: int) -> tuple[bytes, bytes] | None:
+        """What comes before and after the text, as JSON, in an event that tells of nothing but a choice's text.
+
+        None if events tell more; asked after a choice's first event.
+        """
+        ...
+
     def closing(self, usage: Usage, timing: dict[str, object] | None) -> bytes:
         """The events after the last delta, `[DONE]` included."""
         ...

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.last_word import SHUT_DOWN
+from services.gateway.replies.direct_line import lay_lines
 from services.gateway.replies.error_reply import error_response
 from services.gateway.replies.event_body import HEADERS, EventBody
 from services.gateway.replies.reply_format import ReplyFormat
@@ -85,10 +86,11 @@ class EventStream(Response):
 
     async def _send_deltas(self, body: EventBody) -> bytes:
         """Sends all but the last part, which it returns."""
-        opening = self._reply.opening
-        async for deltas in self._generation.batches():
+        generation, opening = self._generation, self._reply.opening
+        async for deltas in generation.batches():
             await body.send(opening() + self._reply.events(deltas))
-            opening = bytes
-        generation = self._generation
+            if opening is not bytes:
+                opening = bytes
+                lay_lines(generation.plain_texts, self._reply, body)
         timing = timing_block(generation) if generation.request.timing else None
         return opening() + self._reply.closing(generation.usage, timing)

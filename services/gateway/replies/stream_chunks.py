@@ -36,12 +36,17 @@ class ChunkTemplate:
         return event({**self._head, "choices": [choice], **self._tail, **(extra or {})})
 
     def text(self, index: int, text: str) -> bytes:
-        """A chunk with nothing but text: the hot path."""
+        """A chunk with nothing but text."""
+        before, after = self.around_text(index)
+        return before + orjson.dumps(text) + after
+
+    def around_text(self, index: int) -> tuple[bytes, bytes]:
+        """What comes before and after the text in such a chunk."""
         parts = self._parts.get(index)
         if parts is None:
             before, after = self.choice(self._text_choice(index, TEXT_MARK)).split(_TEXT_JSON)
             parts = self._parts[index] = before, after
-        return parts[0] + orjson.dumps(text) + parts[1]
+        return parts
 
     def ending(self, extra: dict[str, object]) -> bytes:
         """The last chunk: no choice, but usage or timing."""

@@ -1,7 +1,8 @@
 """A request under way: its sessions, and the one place where what they produce comes together.
 
-Everything a client can see of a generation goes through `batches`, so streaming and collecting cannot differ. A worker
-that is lost on the way is not among it: the session goes on at another worker, from the next token.
+Everything a client can see of a generation goes through `batches`, so streaming and collecting cannot differ; only what
+is text and nothing else may go to a stream past it, by a line per choice (`replies/direct_line`). A worker that is lost
+on the way is not among it: the session goes on at another worker, from the next token.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ class Generation:
         return not self._num_open
 
     @property
+    def plain_texts(self) -> list[ChoiceText]:
+        """Of the choices that may have a line of their own."""
+        return [text for text in self._texts.values() if text.is_plain and not text.is_over]
+
+    @property
     def output_tokens(self) -> list[int]:
         """Tokens so far, per choice of the reply."""
         return [text.num_tokens for text in self._texts.values()]
@@ -212,9 +218,6 @@ class Generation:
         """Stamps what just arrived."""
         session = text.choice.session
         self.stamps.last_token_s = now_s
-        if text.num_new_tokens and text.last_token_s:
-            self._metrics.token_gap_s.observe((now_s - text.last_token_s) / text.num_new_tokens, now_s)
-        text.last_token_s = now_s
         if not session.first_token_s and text.num_tokens:
             session.first_token_s = now_s
             self._workers.first_token(session)

@@ -1,9 +1,11 @@
 """One prompt's generation as the gateway owns it, from admission to the last byte.
 
     worker stream --push/end/lose--> Choice, Session --post--> Mailbox --take--> the request's one reader
+                                        '-----line----> the client
 
 All of it lives on the event loop. The worker stream writes what arrives, in one pass per engine step; the request's
-task takes what has arrived since it last looked, so a reader slower than the worker gets fewer, longer pieces.
+task takes what has arrived since it last looked, so a reader slower than the worker gets fewer, longer pieces. A token
+that is nothing but text, of a request whose task waits, skips all that on a direct line to its client.
 
 A session outlives its workers: the choices keep every token that arrived, and another worker goes on from there.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -93,40 +96,52 @@ class Mailbox:
 
     The reader wakes once for all that one engine step brought. A bare future wakes it: of everything that happens per
     step and stream, an `asyncio.Event` would be among the dearest.
+
+    Attributes:
+        waiting: What wakes the reader while it waits and nothing is here, else None.
     """
+
+    __slots__ = ("_choices", "_failures", "waiting")
 
     def __init__(self) -> None:
         self._choices: dict[Choice, None] = {}
         self._failures: list[Failure] = []
-        self._reader: asyncio.Future[None] | None = None
+        self.waiting: asyncio.Future[None] | None = None
 
     def post(self, choice: Choice) -> None:
         """Tells the reader that a choice has something new."""
         self._choices[choice] = None
-        if self._reader is not None:
-            self._wake(self._reader)
+        if self.waiting is not None:
+            self._wake(self.waiting)
 
     def post_failure(self, session: Session | None, error: TandemError) -> None:
         """Tells the reader that a session, or the whole request, failed."""
         self._failures.append(Failure(session, error))
-        if self._reader is not None:
-            self._wake(self._reader)
+        if self.waiting is not None:
+            self._wake(self.waiting)
 
     async def take(self) -> tuple[list[Choice], list[Failure]]:
         """Waits for news and takes all of it."""
         if not self._choices and not self._failures:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
+            self.waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self.waiting
+            finally:
+                self.waiting = None  # also where the reader was cancelled: it may have a last word to send
         choices, failures = list(self._choices), self._failures
         self._choices.clear()
         if failures:
             self._failures = []
         return choices, failures
 
-    def _wake(self, reader: asyncio.Future[None]) -> None:
-        self._reader = None
-        if not reader.done():  # a reader that was cancelled leaves its future behind
-            reader.set_result(None)
+    def _wake(self, waiting: asyncio.Future[None]) -> None:
+        self.waiting = None
+        if not waiting.done():  # the reader was cancelled, and did not run since
+            waiting.set_result(None)
+
+
+Line = Callable[[int], bool]
+"""Sends a token's text to the client at once, or returns False: then nothing was sent."""
 
 
 class Choice:
@@ -136,9 +151,15 @@ class Choice:
         index: In the session; part of the noise key, so equal wherever the session runs.
         token_ids: All that arrived, from whichever worker.
         finish: The last word on it; None before.
+        line: Takes tokens while the request's task waits for news, if such a line was laid.
+        num_taken: How many of the tokens were taken, by either.
+        pushed_s: When the last one arrived, `time.monotonic()`; 0 = none yet.
     """
 
-    __slots__ = ("_logprobs", "_mailbox", "_num_taken", "finish", "index", "session", "token_ids")
+    __slots__ = (
+        "_is_begun", "_logprobs", "_mailbox",
+        "finish", "index", "line", "num_taken", "pushed_s", "session", "token_ids",
+    )  # fmt: skip
 
     def __init__(self, session: Session, index: int, mailbox: Mailbox) -> None:
         self.session = session
@@ -146,15 +167,26 @@ class Choice:
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
         self._mailbox = mailbox
+        self.line: Line | None = None
+        self.num_taken = 0
+        self.pushed_s = 0.0
+        self._is_begun = False
         self._logprobs: list[TokenLogprobs] = []
-        self._num_taken = 0
+
+    def begin(self) -> None:
+        """A worker was asked for it, or for the rest of it."""
+        self._is_begun = False
 
     def push(self, token_id: int) -> None:
         """A token arrived."""
         self.token_ids.append(token_id)
-        if not self.session.is_streaming:
+        if not self._is_begun:
+            self._is_begun = True
             self.session.note_token()
-        self._mailbox.post(self)
+        if self.line is not None and self._mailbox.waiting is not None and self.line(token_id):
+            self.num_taken += 1
+        else:
+            self._mailbox.post(self)
 
     def push_logprobs(self, logprobs: TokenLogprobs) -> None:
         """The log-probabilities of the token that was pushed last."""
@@ -168,8 +200,8 @@ class Choice:
 
     def take(self) -> tuple[list[int], list[TokenLogprobs]]:
         """Hands over the tokens that arrived since, and their log-probabilities if they were asked for."""
-        token_ids, logprobs = self.token_ids[self._num_taken :], self._logprobs
-        self._num_taken = len(self.token_ids)
+        token_ids, logprobs = self.token_ids[self.num_taken :], self._logprobs
+        self.num_taken = len(self.token_ids)
         if logprobs:
             self._logprobs = []
         return token_ids, logprobs
@@ -210,11 +242,6 @@ class Session:
     def state(self) -> SessionState:
         """Where it stands."""
         return self._life.state
-
-    @property
-    def is_streaming(self) -> bool:
-        """The present worker's first token came."""
-        return self._life.state is SessionState.STREAMING
 
     @property
     def is_over(self) -> bool:
@@ -261,6 +288,8 @@ class Session:
         self.placement = placement
         self.attempts += 1
         self.submitted_s = time.monotonic()
+        for choice in self.choices:
+            choice.begin()
         if len(self.prompt_scores) < len(self.prompt_token_ids) - 1:
             self.prompt_scores.clear()
 

@@ -8,6 +8,7 @@ The only module of the gateway that sees protobuf.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import grpc
@@ -31,6 +32,7 @@ from shared.engine.sampling_params import SamplingParams
 from shared.engine.thinking import Thinking
 from shared.errors import TandemError, WorkerLost, error_from_code
 from shared.identity import SessionId
+from shared.metrics.tally import Tally
 from shared.rpc import PeerRole, TlsFiles, error_from_rpc, open_channel
 
 log = structlog.get_logger(__name__)
@@ -47,8 +49,9 @@ _FINISH_REASONS = {
 class WorkerStream:
     """Made by `open`; ended by `close` or by the peer. When it ends, every session on it fails as `WorkerLost`."""
 
-    def __init__(self, record: WorkerRecord, channel: grpc.aio.Channel, call: _Call) -> None:
+    def __init__(self, record: WorkerRecord, channel: grpc.aio.Channel, call: _Call, token_gap_s: Tally) -> None:
         self.record = record
+        self._token_gap_s = token_gap_s
         self._channel = channel
         self._call = call
         self._commands: asyncio.Queue[pb.GenerateCommand] = asyncio.Queue()
@@ -59,7 +62,7 @@ class WorkerStream:
 
     @classmethod
     async def open(
-        cls, record: WorkerRecord, gateway_id: str, timeout_s: float, tls: TlsFiles | None = None
+        cls, record: WorkerRecord, gateway_id: str, timeout_s: float, token_gap_s: Tally, tls: TlsFiles | None = None
     ) -> WorkerStream:
         """Connects and waits until the worker accepted this gateway.
 
@@ -84,7 +87,7 @@ class WorkerStream:
             if isinstance(exc, TimeoutError):
                 raise WorkerLost(f"worker {record.worker_id} did not answer within {timeout_s:g} s") from exc
             raise
-        return cls(record, channel, call)
+        return cls(record, channel, call, token_gap_s)
 
     @property
     def is_open(self) -> bool:
@@ -198,13 +201,16 @@ class WorkerStream:
 
     def _dispatch(self, output: pb.StepOutput) -> None:
         """All that one engine step produced, in one pass."""
-        routes = self._routes
+        routes, gaps, now_s = self._routes, self._token_gap_s, time.monotonic()
         sequences = output.sequences
         for started in output.started:
             if entry := self._sessions.get(SessionId(started.session_id)):
                 entry[0].note_started(started.cached_tokens)
         for sequence, token_id in zip(sequences, output.token_ids, strict=True):
             if choice := routes.get(sequence):
+                if choice.pushed_s:
+                    gaps.observe(now_s - choice.pushed_s, now_s)
+                choice.pushed_s = now_s
                 choice.push(token_id)
         for scores in output.prompt_scores:
             if choice := routes.get(scores.sequence):

@@ -18,6 +18,7 @@ from shared.directory.client import Directory
 from shared.directory.records import WorkerRecord
 from shared.errors import TandemError, Unavailable, WorkerLost
 from shared.identity import Fingerprint, Incarnation, WorkerId
+from shared.metrics.tally import Tally
 from shared.rpc import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -36,10 +37,13 @@ class Workers:
     is gone keeps its stream while it has sessions: the directory is a hint.
     """
 
-    def __init__(self, directory: Directory, gateway_id: str, model: str, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self, directory: Directory, gateway_id: str, model: str, token_gap_s: Tally, tls: TlsFiles | None = None
+    ) -> None:
         self._directory = directory
         self._gateway_id = gateway_id
         self._model = model
+        self._token_gap_s = token_gap_s
         self._tls = tls
         self._streams: dict[Incarnation, WorkerStream] = {}
         self._keepers: dict[Incarnation, asyncio.Task[None]] = {}
@@ -187,7 +191,9 @@ class Workers:
         while self._is_announced(record):
             opened_s = time.monotonic()
             try:
-                stream = await WorkerStream.open(record, self._gateway_id, CONNECT_TIMEOUT_S, self._tls)
+                stream = await WorkerStream.open(
+                    record, self._gateway_id, CONNECT_TIMEOUT_S, self._token_gap_s, self._tls
+                )
             except TandemError as exc:
                 log.warning("worker_unreachable", worker_id=record.worker_id, code=exc.code, error=exc.message)
             else:
