@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType, cast
 
 BlockHash = NewType("BlockHash", bytes)
@@ -26,6 +26,7 @@ Incarnation = NewType("Incarnation", str)
 Fingerprint = NewType("Fingerprint", str)
 
 HASH_BYTES = 16
+_PACKED_BLOCKS = 64  # whose tokens are turned into bytes at a time
 
 
 def new_incarnation() -> Incarnation:
@@ -48,13 +49,8 @@ def namespace_hash(fingerprint: Fingerprint, cache_salt: str = "") -> BlockHash:
     return BlockHash(digest.digest())
 
 
-def token_bytes(token_ids: Sequence[int]) -> bytes:
-    """The canonical bytes of token ids: int32, little-endian."""
-    return struct.pack(f"<{len(token_ids)}i", *token_ids)
-
-
-def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
-    """Hashes of the full blocks of `token_ids`, which follow the block named `parent`.
+def iter_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> Iterator[BlockHash]:
+    """Hashes of the full blocks of `token_ids`, which follow the block named `parent`, each computed when it is taken.
 
     Args:
         parent: Hash of the preceding block, or `namespace_hash(...)` at the start of a sequence.
@@ -62,13 +58,18 @@ def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) 
         block_size: Tokens per block.
     """
     digest: bytes = parent
-    digests: list[bytes] = []
-    raw, blake2b = token_bytes(token_ids), hashlib.blake2b
-    stride = 4 * block_size
-    for start in range(0, len(raw) - stride + 1, stride):
-        digest = blake2b(digest + raw[start : start + stride], digest_size=HASH_BYTES).digest()
-        digests.append(digest)
-    return cast("list[BlockHash]", digests)
+    blake2b, stride = hashlib.blake2b, 4 * block_size
+    for first in range(0, len(token_ids), _PACKED_BLOCKS * block_size):
+        tokens = token_ids[first : first + _PACKED_BLOCKS * block_size]
+        raw = struct.pack(f"<{len(tokens)}i", *tokens)
+        for start in range(0, len(raw) - stride + 1, stride):
+            digest = blake2b(digest + raw[start : start + stride], digest_size=HASH_BYTES).digest()
+            yield cast("BlockHash", digest)
+
+
+def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
+    """All that `iter_hashes` gives."""
+    return list(iter_hashes(parent, token_ids, block_size))
 
 
 def prompt_hashes(

@@ -44,7 +44,6 @@ async def assemble(
     dispatcher = Dispatcher(
         directory,
         workers,
-        text_work,
         policy=settings.placement,
         min_remote_tokens=settings.min_remote_tokens,
         timeout_s=settings.request_timeout_s,

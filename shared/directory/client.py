@@ -15,6 +15,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -31,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 _FIRST_LOOKUP_BLOCKS = 16
 """Most prompts that nobody has are known by these: packing hundreds of keys costs more than a second round trip."""
-_LOOKUP_BLOCKS = 1024
+_LOOKUP_BLOCKS = 512
 _BEATS_PER_HEARTBEAT = 2
 
 
@@ -161,19 +162,19 @@ class Directory:
         await self._beat()
         return self._holder
 
-    async def longest_prefixes(self, hashes: Sequence[BlockHash]) -> dict[int, int]:
+    async def longest_prefixes(self, hashes: Iterable[BlockHash]) -> dict[int, int]:
         """Holder index to the number of leading blocks of `hashes` that it probably has; {} where Redis is down.
 
-        Includes holders that died lately; `find_holders` doesn't.
+        Includes holders that died lately; `find_holders` doesn't. Of `hashes` it takes no more than it has to look at,
+        and no more than some hundreds at a time.
         """
-        count = PrefixCount()
-        start, end = 0, _FIRST_LOOKUP_BLOCKS
-        while start < len(hashes) and not count.is_over:
-            bitmaps = await self._store.lookup([hint_key(h) for h in hashes[start:end]])
+        count, rest, num_blocks = PrefixCount(), iter(hashes), _FIRST_LOOKUP_BLOCKS
+        while not count.is_over and (keys := [hint_key(h) for h in islice(rest, num_blocks)]):
+            bitmaps = await self._store.lookup(keys)
             if bitmaps is None:
                 break
             count.extend(bitmaps)
-            start, end = end, end + _LOOKUP_BLOCKS
+            num_blocks = _LOOKUP_BLOCKS
         return count.finish()
 
     async def find_holders(self, hashes: Sequence[BlockHash]) -> list[HolderMatch]:

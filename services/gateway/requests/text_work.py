@@ -1,7 +1,7 @@
-"""Tokenizing, rendering and hashing of long prompts, beside the event loop.
+"""Tokenizing and rendering of long prompts, beside the event loop.
 
-Short ones are done in place: a thread costs more than they do. The tokenizer releases the GIL; the template and the
-hashes hold it, but in a thread they give way every few milliseconds.
+Short ones are done in place: a thread costs more than they do. The tokenizer releases the GIL; the template holds it,
+but in a thread it gives way every few milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 INLINE_CHARS = 4_000  # about a millisecond of tokenizing
-INLINE_TOKENS = 8_000  # about a millisecond of hashing
 
 
 class TextWork:

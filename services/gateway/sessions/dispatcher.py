@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from functools import partial
 
 import structlog
 
-from services.gateway.requests.text_work import INLINE_TOKENS, TextWork
 from services.gateway.sessions.placement import (
     Holder,
     Placement,
@@ -28,7 +26,7 @@ from services.gateway.sessions.session import Choice, Session
 from services.gateway.sessions.workers import Workers
 from shared.directory.client import Directory
 from shared.errors import Unavailable
-from shared.identity import Fingerprint, Incarnation, prompt_hashes
+from shared.identity import Fingerprint, Incarnation, iter_hashes, namespace_hash
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +40,6 @@ class Dispatcher:
         self,
         directory: Directory,
         workers: Workers,
-        text_work: TextWork,
         *,
         policy: Policy,
         min_remote_tokens: int,
@@ -50,7 +47,6 @@ class Dispatcher:
     ) -> None:
         self._directory = directory
         self._workers = workers
-        self._text_work = text_work
         self._policy = policy
         self._min_remote_tokens = min_remote_tokens
         self._timeout_s = timeout_s
@@ -129,10 +125,8 @@ class Dispatcher:
             usable = (len(token_ids) - 1) // block_size * block_size
             if not usable:
                 continue
-            hashes = await self._text_work.run(
-                partial(prompt_hashes, fingerprint, cache_salt, token_ids[:usable], block_size),
-                is_short=usable <= INLINE_TOKENS,
-            )
+            # Hashed as far as it is looked up: of a prompt that nobody has, that is a few blocks.
+            hashes = iter_hashes(namespace_hash(fingerprint, cache_salt), token_ids[:usable], block_size)
             prefixes[fingerprint] = await self._directory.longest_prefixes(hashes)
         return prefixes
 
