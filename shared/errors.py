@@ -13,6 +13,7 @@
     |- RequestTimeout            408  the request's own deadline
     |- Overloaded                429  queues are full; retry later
     |  `- RateLimited            429  the caller's own limits; says when to come again
+    |     `- LargerThanLimit     429  one request alone is larger than a whole window; never again
     |- Cancelled                 499  the client went away
     |- InternalError             500  a defect of ours
     |- Unavailable               503  no worker can take this now
@@ -153,6 +154,13 @@ class RateLimited(Overloaded):
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float = 1.0) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class LargerThanLimit(RateLimited):
+    """One request wants more than the caller's limit allows in a whole window: it will never be served as it is."""
+
+    code = "request_larger_than_rate_limit"
+    retryable = False
 
 
 class Cancelled(TandemError):

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.access.authentication import Authentication
+from services.gateway.access.rate_limits import RATE_HEADERS
 from services.gateway.anthropic import routes as anthropic
 from services.gateway.batches import file_routes as files
 from services.gateway.batches import routes as batches
@@ -56,7 +57,7 @@ def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
             allow_origins=origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "request-id", "retry-after"],
+            expose_headers=["x-request-id", "request-id", "retry-after", *RATE_HEADERS],
         )
     app.add_middleware(LastWord)
     app.add_middleware(RequestIds)

@@ -8,7 +8,7 @@ from collections import Counter
 
 from services.gateway.access.caller import Caller
 from services.gateway.access.rate_limits import REQUESTS, TOKENS, RateLimits, Standing, Taken
-from shared.errors import PermissionDenied, RateLimited
+from shared.errors import LargerThanLimit, PermissionDenied, RateLimited
 
 
 class Ticket:
@@ -86,6 +86,7 @@ class Admission:
         Raises:
             PermissionDenied: The key does not allow the model.
             RateLimited: Too much is under way, or the minute has not so many tokens left.
+            LargerThanLimit: No minute has so many.
         """
         if not caller.may_use(model):
             raise PermissionDenied(f"this API key does not allow the model {model!r}", param="model")
@@ -116,6 +117,8 @@ class Admission:
             asked = f"the prompt has {prompt_tokens} tokens" + (
                 f" and the reply is to have up to {output_tokens}" if output_tokens else ""
             )
+            if taken.amount > standing.limit:
+                raise LargerThanLimit(f"{asked}; tenant {caller.tenant} may use {standing.limit} tokens per minute")
             raise RateLimited(
                 f"{asked}; tenant {caller.tenant} has {max(0, standing.remaining)} left "
                 f"of {standing.limit} tokens per minute",

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 WINDOW_S = 60.0
 REQUESTS, TOKENS = "requests", "tokens"
+RATE_HEADERS = [f"x-ratelimit-{part}-{kind}" for part in ("limit", "remaining", "reset") for kind in (REQUESTS, TOKENS)]
 
 _RETRY_REDIS_S = 5.0
 

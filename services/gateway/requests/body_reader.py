@@ -136,6 +136,8 @@ def _invalid(exc: ValidationError, content: object) -> InvalidRequest:
     path = _path(problem["loc"], content, ends_in_name=is_missing)
     if is_missing:
         return InvalidRequest(f"the field {path!r} is required", param=path)
+    if problem["type"] == "extra_forbidden":
+        return InvalidRequest(f"unknown field {path!r}"[:MAX_MESSAGE_CHARS], param=path)
     if problem["type"] == UNSUPPORTED:
         return UnsupportedField(f"{path!r} is not supported: {problem['msg']}", param=path)
     message = problem["msg"][:1].lower() + problem["msg"][1:]

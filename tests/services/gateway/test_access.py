@@ -119,7 +119,8 @@ async def test_requests_per_minute_are_limited_and_told(guarded):
 async def test_tokens_are_counted_as_they_really_were(guarded):
     async with guarded({"tokens_per_minute": 20}) as (running, key):
         too_long = await running.http.post("/v1/completions", json={**BODY, "prompt": [5] * 21}, headers=bearer(key))
-        message = assert_openai_error(too_long, 429, "rate_limit_exceeded")["message"]
+        message = assert_openai_error(too_long, 429, "request_larger_than_rate_limit")["message"]
+        assert "retry-after" not in too_long.headers  # it would be refused ever after
         assert "21 tokens" in message
         assert "20 tokens per minute" in message
         replies = []
