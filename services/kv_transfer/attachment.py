@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ PIN_TIMEOUT_S = 5.0
 
 
 UNPINNED_BYTES = 16 << 20
-"""So much is sent within milliseconds: not pinned, but looked at once more afterwards, which saves a call."""
+"""So much is sent within milliseconds: what a table names is looked at once more afterwards, and not pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class WorkerPin:
 
     Attributes:
         held: Per hash; None where the worker doesn't have it.
-        lost: Done when the pin ended early: the bytes may change from then on. None: they are not pinned.
+        lost: Done when the pin ended early: the bytes may change from then on. None: `is_intact` alone tells.
     """
 
     held: list[HeldBlock | None]
@@ -109,15 +109,16 @@ class Attachment:
 
     @contextlib.asynccontextmanager
     async def pin(self, hashes: Sequence[BlockHash]) -> AsyncIterator[WorkerPin]:
-        """Holds blocks in the worker's pool as long as the context is open, or finds them there if they are few.
+        """Finds blocks in the worker's pool and holds them there as long as the context is open.
+
+        Where the worker keeps a table, its answer is not waited for: what it gives away until then is seen afterwards.
 
         Raises:
             TandemError: The worker doesn't answer, or answers nonsense.
         """
-        if self._index is not None and len(hashes) * self.block_bytes <= UNPINNED_BYTES:
-            found = self._index.find(hashes)
-            assert self.table is not None
-            yield WorkerPin([None if s is None else held_slot(self.shared_arena, self.table, s) for s in found], None)
+        if self._index is not None:
+            with self._pinned_soon(hashes):
+                yield WorkerPin(self._found(self._index.find(hashes)), None)
             return
         call = self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes)))
         watch: asyncio.Task[None] | None = None
@@ -126,11 +127,23 @@ class Attachment:
             if not isinstance(reply, pb.PinReply) or len(reply.block_ids) != len(hashes):
                 raise WorkerLost("the worker ended a pin without an answer")
             watch = asyncio.get_running_loop().create_task(_until_ended(call))
-            yield WorkerPin(self._held(hashes, reply.block_ids), watch)
+            yield WorkerPin(self._held(reply.block_ids), watch)
         finally:
             call.cancel()
             if watch is not None:
                 watch.cancel()
+
+    @contextlib.contextmanager
+    def _pinned_soon(self, hashes: Sequence[BlockHash]) -> Iterator[None]:
+        """Asks the worker to keep blocks, unless they are sent before it could answer."""
+        if len(hashes) * self.block_bytes <= UNPINNED_BYTES:
+            yield
+            return
+        call = self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes)))
+        try:
+            yield
+        finally:
+            call.cancel()
 
     def watch(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> Callable[[BlockHash], bool]:
         """Makes a question: is this block still where it was?
@@ -151,21 +164,15 @@ class Attachment:
 
         return is_unchanged
 
-    def _held(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> list[HeldBlock | None]:
-        """Pinned blocks."""
+    def _found(self, slots: Sequence[SealedSlot | None]) -> list[HeldBlock | None]:
+        """Blocks that the table names."""
+        assert self.table is not None
+        return [None if slot is None else held_slot(self.shared_arena, self.table, slot) for slot in slots]
+
+    def _held(self, block_ids: Sequence[int]) -> list[HeldBlock | None]:
+        """Pinned blocks of a worker without a table."""
         pinned = iter(self.blocks([block_id for block_id in block_ids if block_id >= 0]))
-        held: list[HeldBlock | None] = []
-        for block_hash, block_id in zip(hashes, block_ids, strict=True):
-            if block_id < 0:
-                held.append(None)
-                continue
-            block = next(pinned)
-            slot = None if self.table is None else self.table.slot(BlockId(block_id))
-            if self.table is not None and slot is not None and slot.name == block_hash:
-                held.append(HeldBlock(block, slot.checksum, functools.partial(self.table.holds, slot)))
-            else:
-                held.append(HeldBlock(block))
-        return held
+        return [None if block_id < 0 else HeldBlock(next(pinned)) for block_id in block_ids]
 
     async def close(self) -> None:
         """Ends the worker's pins; the arena stays mapped as long as a transfer still uses it."""

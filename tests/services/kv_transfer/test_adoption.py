@@ -202,6 +202,20 @@ async def test_few_blocks_are_sent_without_a_call_to_the_worker_and_many_are_pin
     assert all((puller.blocks[i] == expected[h]).all() for i, h in enumerate(hashes))
 
 
+async def test_a_worker_that_cannot_pin_does_not_hold_up_what_its_table_names(cluster, make_hashes):
+    holder, puller = await cluster.pair(num_blocks=24, block_bytes=1 << 20, seal_table=True)
+    hashes = make_hashes(24)
+    expected = seal(holder, hashes)
+
+    def refuse(count):
+        raise ZeroDivisionError
+
+    holder.host.on_pin = refuse
+    reply = await puller.pull(holder, hashes, list(range(24)))
+    assert (reply.error, list(reply.verified)) == ("", [True] * 24)
+    assert all((puller.blocks[i] == expected[h]).all() for i, h in enumerate(hashes))
+
+
 async def test_blocks_given_away_while_they_are_sent_are_missing_and_never_wrong(cluster, make_hashes):
     """An engine that seals, evicts and overwrites as fast as it can beside pulls of its blocks."""
     holder, puller = await cluster.pair(num_blocks=8, block_bytes=1 << 20, seal_table=True)
