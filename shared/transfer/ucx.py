@@ -27,7 +27,8 @@ _TCP = {"TCP_TX_SEG_SIZE": "64K", "TCP_CM_REUSEADDR": "y"}
 _PRESETS = {
     "tcp": {"TLS": "tcp,self", **_TCP},
     # One copy, made by the receiver (CMA). Both processes must share user, PID and IPC namespace: else UCX crashes.
-    "shm": {"TLS": "tcp,self,sm", "MM_ERROR_HANDLING": "y", "CMA_MEMORY_INVALIDATE": "y", **_TCP},
+    # In large pieces, because the engine looks around after each; half a millisecond is not too long to be away.
+    "shm": {"TLS": "tcp,self,sm", "MM_ERROR_HANDLING": "y", "CMA_MEMORY_INVALIDATE": "y", "CMA_SEG_SIZE": "2M", **_TCP},
     # Device memory. Between workers of one host by CUDA IPC; else UCX stages it through host memory by itself.
     "cuda": {"TLS": "tcp,self,cuda_copy,cuda_ipc", **_TCP},
 }

@@ -35,7 +35,7 @@ _POLL_S = 1.0
 _CLOSE_PERIOD_NS = 10**9
 _FAREWELL_TURNS = 20
 _SLICE_S = 0.0005
-_LARGE_PIECE_S = 0.00005  # half of what 512 KiB between processes takes, twice a segment of TCP
+_LARGE_PIECE_S = 0.00005  # half of what 512 KiB take between processes, twice a segment of TCP
 _SMALL_PIECES = 8  # after so many in a row more small ones are expected
 _QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
 
