@@ -139,7 +139,7 @@ async def test_a_second_process_waits_for_the_first_ones_end(cluster):
     assert (await node.transfer_status()).pid == first.pid
     first.kill()
     await asyncio.to_thread(first.wait)
-    node.call.cancel()
+    await node.call.code()  # its channel knows
     await node.attach()
     assert (await node.transfer_status()).pid == node.process.pid
 
