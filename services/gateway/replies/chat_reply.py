@@ -23,6 +23,9 @@ from services.gateway.syntax.families import ToolFamily
 from shared.errors import TandemError
 from shared.tokenization.tokenizer import Tokenizer
 
+REASONING_NAMES = ("reasoning_content", "reasoning")
+"""What clients look for it under: the name that DeepSeek's API has, and vLLM's newer one."""
+
 
 class ChatReply:
     """`chat.completion`, and `chat.completion.chunk` when streamed."""
@@ -91,7 +94,7 @@ class ChatReply:
         """A chunk's choice that carries more than text."""
         content: dict[str, object] = {}
         if delta.reasoning:
-            content["reasoning_content"] = delta.reasoning
+            content |= dict.fromkeys(REASONING_NAMES, delta.reasoning)
         if delta.text or not (delta.reasoning or delta.calls):
             content["content"] = delta.text
         if delta.calls:
@@ -111,7 +114,7 @@ class ChatReply:
     def _whole_choice(self, choice: CollectedChoice) -> dict[str, object]:
         message: dict[str, object] = {"role": "assistant", "content": choice.text, "refusal": None}
         if choice.reasoning:
-            message["reasoning_content"] = "".join(choice.reasoning)
+            message |= dict.fromkeys(REASONING_NAMES, "".join(choice.reasoning))
         if choice.calls:
             message["content"] = choice.text or None
             message["tool_calls"] = [self._call(call.name, call.arguments) for call in choice.calls]

@@ -157,9 +157,10 @@ async def test_reasoning_comes_apart_whole_and_streamed(thinking, text_ids):
     thinking.worker.script.token_ids = text_ids("<think>\nhm\n</think>\n\nYes.")
     reply = await ask(thinking)
     message = reply.choices[0].message
-    assert (message.content, message.reasoning_content) == ("Yes.", "hm")
+    assert (message.content, message.reasoning_content, message.reasoning) == ("Yes.", "hm", "hm")
     deltas = [chunk.choices[0].delta async for chunk in await ask(thinking, stream=True)]
-    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "hm"
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "hm"
     assert "".join(delta.content or "" for delta in deltas) == "Yes."
 
 
