@@ -34,4 +34,4 @@ class LastWord:
             await self._app(scope, receive, send_noted)
         except asyncio.CancelledError:
             if not has_begun:
-                await error_response(SHUT_DOWN, scope["path"])(scope, receive, send)
+                await error_response(SHUT_DOWN, scope)(scope, receive, send)
