@@ -5,7 +5,7 @@
           worker_stream --session--> Generation --choice_text--> deltas --*_reply, sse--> bytes
 
 Going down is `Pipeline`; coming back up is `Generation.batches`, which `sse.EventStream` or `replies.collect` reads.
-Most tokens of a stream take a shorter way up, from `session.Choice` by its `direct_line`.
+Most tokens of a stream take a shorter way up, from `session.Choice` straight to the client: `replies/direct_line`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+from services.gateway.pages import page
 from services.gateway.schemas.replies import ModelCard
 from services.gateway.schemas.reply import Reply
 from shared.errors import InvalidRequest
@@ -51,15 +52,12 @@ def model_page(cards: Sequence[ModelCard], limit: int, after_id: str, before_id:
     if after_id and before_id:
         raise InvalidRequest("'after_id' and 'before_id' exclude each other", param="before_id")
     ids = [card.id for card in cards]
-    for name, wanted in (("after_id", after_id), ("before_id", before_id)):
-        if wanted and wanted not in ids:
-            raise InvalidRequest(f"'{name}': there is no model {wanted[:64]!r} in the list", param=name)
+    name, unknown = ("before_id" if before_id else "after_id"), "there is no model {} in the list"
+    if before_id:  # the page after it, seen from the other end
+        cards, ids = cards[::-1], ids[::-1]
+    shown, has_more = page(cards, ids, limit, after_id or before_id, param=name, unknown=f"'{name}': {unknown}")
     if before_id:
-        found = cards[: ids.index(before_id)]
-        shown, has_more = found[-limit:], len(found) > limit
-    else:
-        found = cards[ids.index(after_id) + 1 :] if after_id else cards
-        shown, has_more = found[:limit], len(found) > limit
+        shown.reverse()
     data = [model_info(card) for card in shown]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return ModelPage(data=data, has_more=has_more, first_id=first, last_id=last)

@@ -15,10 +15,10 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
 from services.gateway.access.caller import current_caller
-from services.gateway.batches.pages import page
 from services.gateway.batches.schemas import FileList, FileObject, FileUpload
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.pages import page
 from services.gateway.requests.body_reader import validate
 from services.gateway.responses.schemas import DeletedReply
 from shared.errors import Cancelled, InvalidRequest, RequestTooLarge

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.access.caller import current_caller
-from services.gateway.batches.pages import page
 from services.gateway.batches.records import check_batch
 from services.gateway.batches.schemas import BatchBody, BatchList, BatchObject
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.pages import page
 from services.gateway.requests.body_reader import parse_body, read_body
 from shared.errors import InvalidRequest, PermissionDenied
 

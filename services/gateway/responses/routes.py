@@ -15,6 +15,7 @@ from starlette.responses import Response
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
+from services.gateway.pages import page
 from services.gateway.requests.body_reader import parse_body, read_body
 from services.gateway.requests.client_words import in_words_of
 from services.gateway.requests.request import GenerationRequest
@@ -195,16 +196,12 @@ async def _foreground(request: Request, run: ResponseRun, stream: bool) -> Respo
 
 
 def _page(items: list[Item], limit: int, after: str) -> InputItemList:
-    ids = [item["id"] for item in items]
-    if after and after not in ids:
-        raise InvalidRequest(f"there is no item {after[:64]!r} in it", param="after")
-    begin = ids.index(after) + 1 if after else 0
-    shown = items[begin : begin + limit]
+    shown, has_more = page(items, [item["id"] for item in items], limit, after, unknown="there is no item {} in it")
     return InputItemList(
         data=shown,
         first_id=shown[0]["id"] if shown else None,
         last_id=shown[-1]["id"] if shown else None,
-        has_more=begin + limit < len(items),
+        has_more=has_more,
     )
 
 
