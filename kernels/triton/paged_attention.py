@@ -4,6 +4,10 @@ import torch
 
 from kernels.triton.decode_attention import MAX_DECODE_QUERY_LEN, decode_attention
 from kernels.triton.prefill_attention import prefill_attention
+from kernels.triton.prefill_hopper_attention import prefill_hopper_attention, takes
+
+_FEW_TOKENS = 512
+"""Up to this length a row's few tiles are over before the roles of the Hopper kernel overlap (measured on an H200)."""
 
 
 def paged_attention(
@@ -53,6 +57,11 @@ def paged_attention(
             query, kv_cache, block_tables, query_start, seq_lens, out,
             scale=scale, max_query_len=1, max_seq_len=max_seq_len,
         )  # fmt: skip
+    if max_seq_len > _FEW_TOKENS and takes(query, kv_cache):
+        prefill_hopper_attention(
+            query, kv_cache, block_tables, query_start, seq_lens, out, scale=scale, min_query_len=2
+        )  # fmt: skip
+        return out
     prefill_attention(
         query, kv_cache, block_tables, query_start, seq_lens, out,
         scale=scale, min_query_len=2, max_seq_len=max_seq_len,

@@ -61,23 +61,15 @@ def prefill_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MIN_Q: tl.constexpr,
-    EVEN: tl.constexpr,
-    MASK_ALL: tl.constexpr,
     STAGES: tl.constexpr,
-    MASKED_STAGES: tl.constexpr,
 ):
     """Grid (kv head, query block). Sequences of fewer than MIN_Q query tokens are left to the decode kernel."""
     head = tl.program_id(0)
     index = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest rows start first: a shorter tail
-    if EVEN:  # all sequences' last blocks first, then the ones before: the longest rows of the whole batch
-        seq, block = num_seqs - 1 - tl.program_id(1) % num_seqs, index // num_seqs
-        first = tl.load(query_start + seq)
-        q_len = tl.load(query_start + seq + 1) - first
-    else:
-        seq = find_sequence(query_start, index, num_seqs, BLOCK_Q)
-        first = tl.load(query_start + seq)
-        q_len = tl.load(query_start + seq + 1) - first
-        block = index - (first // BLOCK_Q + seq)
+    seq = find_sequence(query_start, index, num_seqs, BLOCK_Q)
+    first = tl.load(query_start + seq)
+    q_len = tl.load(query_start + seq + 1) - first
+    block = index - (first // BLOCK_Q + seq)
     if (block * BLOCK_Q >= q_len) | (q_len < MIN_Q):
         return
     num_tokens = tl.load(seq_lens + seq)
@@ -94,7 +86,7 @@ def prefill_kernel(
 
     limit = context + position + 1
     hi = tl.minimum(context + (block + 1) * BLOCK_Q, num_tokens)
-    border = 0 if MASK_ALL else (context + block * BLOCK_Q + 1) // BLOCK_N * BLOCK_N
+    border = (context + block * BLOCK_Q + 1) // BLOCK_N * BLOCK_N
     last_page = (num_tokens - 1) // PAGE
     table = block_tables + seq.to(tl.int64) * table_stride
     keys = cache + head * head_stride
@@ -108,7 +100,7 @@ def prefill_kernel(
     )  # fmt: skip
     acc, row_max, row_sum, pages = attend(
         q, acc, row_max, row_sum, pages, table, keys, value_offset, block_stride, row_stride, border, hi, last_page,
-        limit, scale_log2, D, D_PAD, PAGE, BLOCK_N, MASKED=True, STAGES=MASKED_STAGES,
+        limit, scale_log2, D, D_PAD, PAGE, BLOCK_N, MASKED=True, STAGES=1,
     )  # fmt: skip
     out_row = token * Hq + q_head
     tl.store(out + out_row[:, None] * D + d[None, :], (acc / row_sum[:, None]).to(out.dtype.element_ty), mask=used)
@@ -116,25 +108,19 @@ def prefill_kernel(
 
 @dataclass(frozen=True, slots=True)
 class PrefillTile:
-    """How a launch is cut and ordered. The defaults of the last three are what was measured to serve.
+    """How a launch is cut.
 
     Attributes:
         rows: query tokens x the query heads of a KV head.
         tokens: of a K or V tile.
         warps: per program.
-        stages: of the software pipeline, where every row sees every token.
-        masked_stages: of the one over the last tiles, where they do not.
-        mask_all: one loop that compares in every tile, instead of one without and one with comparisons.
-        is_even: all chunks are equally long, and the longest rows of the batch start first.
+        stages: of the software pipeline.
     """
 
     rows: int
     tokens: int
     warps: int
     stages: int
-    masked_stages: int = 1
-    mask_all: bool = False
-    is_even: bool = False
 
 
 @functools.cache
@@ -183,13 +169,10 @@ def prefill_attention(
     rows = max(tile.rows, triton.next_power_of_2(group))
     block_q = rows // group
     query_blocks = num_tokens // block_q + num_seqs
-    if tile.is_even:
-        query_blocks = triton.cdiv(num_tokens // num_seqs, block_q) * num_seqs
     prefill_kernel[(num_kv_heads, query_blocks)](
         query, kv_cache, block_tables, query_start, seq_lens, out, scale * math.log2(math.e),
         query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2),
         kv_cache.stride(3), block_tables.stride(0), num_seqs,
         Hq=num_q_heads, G=group, D=head_dim, D_PAD=d_pad, PAGE=page, BLOCK_M=rows, BLOCK_Q=block_q,
-        BLOCK_N=tile.tokens, MIN_Q=min_query_len, EVEN=tile.is_even, MASK_ALL=tile.mask_all, STAGES=tile.stages,
-        MASKED_STAGES=tile.masked_stages, num_warps=tile.warps,
+        BLOCK_N=tile.tokens, MIN_Q=min_query_len, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip

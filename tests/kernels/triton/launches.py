@@ -12,7 +12,7 @@ from kernels.triton.decode_attention import decode_attention
 from kernels.triton.invariant_linear import invariant_matmul
 from kernels.triton.linear import one_row_linear
 from kernels.triton.prefill_attention import prefill_attention
-from kernels.triton.prefill_tma_attention import TmaTile, prefill_tma_attention
+from kernels.triton.prefill_hopper_attention import prefill_hopper_attention
 from kernels.triton.target import current_target
 
 
@@ -71,9 +71,9 @@ def _fp8() -> torch.dtype:
     return found
 
 
-def _prefill_tma(tile: TmaTile) -> None:
-    inputs = _attention(head_dim=128, page=128, queries=512)
-    prefill_tma_attention(*inputs, scale=0.1, min_query_len=2, tile=tile)
+def _prefill_hopper(head_dim: int, page: int, group: int = 4, dtype: torch.dtype = torch.bfloat16) -> None:
+    inputs = _attention(head_dim=head_dim, page=page, group=group, queries=512, dtype=dtype)
+    prefill_hopper_attention(*inputs, scale=0.1, min_query_len=2)
 
 
 def _rotary_write_kv(cache_dtype: torch.dtype = torch.bfloat16) -> None:
@@ -139,7 +139,7 @@ def _silu_and_mul() -> None:
 
 
 _WITHOUT_FP8 = frozenset({"sm_80"})
-_WITH_TMA = frozenset({"sm_90"})
+_HOPPER = frozenset({"sm_90"})
 
 LAUNCHES: dict[str, Callable[[], None]] = {
     "decode d128 page16": lambda: _decode(128, 16),
@@ -157,7 +157,9 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "prefill d64 page32 fp16": lambda: _prefill(64, 32, group=3, dtype=torch.float16),
     "prefill d96 page64": lambda: _prefill(96, 64, group=1),
     "prefill d256 page16": lambda: _prefill(256, 16),
-    "tma prefill d128 page128": lambda: _prefill_tma(TmaTile(tokens=64, stages=4)),
+    "hopper prefill d128 page16": lambda: _prefill_hopper(128, 16),
+    "hopper prefill d128 page128": lambda: _prefill_hopper(128, 128),
+    "hopper prefill d64 page32 fp16": lambda: _prefill_hopper(64, 32, group=3, dtype=torch.float16),
     "invariant decode d128 page16": lambda: _invariant_attention(128, 16, queries=1),
     "invariant decode d128 page16 fp8": lambda: _invariant_attention(128, 16, queries=1, cache=_fp8()),
     "invariant prefill d128 page16": lambda: _invariant_attention(128, 16, queries=512),
@@ -181,9 +183,9 @@ LAUNCHES: dict[str, Callable[[], None]] = {
 
 def launches_of(target: str) -> dict[str, Callable[[], None]]:
     """Return the launches that exist on `target`."""
-    without_fp8, without_tma = target in _WITHOUT_FP8, target not in _WITH_TMA
+    without_fp8, is_hopper = target in _WITHOUT_FP8, target in _HOPPER
     return {
         name: run
         for name, run in LAUNCHES.items()
-        if not (name.endswith("fp8") and without_fp8) and not (name.startswith("tma") and without_tma)
+        if not (name.endswith("fp8") and without_fp8) and (is_hopper or not name.startswith("hopper"))
     }

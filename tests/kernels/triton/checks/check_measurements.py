@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.gpu.measure_kernels import measure
 from loadtest.gpu.measure_model import measure as measure_model
-from loadtest.gpu.measure_open import measure as measure_open
+from loadtest.gpu.measure_modes import measure as measure_modes
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the GPU runs the measurement itself")
@@ -30,13 +30,13 @@ def test_the_whole_model_measurement_runs_to_its_end(tmp_path):
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the GPU runs the measurement itself")
-def test_what_waits_for_a_gpu_is_measured_in_one_call_that_keeps_every_group(tmp_path, monkeypatch):
+def test_the_modes_are_measured_in_one_call_that_keeps_every_group(tmp_path, monkeypatch):
     from tests.kernels.triton.interpreter import Products
 
     monkeypatch.setattr(Products, "in_order", True)  # it compares bits
     kept = []
-    report = measure_open("cpu", seconds=1e9, keep=kept.append)
-    assert len(kept) == 6
+    report = measure_modes("cpu", seconds=1e9, keep=kept.append)
+    assert len(kept) == 4
     assert [check.name for check in report.checks if not check.passes] == []
     report.write(tmp_path, "dry")
     assert all(row.name in (tmp_path / "dry.md").read_text() for row in report.rows)
@@ -44,8 +44,8 @@ def test_what_waits_for_a_gpu_is_measured_in_one_call_that_keeps_every_group(tmp
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="the GPU runs the measurement itself")
 def test_a_measurement_that_has_no_time_left_says_what_it_skipped():
-    report = measure_open("cpu", seconds=-1.0, keep=lambda report: None)
+    report = measure_modes("cpu", seconds=-1.0, keep=lambda report: None)
     assert [row.name for row in report.rows if row.group == "skipped for want of time"][:2] == [
         "bits of invariant mode",
-        "prefill variants",
+        "invariant attention",
     ]

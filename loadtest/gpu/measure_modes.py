@@ -1,11 +1,11 @@
-"""Everything that waits for a GPU, in one call of under ten minutes: one H200 or H100, torch 2.11, Triton 3.6.
+"""What the modes cost: batch invariance and the fp8 cache, beside the usual kernels and in whole steps.
 
-    python -m loadtest.gpu.measure_open --out loadtest/gpu/results
+    python -m loadtest.gpu.measure_modes --out loadtest/gpu/results
 
-writes `<gpu>-open.json` and `<gpu>-open.md`: the missed goals of attention under every tile, the fp8 cache, invariant
-mode, and whole steps of Llama-3-8B's shape in both. Results are written after every group, so that a lease that ends
-early leaves what it found; a group that would begin after `--seconds` is named as skipped. The tests walk it without a
-GPU: `measure("cpu", ...)` in Triton's interpreter, on tiny shapes, with times that mean nothing.
+writes `<gpu>-modes.json` and `<gpu>-modes.md`; the steps are of Llama-3-8B's shape. Results are written after every
+group, so that a lease that ends early leaves what it found; a group that would begin after `--seconds` is named as
+skipped. The tests walk it without a GPU: `measure("cpu", ...)` in Triton's interpreter, on tiny shapes, with times that
+mean nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from loadtest.gpu.limits import Limits, measure_limits
 from loadtest.gpu.measure_invariance import check_bits, measure_invariant_attention, measure_invariant_products
 from loadtest.gpu.measure_kernels import hardware
 from loadtest.gpu.measure_steps import measure_decode_steps, measure_prefill_steps
-from loadtest.gpu.measure_variants import measure_decode_variants, measure_prefill_variants
 from loadtest.gpu.random_llama import layout_of, llama_8b, random_decoder, sized_runner, tiny_llama
 from loadtest.gpu.report import Check, Report, Row
 from loadtest.gpu.timing import Stopwatch
@@ -43,7 +42,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=480.0, help="no group begins later than this")
     options = parser.parse_args()
     name = torch.cuda.get_device_name().lower().replace("nvidia ", "").replace(" ", "-")
-    report = measure("cuda", seconds=options.seconds, keep=lambda found: found.write(options.out, f"{name}-open"))
+    report = measure("cuda", seconds=options.seconds, keep=lambda found: found.write(options.out, f"{name}-modes"))
     wrong = [check for check in report.checks if not check.passes and check.error != float("inf")]
     return 1 if wrong else 0
 
@@ -62,8 +61,8 @@ def measure(device: str, *, seconds: float, keep: Callable[[Report], None]) -> R
     watch = Stopwatch(device)
     limits, rows = measure_limits(watch, small=small)
     report = Report(
-        hardware(device), [], rows, title="What waited for a GPU, measured", script="measure_open",
-        oracle="float64, the serving kernel, or the bits themselves",
+        hardware(device), [], rows, title="Batch invariance and the fp8 cache, measured", script="measure_modes",
+        oracle="float64, or the bits themselves",
     )  # fmt: skip
     checks: list[Check] = []
     for name, group in _groups(watch, limits, small=small).items():
@@ -81,11 +80,9 @@ def measure(device: str, *, seconds: float, keep: Callable[[Report], None]) -> R
 
 
 def _groups(watch: Stopwatch, limits: Limits, *, small: bool) -> dict[str, Callable[[], Found]]:
-    """By urgency: correctness, missed goals, cost of what is new."""
+    """By urgency: correctness, then costs."""
     groups: dict[str, Callable[[], Found]] = {
         "bits of invariant mode": lambda: check_bits(watch.device, small=small),
-        "prefill variants": lambda: _flat(measure_prefill_variants(watch, limits, small=small)),
-        "decode variants": lambda: _flat(measure_decode_variants(watch, limits, small=small)),
         "invariant attention": lambda: measure_invariant_attention(watch, limits, small=small),
         "invariant products": lambda: measure_invariant_products(watch, limits, small=small),
     }
@@ -93,11 +90,6 @@ def _groups(watch: Stopwatch, limits: Limits, *, small: bool) -> dict[str, Calla
         name = f"steps, {numerics}, KV {kv_dtype}"
         groups[name] = lambda n=numerics, k=kv_dtype: _steps(watch, limits, n, k, small=small)  # type: ignore[misc]
     return groups
-
-
-def _flat(pairs: Iterator[tuple[Check, Row]]) -> Found:
-    for pair in pairs:
-        yield from pair
 
 
 def _steps(watch: Stopwatch, limits: Limits, numerics: str, kv_dtype: str, *, small: bool) -> Found:
