@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
 
@@ -74,13 +74,14 @@ class Membership:
         self._clock = clock
         self._announcements: list[_Announcement] = []
         self._snapshot: dict[RecordType, dict[str, Record]] = {cls: {} for cls in self._watch}
+        self._records: dict[RecordType, tuple[Record, ...]] = dict.fromkeys(self._watch, ())
         self._generation: bytes | None = None
         self._grace_until = 0.0
         self._changed = asyncio.Event()
 
     def records(self, cls: type[R]) -> tuple[R, ...]:
-        """Last-known records of one kind, by name."""
-        return tuple(record for record in self._snapshot[cls].values() if isinstance(record, cls))
+        """Last-known records of one kind: the same tuple as before unless something changed."""
+        return cast("tuple[R, ...]", self._records[cls])
 
     async def wait_for_change(self) -> None:
         """Returns when a refresh brought a snapshot that differs in anything from the one before."""
@@ -178,6 +179,7 @@ class Membership:
             fresh = {cls: {**self._snapshot[cls], **records} for cls, records in fresh.items()}
         if fresh != self._snapshot:
             self._snapshot = fresh
+            self._records = {cls: tuple(records.values()) for cls, records in fresh.items()}
             self._changed.set()
             self._changed = asyncio.Event()
 

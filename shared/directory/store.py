@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError
 
 from shared.directory.breaker import CircuitBreaker
+from shared.directory.lookup_connections import LookupConnections
 from shared.directory.redis_cluster import CLUSTER_MARK, connect_cluster
 from shared.directory.sentinel import SENTINEL_MARK, connect_sentinel
 from shared.errors import ConfigurationError
@@ -65,6 +66,10 @@ class RedisStore:
             self._client = self._connect()
         except (ValueError, RedisError) as exc:
             raise ConfigurationError(f"redis_url: {exc}") from exc
+        # Behind Sentinels, and on a cluster, the client knows which server is to be asked now.
+        self._lookups: LookupConnections | None = None
+        if isinstance(self._client, Redis) and SENTINEL_MARK not in url.partition("://")[0]:
+            self._lookups = LookupConnections(self._client.connection_pool)
 
     @property
     def is_down(self) -> bool:
@@ -127,6 +132,8 @@ class RedisStore:
     async def _close_connections(self) -> None:
         try:
             async with asyncio.timeout(self._background_timeout_s):
+                if self._lookups is not None:
+                    await self._lookups.close()
                 await self._client.aclose()
         except (*_FAILURES, TimeoutError) as exc:
             _log.debug("directory_close_failed", error=str(exc))
@@ -135,6 +142,8 @@ class RedisStore:
         if self._is_cluster:
             return await self._pipeline([("GET", key) for key in keys])
         async with self._turns:
+            if self._lookups is not None:
+                return await self._lookups.get_many(keys)
             values: list[bytes | None] = await self._client.execute_command("MGET", *keys)
         return values
 

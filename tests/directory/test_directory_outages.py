@@ -8,6 +8,7 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.asyncio import Redis
 
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
@@ -94,6 +95,14 @@ async def test_lookups_after_a_time_out_never_see_the_late_reply_of_another(redi
         for _ in range(50):
             assert await directory.longest_prefixes(other) == {}
             assert await directory.longest_prefixes(HASHES) == {holder.index: 6}
+
+
+async def test_connections_that_redis_closed_while_they_were_idle_cost_no_lookup(redis_server):
+    async with member(redis_server.url, heartbeat_s=30, lookup_timeout_s=5) as (directory, holder):
+        await asyncio.gather(*(directory.longest_prefixes(HASHES) for _ in range(8)))
+        async with Redis.from_url(redis_server.url) as other:
+            await other.client_kill_filter(_type="normal", skipme=True)
+        assert await directory.longest_prefixes(HASHES) == {holder.index: 6}
 
 
 async def test_a_restarted_empty_redis_is_filled_again_and_nobody_vanishes_meanwhile(redis_server, tmp_path):

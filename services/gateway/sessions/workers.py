@@ -30,6 +30,18 @@ MAX_RECONNECT_AFTER_S = 2.0
 MAX_EMBED_ATTEMPTS = 2
 
 
+class _Fleet:
+    """Workers of the served model, as one look at the directory had them."""
+
+    def __init__(self, records: tuple[WorkerRecord, ...], model: str) -> None:
+        self.records = records
+        self.decode = [record for record in records if record.role == "decode" and record.model == model]
+        self.prefill = [record for record in records if record.role == "prefill" and record.model == model]
+        self.context_len = min((r.max_model_len for r in self.decode if r.max_model_len > 0), default=None)
+        sizes = (r.load.total_blocks * r.block_size for r in self.decode)
+        self.cache_len = min((size + 1 for size in sizes if size), default=None)
+
+
 class Workers:
     """Keeps a stream to every decode worker of the served model, and counts what was sent where.
 
@@ -49,6 +61,7 @@ class Workers:
         self._keepers: dict[Incarnation, asyncio.Task[None]] = {}
         self._learning = PlacementLearning()
         self._sent_prefill: dict[WorkerId, dict[Session, int]] = {}
+        self._known = _Fleet((), model)
         self._follower: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -71,16 +84,17 @@ class Workers:
             excluding: Workers that gave the session up already.
             fingerprint: If given, decode workers of this one only: whoever goes on with a session needs its weights.
         """
+        fleet = self._fleet
         records = {
             record.incarnation: record
-            for record in self._records("decode")
+            for record in fleet.decode
             if record.incarnation not in excluding and fingerprint in (None, record.fingerprint)
         }
         streams = {i: s for i, s in self._streams.items() if s.is_open and i in records}
         return Snapshot(
             decode_workers=[records[incarnation] for incarnation in streams],
-            prefill_workers=self._records("prefill"),
-            transfers=list(self._directory.transfers()),
+            prefill_workers=fleet.prefill,
+            transfers=self._directory.transfers(),
             open_sessions={stream.record.worker_id: stream.num_sessions for stream in streams.values()},
             sent_prefill_tokens={worker_id: sum(sent.values()) for worker_id, sent in self._sent_prefill.items()},
             overhead_s=self._learning.overheads(),
@@ -88,12 +102,13 @@ class Workers:
 
     def context_len(self, model_len: int) -> int:
         """Tokens that prompt and reply may have together: the least that a known decode worker admits."""
-        return min((r.max_model_len for r in self._records("decode") if r.max_model_len > 0), default=model_len)
+        known = self._fleet.context_len
+        return model_len if known is None else known
 
     def cache_len(self, model_len: int) -> int:
         """Tokens whose KV the smallest cache holds, and one: the last token is sampled and needs none."""
-        sizes = (r.load.total_blocks * r.block_size for r in self._records("decode"))
-        return min((size + 1 for size in sizes if size), default=model_len)
+        known = self._fleet.cache_len
+        return model_len if known is None else known
 
     def is_connected(self, incarnation: Incarnation) -> bool:
         """That worker can be submitted to."""
@@ -166,12 +181,17 @@ class Workers:
         else:
             stream.abort(session)
 
-    def _records(self, role: str) -> list[WorkerRecord]:
-        return [r for r in self._directory.workers() if r.role == role and r.model == self._model]
+    @property
+    def _fleet(self) -> _Fleet:
+        """Looked through once per change: every request asks for it several times."""
+        records = self._directory.workers()
+        if records is not self._known.records:
+            self._known = _Fleet(records, self._model)
+        return self._known
 
     async def _follow(self) -> None:
         while True:
-            for record in self._records("decode"):
+            for record in self._fleet.decode:
                 if record.incarnation not in self._keepers:
                     keeper = asyncio.create_task(self._keep_open(record))
                     self._keepers[record.incarnation] = keeper
