@@ -40,7 +40,8 @@ def create_app(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
     for family in (generation, responses, anthropic, embeddings, files, batches, kserve, models, tokens, probes):
-        app.include_router(family.router(gateway))
+        # Not `include_router`, which would match every request twice, once by family and once by route.
+        app.router.routes.extend(family.router(gateway).routes)
     _add_errors(app, gateway)
     _add_middleware(app, gateway)
     app.openapi = lambda: true_openapi(app, gateway)  # type: ignore[method-assign]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.types import Receive
 
@@ -13,27 +13,37 @@ from shared.errors import Cancelled
 T = TypeVar("T")
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`, cancels it when the client leaves.
+async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
+    """Waits for `work`, in this task, and cancels it when the client leaves.
 
     Args:
         receive: Of a request whose body was read: what it still tells is only that the client left.
-        work: Started here; when this returns or raises it has ended.
+        work: When this returns or raises it has ended.
 
     Raises:
         Cancelled: The client left first.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
-    gone.add_done_callback(lambda _: task.cancel())
+    task, gone = asyncio.current_task(), asyncio.ensure_future(_gone(receive))
+    assert task is not None
+    has_left, cancels_before = False, task.cancelling()
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal has_left
+        has_left = True
+        task.cancel()
+
+    gone.add_done_callback(leave)
     try:
-        return await task
+        return await work
     except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if gone.done() and not (current and current.cancelling()):
+        if has_left and task.cancelling() == cancels_before + 1:  # nobody else cancels it too
             raise Cancelled("the client left") from None
         raise
     finally:
+        gone.remove_done_callback(leave)
         gone.cancel()
+        if has_left:
+            task.uncancel()
 
 
 async def _gone(receive: Receive) -> None:

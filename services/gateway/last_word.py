@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from services.gateway.middleware import Middleware
 from services.gateway.replies.error_reply import error_response
 from shared.errors import Unavailable
 
 SHUT_DOWN = Unavailable("the gateway shut down before the reply was complete")
 
 
-class LastWord:
+class LastWord(Middleware):
     """Answers a request whose task is cancelled before its response began. A stream that began says it itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call; returns where the server cancels it, because everything is said then."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         has_begun = False
 
         async def send_noted(message: Message) -> None:

@@ -1,13 +1,16 @@
-"""What every HTTP exchange gets, whatever the route: an identity, and HEAD wherever there is GET."""
+"""What every HTTP exchange gets, whatever the route: an identity, and HEAD wherever there is GET.
+
+The server speaks HTTP and nothing else (see `server`), so every call of these, and of other middleware, is an exchange.
+"""
 
 from __future__ import annotations
 
 import re
 import secrets
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars
 
 SERVER_SEND = "tandem.server_send"
 """Where a scope has the server's own `send`. What wraps it on the way down looks at the start of a response only, so a
@@ -15,40 +18,39 @@ stream that has started may send its parts past all of it."""
 _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class RequestIds:
-    """Echoes `x-request-id`, or mints one; also as `request-id`, which Anthropic's clients read. In every log line."""
+class Middleware:
+    """Wraps an application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
+
+class RequestIds(Middleware):
+    """Echoes `x-request-id`, or mints one; also as `request-id`, which Anthropic's clients read. In every log line."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _USABLE_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        raw_id = request_id.encode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = headers["request-id"] = request_id
+                ids = ((b"x-request-id", raw_id), (b"request-id", raw_id))
+                message = {**message, "headers": [*message["headers"], *ids]}
             await send(message)
 
         scope[SERVER_SEND] = send
-        with bound_contextvars(http_request_id=request_id):
-            await self._app(scope, receive, send_with_id)
+        bind_contextvars(http_request_id=request_id)  # an exchange is a task, with a context of its own
+        await self._app(scope, receive, send_with_id)
 
 
-class HeadAsGet:
+class HeadAsGet(Middleware):
     """Answers HEAD with the headers of GET."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
 

@@ -12,6 +12,7 @@ from services.gateway.access.caller import Caller, set_caller
 from services.gateway.access.keyring import Keyring
 from services.gateway.access.rate_limits import Standing
 from services.gateway.gateway import Gateway
+from services.gateway.middleware import Middleware
 from services.gateway.replies.error_reply import error_response
 from shared.errors import InvalidRequest, NotAuthenticated, TandemError
 
@@ -33,18 +34,18 @@ OPEN_PATHS = frozenset(
 MAX_TIMEOUT_S = 86_400.0
 
 
-class Authentication:
+class Authentication(Middleware):
     """Sets the caller of everything below it; refuses who is not known or asks too often."""
 
     def __init__(self, app: ASGIApp, gateway: Gateway, keyring: Keyring, admission: Admission) -> None:
-        self._app = app
+        super().__init__(app)
         self._gateway = gateway
         self._keyring = keyring
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+        if scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
             await self._app(scope, receive, send)
             return
         standings: dict[str, Standing] = {}

@@ -47,7 +47,7 @@ def router(gateway: Gateway) -> APIRouter:
 async def generate(gateway: Gateway, request: Request, start: Open, format_of: FormatOf) -> Response:
     """From the body to a reply that is complete, or about to stream. A client that leaves ends it at any point."""
     raw = await read_body(request, gateway.settings.max_body_bytes)
-    generation = await unless_disconnected(request.receive, _started(start, raw, time.monotonic()))
+    generation = await unless_disconnected(request.receive, start(raw, time.monotonic()))
     reply = format_of(generation)
     if generation.request.stream:
         return EventStream(generation, reply, gateway.note_failure, heartbeat_s=gateway.settings.heartbeat_s)
@@ -71,7 +71,3 @@ async def complete(start: Open, format_of: FormatOf, raw: bytes, received_s: flo
     finally:
         generation.close()
     return format_of(generation).whole(choices, generation.usage, None)
-
-
-async def _started(start: Open, raw: bytes, received_s: float) -> Generation:
-    return await start(raw, received_s)
