@@ -38,7 +38,7 @@ from protos import worker_pb2_grpc as rpc
 from shared.directory.client import Directory
 from shared.directory.records import WorkerLoad, WorkerRecord
 from shared.directory.redis_server import RedisServer
-from shared.identity import Fingerprint, WorkerId, new_incarnation
+from shared.identity import TOKEN_BYTES, Fingerprint, WorkerId, new_incarnation
 from shared.rpc import bind_tcp, new_server
 
 MODEL = "pydoc-mini"
@@ -81,7 +81,8 @@ class FakeWorker(rpc.WorkerServicer):
             if command.HasField("submit"):
                 submit = command.submit
                 sequences = range(submit.first_sequence, submit.first_sequence + submit.num_choices)
-                sessions[submit.session_id] = (sequences, submit.sampling.max_tokens, len(submit.prompt_token_ids))
+                prompt_tokens = len(submit.prompt_tokens) // TOKEN_BYTES
+                sessions[submit.session_id] = (sequences, submit.sampling.max_tokens, prompt_tokens)
                 fresh.set()
             elif command.HasField("abort"):
                 sessions.pop(command.abort.session_id, None)

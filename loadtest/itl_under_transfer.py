@@ -21,6 +21,7 @@ from loadtest.bench import percentile
 from loadtest.cluster import cluster
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
+from shared.identity import pack_tokens
 from shared.rpc import open_channel
 
 _PROMPTS = 13
@@ -49,7 +50,11 @@ class Session:
             await call.read()
             sampling = pb.SamplingParams(top_p=1, repetition_penalty=1, max_tokens=max_tokens, ignore_eos=True)
             submit = pb.Submit(
-                session_id=uuid.uuid4().hex, num_choices=1, prompt_token_ids=prompt, sampling=sampling, **fields
+                session_id=uuid.uuid4().hex,
+                num_choices=1,
+                prompt_tokens=pack_tokens(prompt),
+                sampling=sampling,
+                **fields,
             )
             await call.write(pb.GenerateCommand(submit=submit))
             while isinstance(message := await call.read(), pb.StepOutput):

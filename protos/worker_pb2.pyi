@@ -340,7 +340,7 @@ class Submit(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     NUM_CHOICES_FIELD_NUMBER: _builtins.int
-    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
@@ -353,6 +353,10 @@ class Submit(_message.Message):
     first_sequence: _builtins.int
     """Names the choices of this session on this stream: choice c is sequence number first_sequence + c."""
     num_choices: _builtins.int
+    prompt_tokens: _builtins.bytes
+    """The prompt's token ids, int32, little-endian: as they are hashed. A repeated field of thousands costs its writer and its
+    reader many times as much.
+    """
     cache_salt: _builtins.str
     priority: _builtins.int
     """lower is sooner"""
@@ -360,8 +364,6 @@ class Submit(_message.Message):
     """0 = none; else the session ends with an error after this long"""
     tenant: _builtins.str
     """whom it is served for: fairness is between tenants"""
-    @_builtins.property
-    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def sampling(self) -> Global___SamplingParams: ...
     @_builtins.property
@@ -384,7 +386,7 @@ class Submit(_message.Message):
         session_id: _builtins.str = ...,
         first_sequence: _builtins.int = ...,
         num_choices: _builtins.int = ...,
-        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prompt_tokens: _builtins.bytes = ...,
         sampling: Global___SamplingParams | None = ...,
         cache_salt: _builtins.str = ...,
         prefill_candidates: _abc.Iterable[Global___PeerRef] | None = ...,
@@ -396,7 +398,7 @@ class Submit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "first_sequence", b"first_sequence", "holders", b"holders", "num_choices", b"num_choices", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "resumed", b"resumed", "sampling", b"sampling", "session_id", b"session_id", "tenant", b"tenant", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "first_sequence", b"first_sequence", "holders", b"holders", "num_choices", b"num_choices", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "resumed", b"resumed", "sampling", b"sampling", "session_id", b"session_id", "tenant", b"tenant", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ Incarnation = NewType("Incarnation", str)
 Fingerprint = NewType("Fingerprint", str)
 
 HASH_BYTES = 16
-_PACKED_BLOCKS = 64  # whose tokens are turned into bytes at a time
+TOKEN_BYTES = 4
 
 
 def new_incarnation() -> Incarnation:
@@ -49,27 +49,44 @@ def namespace_hash(fingerprint: Fingerprint, cache_salt: str = "") -> BlockHash:
     return BlockHash(digest.digest())
 
 
-def iter_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> Iterator[BlockHash]:
-    """Hashes of the full blocks of `token_ids`, which follow the block named `parent`, each computed when it is taken.
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as they are hashed and sent: int32, little-endian.
+
+    Raises:
+        struct.error: One is no int32.
+    """
+    return struct.pack(f"<{len(token_ids)}i", *token_ids)
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """Inverse of `pack_tokens`.
+
+    Raises:
+        ValueError: `packed` is not a whole number of ids.
+    """
+    if len(packed) % TOKEN_BYTES:
+        raise ValueError(f"token ids: {len(packed)} bytes is not a multiple of {TOKEN_BYTES}")
+    return list(struct.unpack(f"<{len(packed) // TOKEN_BYTES}i", packed))
+
+
+def iter_hashes(parent: BlockHash, packed: bytes, block_size: int) -> Iterator[BlockHash]:
+    """Hashes of the full blocks of packed tokens, which follow the block `parent`, each computed when it is taken.
 
     Args:
         parent: Hash of the preceding block, or `namespace_hash(...)` at the start of a sequence.
-        token_ids: Tokens from a block border on; a partial last block is ignored.
+        packed: Tokens from a block border on, see `pack_tokens`; a partial last block is ignored.
         block_size: Tokens per block.
     """
     digest: bytes = parent
-    blake2b, stride = hashlib.blake2b, 4 * block_size
-    for first in range(0, len(token_ids), _PACKED_BLOCKS * block_size):
-        tokens = token_ids[first : first + _PACKED_BLOCKS * block_size]
-        raw = struct.pack(f"<{len(tokens)}i", *tokens)
-        for start in range(0, len(raw) - stride + 1, stride):
-            digest = blake2b(digest + raw[start : start + stride], digest_size=HASH_BYTES).digest()
-            yield cast("BlockHash", digest)
+    blake2b, stride = hashlib.blake2b, TOKEN_BYTES * block_size
+    for start in range(0, len(packed) - stride + 1, stride):
+        digest = blake2b(digest + packed[start : start + stride], digest_size=HASH_BYTES).digest()
+        yield cast("BlockHash", digest)
 
 
 def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
     """All that `iter_hashes` gives."""
-    return list(iter_hashes(parent, token_ids, block_size))
+    return list(iter_hashes(parent, pack_tokens(token_ids), block_size))
 
 
 def prompt_hashes(

@@ -19,7 +19,7 @@ from shared.engine.admission import check_token_ids
 from shared.engine.sampling_params import MAX_CHOICES, SamplingParams
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.errors import ContextLengthExceeded, InvalidRequest
-from shared.identity import BlockHash, SequenceId, SessionId, namespace_hash
+from shared.identity import TOKEN_BYTES, BlockHash, SequenceId, SessionId, namespace_hash, unpack_tokens
 from shared.worker.kv_acquisition import AcquisitionReport
 from shared.worker.kv_state import KvEvent, KvState, new_kv_life
 from shared.worker.process import WorkerParts
@@ -45,6 +45,7 @@ class DecodeSession:
             InvalidRequest: Empty prompt, token ids outside the vocabulary, too many choices, nothing left to generate.
         """
         who = parts.status.identity
+        prompt = _checked_prompt(submit.prompt_tokens, who)
         _check(submit, who)
         sampling = sampling_from_wire(submit.sampling)
         self._sampling = sampling
@@ -59,7 +60,7 @@ class DecodeSession:
         self.acquisition: asyncio.Task[None] | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self.has_started = False
-        self.sequences = _sequences(submit, sampling, namespace_hash(who.fingerprint, submit.cache_salt))
+        self.sequences = _sequences(submit, prompt, sampling, namespace_hash(who.fingerprint, submit.cache_salt))
         self._unfinished = {sequence.sequence_id: new_kv_life() for sequence in self.sequences}
         for sequence in self.sequences:
             if sequence.status is SequenceStatus.WAITING:
@@ -211,10 +212,9 @@ class DecodeSession:
         )
 
 
-def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash) -> list[Sequence]:
+def _sequences(submit: pb.Submit, prompt: list[int], sampling: SamplingParams, namespace: BlockHash) -> list[Sequence]:
     """One per choice that is not finished."""
     resumed = submit.resumed or [pb.ResumedChoice()] * submit.num_choices
-    prompt = list(submit.prompt_token_ids)
     has_begun = any(progress.output_token_ids for progress in resumed)  # scores come before the first token
     open_choices = [choice for choice, progress in enumerate(resumed) if not progress.is_finished]
     return [
@@ -238,13 +238,20 @@ def _sequences(submit: pb.Submit, sampling: SamplingParams, namespace: BlockHash
     ]
 
 
+def _checked_prompt(packed: bytes, who: WorkerIdentity) -> list[int]:
+    num_tokens = len(packed) // TOKEN_BYTES
+    if num_tokens > who.max_model_len:
+        raise ContextLengthExceeded(f"the prompt has {num_tokens} tokens, the context length is {who.max_model_len}")
+    try:
+        prompt = unpack_tokens(packed)
+    except ValueError as exc:
+        raise InvalidRequest(str(exc), param="prompt") from exc
+    check_token_ids(prompt, who.vocab_size)
+    return prompt
+
+
 def _check(submit: pb.Submit, who: WorkerIdentity) -> None:
     """Before anything is built of it: a submission may claim more than any memory holds."""
-    if len(submit.prompt_token_ids) > who.max_model_len:
-        raise ContextLengthExceeded(
-            f"the prompt has {len(submit.prompt_token_ids)} tokens, the context length is {who.max_model_len}"
-        )
-    check_token_ids(submit.prompt_token_ids, who.vocab_size)
     if not 1 <= submit.num_choices <= MAX_CHOICES:
         raise InvalidRequest(f"n is {submit.num_choices}, must be in [1, {MAX_CHOICES}]", param="n")
     if submit.first_sequence + submit.num_choices > _MAX_SEQUENCES:

@@ -19,6 +19,7 @@ import pytest
 
 from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
+from shared.identity import pack_tokens
 from shared.rpc import open_channel
 
 TANDEM = [sys.executable, "-m", "services.cli"]
@@ -172,7 +173,7 @@ async def _generate(worker: dict, prompt: list[int], *, max_tokens: int = 8, **s
         submit = pb.Submit(
             session_id="direct",
             num_choices=1,
-            prompt_token_ids=prompt,
+            prompt_tokens=pack_tokens(prompt),
             sampling=pb.SamplingParams(
                 temperature=0, top_p=1, repetition_penalty=1, max_tokens=max_tokens, ignore_eos=True
             ),

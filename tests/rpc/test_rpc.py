@@ -60,7 +60,7 @@ class FakeWorker(rpc.WorkerServicer):
 
     async def Generate(self, request_iterator, context):
         async for command in request_iterator:
-            await context.write(pb.StepOutput(token_ids=command.submit.prompt_token_ids))
+            await context.write(pb.StepOutput(token_ids=command.submit.prompt_tokens))
         if isinstance(self.outcome, BaseException):
             raise self.outcome
 
@@ -117,7 +117,7 @@ async def test_an_error_after_some_replies_of_a_stream_crosses_too(worker):
 async def test_a_servicer_that_writes_through_its_context_is_guarded_too(worker):
     servicer, stub = worker
     servicer.outcome = Overloaded("full")
-    call = stub.Generate(iter([pb.GenerateCommand(submit=pb.Submit(prompt_token_ids=[7]))]))
+    call = stub.Generate(iter([pb.GenerateCommand(submit=pb.Submit(prompt_tokens=b"\x07"))]))
     assert (await call.read()).token_ids == [7]
     with pytest.raises(Overloaded), rpc_errors():
         await call.read()

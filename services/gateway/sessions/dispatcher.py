@@ -22,11 +22,11 @@ from services.gateway.sessions.placement import (
     holders_of,
     place,
 )
-from services.gateway.sessions.session import Choice, Session
+from services.gateway.sessions.session import Session
 from services.gateway.sessions.workers import Workers
 from shared.directory.client import Directory
 from shared.errors import Unavailable
-from shared.identity import Fingerprint, Incarnation, iter_hashes, namespace_hash
+from shared.identity import TOKEN_BYTES, Fingerprint, Incarnation, iter_hashes, namespace_hash
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +75,8 @@ class Dispatcher:
         leader, *others = session.unfinished_choices
         fingerprint = session.placement.decode.fingerprint if session.placement and session.has_output else None
         snapshot = await self._snapshot(wait_s, excluding, fingerprint)
-        prompt = await self._prompt(_tokens(leader), cache_salt, snapshot)
-        further = {choice.index: await self._prompt(_tokens(choice), cache_salt, snapshot) for choice in others
+        prompt = await self._prompt(leader.packed_tokens, cache_salt, snapshot)
+        further = {choice.index: await self._prompt(choice.packed_tokens, cache_salt, snapshot) for choice in others
                    if choice.token_ids}  # fmt: skip
         snapshot = self._workers.snapshot(excluding, fingerprint)  # as of now: the lookups may have taken a while
         placement = place(prompt, snapshot, self._policy, self._min_remote_tokens)
@@ -112,28 +112,24 @@ class Dispatcher:
                 raise Unavailable(f"no decode worker became ready{waited}")
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def _prompt(self, token_ids: list[int], cache_salt: str, snapshot: Snapshot) -> Prompt:
-        return Prompt(len(token_ids), await self._prefixes(token_ids, cache_salt, snapshot))
+    async def _prompt(self, packed: bytes, cache_salt: str, snapshot: Snapshot) -> Prompt:
+        return Prompt(len(packed) // TOKEN_BYTES, await self._prefixes(packed, cache_salt, snapshot))
 
     async def _prefixes(
-        self, token_ids: list[int], cache_salt: str, snapshot: Snapshot
+        self, packed: bytes, cache_salt: str, snapshot: Snapshot
     ) -> Mapping[Fingerprint, Mapping[int, int]]:
         """Who has how much of the prompt, asked once per kind of KV in the fleet: mostly there is one."""
         kinds = {worker.fingerprint: worker.block_size for worker in snapshot.decode_workers if can_take_work(worker)}
         prefixes: dict[Fingerprint, Mapping[int, int]] = {}
         for fingerprint, block_size in kinds.items():
-            usable = (len(token_ids) - 1) // block_size * block_size
+            block_bytes = block_size * TOKEN_BYTES
+            usable = (len(packed) - 1) // block_bytes * block_bytes  # the last token is computed by whoever samples
             if not usable:
                 continue
             # Hashed as far as it is looked up: of a prompt that nobody has, that is a few blocks.
-            hashes = iter_hashes(namespace_hash(fingerprint, cache_salt), token_ids[:usable], block_size)
+            hashes = iter_hashes(namespace_hash(fingerprint, cache_salt), packed[:usable], block_size)
             prefixes[fingerprint] = await self._directory.longest_prefixes(hashes)
         return prefixes
-
-
-def _tokens(choice: Choice) -> list[int]:
-    """What the choice's next token is generated from."""
-    return choice.session.prompt_token_ids + choice.token_ids
 
 
 def _holders(prompts: Mapping[int, Prompt], snapshot: Snapshot, placement: Placement) -> dict[int, tuple[Holder, ...]]:

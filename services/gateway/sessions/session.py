@@ -24,7 +24,7 @@ from services.gateway.sessions.placement import Placement
 from services.gateway.sessions.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import TandemError
-from shared.identity import SessionId
+from shared.identity import SessionId, pack_tokens
 from shared.state_machine import StateMachine
 
 
@@ -173,6 +173,11 @@ class Choice:
         self._is_begun = False
         self._logprobs: list[TokenLogprobs] = []
 
+    @property
+    def packed_tokens(self) -> bytes:
+        """What its next token is generated from: prompt and output, as they are hashed."""
+        return self.session.packed_prompt + pack_tokens(self.token_ids)
+
     def begin(self) -> None:
         """A worker was asked for it, or for the rest of it."""
         self._is_begun = False
@@ -214,6 +219,7 @@ class Session:
         tenant: Whom it is served for.
         placement: Where it runs now, or ran last; None before the first attempt.
         attempts: How many workers were asked.
+        packed_prompt: The prompt's tokens as they are hashed and sent.
         losses: Codes of the errors for which workers gave it up, in order.
         prompt_scores: Of every prompt token but the first, if wanted; complete when the first token arrives.
         submitted_s, first_token_s: `time.monotonic()`; 0 = not yet. `submitted_s` is of the last attempt.
@@ -224,6 +230,7 @@ class Session:
     ) -> None:
         self.session_id = SessionId(secrets.token_hex(12))
         self.prompt_token_ids = prompt_token_ids
+        self.packed_prompt = pack_tokens(prompt_token_ids)
         self.sampling = sampling
         self.choices = [Choice(self, index, mailbox) for index in range(num_choices)]
         self.placement: Placement | None = None

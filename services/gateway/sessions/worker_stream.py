@@ -269,7 +269,7 @@ def _fill_submit(
         first_sequence,
         len(session.choices),
     )
-    submit.prompt_token_ids.extend(session.prompt_token_ids)
+    submit.prompt_tokens = session.packed_prompt
     submit.sampling.CopyFrom(_sampling_to_wire(session.sampling))
     submit.prefill_candidates.extend(
         pb.PeerRef(worker_id=worker.worker_id, incarnation=worker.incarnation)

@@ -22,7 +22,7 @@ from services.gateway.settings import GatewaySettings
 from shared.directory.client import Directory
 from shared.directory.records import WorkerLoad, WorkerRecord
 from shared.errors import StaleIncarnation, TandemError
-from shared.identity import Fingerprint, WorkerId, new_incarnation
+from shared.identity import Fingerprint, WorkerId, new_incarnation, unpack_tokens
 from shared.rpc import bind_tcp, new_server
 
 MODEL_DIR = Path("shared/assets/pydoc-mini")
@@ -148,7 +148,7 @@ class FakeWorker(rpc.WorkerServicer):
             failure = pb.Failure(session_id=submit.session_id, code=script.failure.code, message=script.failure.message)
             outputs.put_nowait(pb.StepOutput(failures=[failure]))
             return
-        if script.hold or list(submit.prompt_token_ids) == script.hold_prompt:
+        if script.hold or unpack_tokens(submit.prompt_tokens) == script.hold_prompt:
             await asyncio.Event().wait()
         resumed = submit.resumed or [pb.ResumedChoice()] * submit.num_choices
         numbers = {submit.first_sequence + c: choice for c, choice in enumerate(resumed) if not choice.is_finished}
@@ -205,7 +205,7 @@ class FakeWorker(rpc.WorkerServicer):
                 sequence=sequence,
                 reason=reason,
                 stop_token_id=EOS if reason == pb.FINISH_REASON_STOP else -1,
-                prompt_tokens=len(submit.prompt_token_ids),
+                prompt_tokens=len(unpack_tokens(submit.prompt_tokens)),
                 cached_tokens=16,
                 output_tokens=num_tokens,
                 timeline=pb.Timeline(mode="local", first_token_s=0.25, local_blocks=1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shared.identity import unpack_tokens
+
 MESSAGES = [{"role": "user", "content": "What does json.dumps do?"}]
 
 
@@ -12,7 +14,7 @@ async def test_reply_has_the_workers_tokens_as_text(running, text_ids):
     assert reply.choices[0].message.role == "assistant"
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage.completion_tokens == len(running.worker.script.token_ids) + 1
-    assert reply.usage.prompt_tokens == len(running.worker.submits[0].prompt_token_ids)
+    assert reply.usage.prompt_tokens == len(unpack_tokens(running.worker.submits[0].prompt_tokens))
     assert reply.usage.prompt_tokens_details.cached_tokens == 16
 
 
@@ -37,7 +39,7 @@ async def test_choices_are_one_session_and_come_in_order(running, text_ids):
     assert {choice.message.content for choice in reply.choices} == {"same"}
     [submit] = running.worker.submits
     assert submit.num_choices == 3
-    assert reply.usage.prompt_tokens == len(submit.prompt_token_ids)
+    assert reply.usage.prompt_tokens == len(unpack_tokens(submit.prompt_tokens))
     assert reply.usage.completion_tokens == 3 * (len(text_ids("same")) + 1)
 
 
@@ -75,7 +77,7 @@ async def test_length_ends_a_reply_as_length(running, text_ids):
 async def test_reply_without_a_limit_may_fill_the_workers_context(running):
     await running.openai.chat.completions.create(model="pydoc-mini", messages=MESSAGES)
     [submit] = running.worker.submits
-    assert submit.sampling.max_tokens == 1024 - len(submit.prompt_token_ids)
+    assert submit.sampling.max_tokens == 1024 - len(unpack_tokens(submit.prompt_tokens))
 
 
 async def test_stop_string_ends_the_text_and_the_work(running, text_ids):

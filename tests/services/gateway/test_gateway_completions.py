@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import orjson
 
+from shared.identity import unpack_tokens
+
 
 async def test_default_is_sixteen_tokens(running, text_ids):
     running.worker.script.token_ids = text_ids("word " * 30)
@@ -16,7 +18,7 @@ async def test_batch_of_prompts_times_n_is_numbered_through(running, text_ids):
     running.worker.script.token_ids = text_ids("x")
     reply = await running.openai.completions.create(model="pydoc-mini", prompt=["one", "two two"], n=2)
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
-    assert [list(submit.prompt_token_ids) for submit in running.worker.submits] == [
+    assert [unpack_tokens(submit.prompt_tokens) for submit in running.worker.submits] == [
         text_ids("one"),
         text_ids("two two"),
     ]
@@ -25,7 +27,7 @@ async def test_batch_of_prompts_times_n_is_numbered_through(running, text_ids):
 
 async def test_token_ids_reach_the_worker_unchanged(running):
     await running.openai.completions.create(model="pydoc-mini", prompt=[[5, 6, 7], [8]])
-    assert [list(submit.prompt_token_ids) for submit in running.worker.submits] == [[5, 6, 7], [8]]
+    assert [unpack_tokens(submit.prompt_tokens) for submit in running.worker.submits] == [[5, 6, 7], [8]]
 
 
 async def test_echo_begins_with_the_prompt(running, text_ids):

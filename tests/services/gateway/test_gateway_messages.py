@@ -11,6 +11,7 @@ import pytest
 from services.gateway.served_model import load_model
 from services.gateway.settings import GatewaySettings
 from shared.errors import CapacityExceeded, WorkerLost
+from shared.identity import unpack_tokens
 
 MODEL_DIR = Path("shared/assets/pydoc-mini")
 
@@ -30,7 +31,9 @@ async def test_a_message_has_the_workers_text_and_the_tokens_it_cost(running, cl
     assert [(block.type, block.text) for block in message.content] == [("text", "Serialize an object.")]
     assert (message.role, message.stop_reason, message.stop_sequence) == ("assistant", "end_turn", None)
     [submit] = running.worker.submits
-    assert message.usage.input_tokens + message.usage.cache_read_input_tokens == len(submit.prompt_token_ids)
+    assert message.usage.input_tokens + message.usage.cache_read_input_tokens == len(
+        unpack_tokens(submit.prompt_tokens)
+    )
     assert message.usage.cache_read_input_tokens == 16
     assert message.usage.output_tokens == len(running.worker.script.token_ids) + 1
     assert message.id.startswith("msg_")
@@ -85,7 +88,7 @@ async def test_the_prompt_is_the_chat_that_says_the_same(running, client):
         ],
     )
     first, second = running.worker.submits
-    assert first.prompt_token_ids == second.prompt_token_ids
+    assert first.prompt_tokens == second.prompt_tokens
     assert first.sampling.max_tokens == 5
 
 
@@ -101,7 +104,7 @@ async def test_limits_and_stop_sequences_are_told_apart(running, client, text_id
 async def test_counting_tokens_equals_what_generation_submits(running, client):
     counted = await client.messages.count_tokens(model="pydoc-mini", messages=TURNS, system="Be brief.")
     await client.messages.create(**ARGUMENTS, system="Be brief.")
-    assert counted.input_tokens == len(running.worker.submits[0].prompt_token_ids)
+    assert counted.input_tokens == len(unpack_tokens(running.worker.submits[0].prompt_tokens))
 
 
 @pytest.mark.parametrize(
@@ -233,10 +236,10 @@ async def test_calls_and_results_make_the_prompt_that_chat_makes_of_them(calling
             {"role": "tool", "tool_call_id": call.id, "content": "It serializes."},
         ],
     )
-    assert running.worker.submits[1].prompt_token_ids == running.worker.submits[2].prompt_token_ids
+    assert running.worker.submits[1].prompt_tokens == running.worker.submits[2].prompt_tokens
 
 
 async def test_the_assistants_turn_can_be_begun_for_it(running, client, model_files):
     turns = [*TURNS, {"role": "assistant", "content": "It turns an"}]
     await client.messages.create(model="pydoc-mini", max_tokens=5, messages=turns)
-    assert model_files.decode(running.worker.submits[0].prompt_token_ids).endswith("It turns an")
+    assert model_files.decode(unpack_tokens(running.worker.submits[0].prompt_tokens)).endswith("It turns an")

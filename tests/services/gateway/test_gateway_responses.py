@@ -17,6 +17,7 @@ from services.gateway.syntax.families import ToolFamily
 from shared.access.api_keys import mint
 from shared.access.key_store import FileKeys
 from shared.errors import CapacityExceeded
+from shared.identity import unpack_tokens
 
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"name": "json.dumps"}}\n</tool_call>'
 PARAMETERS = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -39,7 +40,7 @@ async def test_a_response_has_the_workers_text(running, text_ids):
     assert response.output_text == "Serialize an object."
     assert (response.status, response.error, response.metadata) == ("completed", None, {"a": "b"})
     [submit] = running.worker.submits
-    assert response.usage.input_tokens == len(submit.prompt_token_ids)
+    assert response.usage.input_tokens == len(unpack_tokens(submit.prompt_tokens))
     assert response.usage.output_tokens == len(text_ids("Serialize an object.")) + 1
     assert response.usage.input_tokens_details.cached_tokens == 16
     await running.openai.chat.completions.create(
@@ -49,7 +50,7 @@ async def test_a_response_has_the_workers_text(running, text_ids):
             {"role": "user", "content": "What does json.dumps do?"},
         ],
     )
-    assert running.worker.submits[1].prompt_token_ids == submit.prompt_token_ids
+    assert running.worker.submits[1].prompt_tokens == submit.prompt_tokens
 
 
 async def test_events_come_in_order_and_add_up_to_the_response(running, text_ids):
@@ -89,7 +90,7 @@ async def test_the_next_turn_names_the_last_and_sees_its_items(running, text_ids
         {"role": "user", "content": "And on"},
     ]
     await running.openai.chat.completions.create(model="pydoc-mini", messages=messages)
-    assert running.worker.submits[2].prompt_token_ids == running.worker.submits[3].prompt_token_ids
+    assert running.worker.submits[2].prompt_tokens == running.worker.submits[3].prompt_tokens
     assert third.previous_response_id == second.id
     items = await running.openai.responses.input_items.list(second.id)
     assert [(item.role, item.content[0].text) for item in items.data] == [("user", "On")]
@@ -325,7 +326,7 @@ async def test_vllms_extras_reach_the_worker_as_a_chats_do(running):
 async def test_counting_tokens_equals_what_generation_submits(running):
     counted = await running.openai.responses.input_tokens.count(model="pydoc-mini", input="hi", instructions="Brief.")
     await running.openai.responses.create(model="pydoc-mini", input="hi", instructions="Brief.")
-    assert counted.input_tokens == len(running.worker.submits[0].prompt_token_ids)
+    assert counted.input_tokens == len(unpack_tokens(running.worker.submits[0].prompt_tokens))
 
 
 async def test_too_many_background_responses_are_refused(start_gateway):
@@ -405,7 +406,7 @@ async def test_a_calls_result_makes_the_prompt_that_chat_makes_of_it(running, te
             {"role": "tool", "tool_call_id": call.call_id, "content": "It serializes."},
         ],
     )
-    assert running.worker.submits[1].prompt_token_ids == running.worker.submits[2].prompt_token_ids
+    assert running.worker.submits[1].prompt_tokens == running.worker.submits[2].prompt_tokens
 
 
 def test_reasoning_is_an_item_of_its_own_and_comes_back_with_its_turn():

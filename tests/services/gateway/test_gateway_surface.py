@@ -6,6 +6,8 @@ import anthropic
 import httpx2
 import pytest
 
+from shared.identity import unpack_tokens
+
 MESSAGES = [{"role": "user", "content": "What does json.dumps do?"}]
 
 
@@ -45,7 +47,7 @@ async def test_text_becomes_tokens_and_tokens_become_text(running, text_ids):
 async def test_a_conversation_becomes_the_tokens_that_generation_begins_with(running):
     await running.openai.chat.completions.create(model="pydoc-mini", messages=MESSAGES)
     reply = (await running.http.post("/tokenize", json={"messages": MESSAGES})).json()
-    assert reply["tokens"] == list(running.worker.submits[0].prompt_token_ids)
+    assert reply["tokens"] == unpack_tokens(running.worker.submits[0].prompt_tokens)
     assert reply["token_strs"] is None
 
 

@@ -12,6 +12,7 @@ import pytest
 from services.gateway.served_model import load_model
 from services.gateway.settings import GatewaySettings
 from services.gateway.syntax.families import ReasoningMarks
+from shared.identity import unpack_tokens
 
 MODEL = "pydoc-mini"
 MODEL_DIR = Path("shared/assets/pydoc-mini")
@@ -57,7 +58,7 @@ async def test_tools_and_their_results_reach_the_prompt(running, model_files):
     }
     messages = [*USER, assistant, {"role": "tool", "tool_call_id": "c1", "content": "pong"}]
     await running.openai.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS)
-    prompt = model_files.decode(running.worker.submits[-1].prompt_token_ids)
+    prompt = model_files.decode(unpack_tokens(running.worker.submits[-1].prompt_tokens))
     for part in ('"name": "weather"', '{"name": "ping", "arguments": {"a": 1}}', "tool\npong"):
         assert part in prompt
 
@@ -169,7 +170,7 @@ async def test_reasoning_of_earlier_turns_has_two_names(thinking):
         turns = [*USER, {"role": "assistant", "content": "Yes.", name: "hm"}, *USER]
         await thinking.openai.chat.completions.create(model=MODEL, messages=turns)
     first, second = thinking.worker.submits
-    assert first.prompt_token_ids == second.prompt_token_ids
+    assert first.prompt_tokens == second.prompt_tokens
 
 
 async def test_a_response_tells_reasoning_tokens(start_gateway, tmp_path, text_ids):
@@ -195,7 +196,7 @@ async def test_prompt_that_opens_reasoning_is_noticed(thinking, text_ids):
 
 async def test_effort_none_closes_reasoning_in_the_template(thinking, model_files):
     await ask(thinking, reasoning_effort="none")
-    assert "</think>" in model_files.decode(thinking.worker.submits[-1].prompt_token_ids)
+    assert "</think>" in model_files.decode(unpack_tokens(thinking.worker.submits[-1].prompt_tokens))
 
 
 async def test_last_message_can_be_continued(running, model_files):
@@ -203,7 +204,7 @@ async def test_last_message_can_be_continued(running, model_files):
     await running.openai.chat.completions.create(
         model=MODEL, messages=messages, extra_body={"continue_final_message": True}
     )
-    assert model_files.decode(running.worker.submits[-1].prompt_token_ids).endswith("assistant\nIt is")
+    assert model_files.decode(unpack_tokens(running.worker.submits[-1].prompt_tokens)).endswith("assistant\nIt is")
 
 
 async def test_schema_that_compiles_forever_is_refused_while_others_are_served(start_gateway):

@@ -14,6 +14,7 @@ import pytest
 from services.gateway.served_model import load_model
 from services.gateway.settings import GatewaySettings
 from services.gateway.syntax.families import ToolFamily
+from shared.identity import unpack_tokens
 
 MODEL = "pydoc-mini"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -217,7 +218,7 @@ async def test_calls_and_results_go_back_into_the_prompt_as_the_model_wrote_them
             {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "12 °C"},
         ]
         await create(model=MODEL, messages=history, tools=TOOLS)
-        prompt = model_files.decode(running.worker.submits[-1].prompt_token_ids)
+        prompt = model_files.decode(unpack_tokens(running.worker.submits[-1].prompt_tokens))
         for part in ROUND_TRIP[template]:
             assert part in prompt
 
@@ -252,7 +253,7 @@ async def test_only_allowed_tools_are_offered(start_gateway, model_of, model_fil
         refused = await running.http.post("/v1/responses", json=fields)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
     for one in (submit, other):
-        prompt = model_files.decode(one.prompt_token_ids)
+        prompt = model_files.decode(unpack_tokens(one.prompt_tokens))
         assert '"now"' in prompt
         assert "get_weather" not in prompt
         assert bool(one.sampling.grammar) == (mode == "required")
@@ -271,5 +272,5 @@ async def test_thinking_is_switched_off_by_variable_and_by_effort(start_gateway,
     async with start_gateway(model_override=model_of("hermes")) as running:
         for fields in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}, {}):
             await running.openai.chat.completions.create(model=MODEL, messages=USER, extra_body=fields)
-            prompt = model_files.decode(running.worker.submits[-1].prompt_token_ids)
+            prompt = model_files.decode(unpack_tokens(running.worker.submits[-1].prompt_tokens))
             assert prompt.endswith("<think>\n\n</think>\n\n") == bool(fields)
