@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from starlette.responses import Response
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
+from services.gateway.last_word import SHUT_DOWN
 from services.gateway.openapi import described
 from services.gateway.pages import page
 from services.gateway.requests.body_reader import parse_body, read_body
@@ -188,6 +190,9 @@ async def _foreground(request: Request, run: ResponseRun, stream: bool) -> Respo
         return ResponseEvents(run, cancels=True)
     try:
         await unless_disconnected(request.receive, run.finished())
+    except asyncio.CancelledError:  # the server, shutting down
+        run.stop(SHUT_DOWN.message)
+        raise
     finally:
         run.cancel()
     if run.error is not None:

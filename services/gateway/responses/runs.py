@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import structlog
 
@@ -57,12 +57,17 @@ class ResponseRun:
         if self._task is not None:
             self._task.cancel()
 
+    def stop(self, reason: str) -> None:
+        """Likewise, but that is no wish of its client: it has failed then, for a reason."""
+        self.builder.stop(reason)
+        self.cancel()
+
     async def finished(self) -> None:
         """Waits for the end."""
         async with self._news:
             await self._news.wait_for(lambda: self._is_over)
 
-    async def read(self, position: int = 0) -> AsyncIterator[bytes]:
+    async def read(self, position: int = 0) -> AsyncGenerator[list[bytes], None]:
         """Events from a position on, all that there are at a time, until the last."""
         events = self.builder.events
         while True:
@@ -70,7 +75,7 @@ class ResponseRun:
                 while len(events) <= position and not self._is_over:
                     await self._news.wait()
             if position < len(events):
-                batch, position = b"".join(events[position:]), len(events)
+                batch, position = events[position:], len(events)
                 yield batch
             elif self._is_over:
                 return
@@ -153,8 +158,7 @@ class BackgroundRuns:
     async def close(self) -> None:
         """Ends what still runs, and says so in its record."""
         for run in self._runs.values():
-            run.builder.stop("the gateway stopped before it was finished")
-            run.cancel()
+            run.stop("the gateway stopped before it was finished")
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     async def _keep(self, run: ResponseRun) -> None:
