@@ -98,6 +98,7 @@ class Generation:
         self._migrations: set[asyncio.Task[None]] = set()
         self._timers: list[asyncio.TimerHandle] = []
         self._is_closed = False
+        self._uncounted: list[Callable[[], None]] = []
         metrics.running.inc()
 
     @property
@@ -151,6 +152,7 @@ class Generation:
             session.begin_placing()
             await self._submit(session, wait_s)
         self.stamps.placed_s = time.monotonic()
+        await asyncio.sleep(0)  # what was submitted goes out before the reply to it is prepared
 
     async def batches(self) -> AsyncIterator[list[Delta]]:
         """Yields what may be shown, all that has arrived at a time, until every choice has ended.
@@ -166,6 +168,7 @@ class Generation:
             fatal = [error for failure in failures if (error := self._recover(failure)) is not None]
             if deltas:
                 yield deltas
+                self._count()  # that waits until the client has its first token
             if fatal:
                 raise fatal[0]
 
@@ -187,6 +190,7 @@ class Generation:
 
     def _report(self) -> None:
         """Tells the metrics how it went."""
+        self._count()
         metrics, usage = self._metrics, self.usage
         metrics.running.dec()
         metrics.generation_tokens.inc(usage.completion_tokens)
@@ -221,10 +225,17 @@ class Generation:
         if not session.first_token_s and text.num_tokens:
             session.first_token_s = now_s
             self._workers.first_token(session)
-            self._metrics.session_started(session)
+            self._uncounted.append(partial(self._metrics.session_started, session))
             if not self.stamps.first_token_s:
                 self.stamps.first_token_s = now_s
-                self._metrics.first_token_s.observe(now_s - self.stamps.received_s)
+                wait_s = now_s - self.stamps.received_s
+                self._uncounted.append(partial(self._metrics.first_token_s.observe, wait_s))
+
+    def _count(self) -> None:
+        """Tells the metrics of first tokens that came since."""
+        for tell in self._uncounted:
+            tell()
+        self._uncounted.clear()
 
     def _stop(self, choice: Choice) -> None:
         """Tells the worker that a stop string ended a choice, and waits a little for its last word."""
