@@ -14,7 +14,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from services.gateway.gateway import Gateway
-from services.gateway.schemas.body import Body
 from services.gateway.schemas.replies import ErrorReply
 
 REF = "#/components/schemas/{model}"
@@ -68,7 +67,7 @@ def described(
     extra: dict[str, Any] = {}
     if body is not None:
         models = body if isinstance(body, tuple) else (body,)
-        schemas = [_with_refused(model.model_json_schema(ref_template=REF), model) for model in models]
+        schemas = [model.model_json_schema(ref_template=REF) for model in models]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         extra["requestBody"] = {"required": True, "content": {body_type: {"schema": schema}}}
     return {"responses": responses, "openapi_extra": extra}
@@ -94,16 +93,6 @@ def true_openapi(app: FastAPI, gateway: Gateway) -> dict[str, Any]:
         _finish_bodies(document, gateway.model.name, is_closed=gateway.settings.unknown_fields == "refuse")
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _with_refused(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Adds fields that are known and refused, with the values that ask for nothing and why others are refused."""
-    if issubclass(model, Body):
-        for name, refusal in model.refused.items():
-            description = f"Refused: {refusal.reason}."
-            schema["properties"][name] = {"enum": [None, *refusal.neutral], "description": description}
-        schema["x-closed"] = True
-    return schema
 
 
 def _hoist(node: Any, definitions: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Pipeline:
         """
         self._model.check_name(body.model)
         self._model.check_generates()
-        render = chat_prompt(body, self._model, self._settings, self._settings.unknown_fields)
+        render = chat_prompt(body, self._model, self._settings)
         limit_s = self._settings.template_timeout_s
         is_short = num_chars <= INLINE_CHARS and not body.chat_template_kwargs
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from services.gateway.requests.body_reader import UnknownFields
+from services.gateway.requests.body_reader import UnknownFields, check_names
 from shared.errors import InvalidRequest, UnsupportedField
 
 Block = dict[str, Any]
@@ -103,9 +103,7 @@ def _checked(block: object, where: str, unknown_fields: UnknownFields) -> Block:
         raise InvalidRequest(f'{where} must be {{"type": "text", "text": ...}}, or a tool block', param=where)
     if block.get("citations"):
         raise UnsupportedField(f"{where}.citations: there are no citations", param=f"{where}.citations")
-    extra = sorted(set(map(str, block)) - _FIELDS[kind])
-    if extra and unknown_fields == "refuse":
-        raise InvalidRequest(f"unknown field {where}.{extra[0][:64]!r}", param=f"{where}.{extra[0]}"[:200])
+    check_names(block, _FIELDS[kind], where, unknown_fields)
     return block
 
 

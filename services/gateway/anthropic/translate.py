@@ -6,7 +6,7 @@ from typing import Any
 
 from services.gateway.anthropic.blocks import Turn, assistant_turn, blocks_of, system_parts, user_turns
 from services.gateway.anthropic.schemas import MessagesBody, OutputConfig, PromptBody
-from services.gateway.requests.body_reader import UnknownFields, check_extra, validate
+from services.gateway.requests.body_reader import UnknownFields, check_names, validate
 from services.gateway.schemas.chat import ChatBody
 from shared.errors import InvalidRequest, UnsupportedField
 
@@ -18,6 +18,9 @@ CLIENT_WORDS = {
 }
 """For `in_words_of`."""
 
+_FIELDS_OF_TOOLS = ("type", "name", "description", "input_schema", "strict", "cache_control")
+_REFUSED_OF_TOOLS = ("defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
+
 
 def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
     """The same prompt, and for `MessagesBody` the same wishes, as a chat request.
@@ -26,13 +29,16 @@ def chat_body(body: PromptBody, unknown_fields: UnknownFields) -> ChatBody:
         InvalidRequest: A turn, block or field that cannot be served.
     """
     turns = _turns(body, unknown_fields)
-    content: dict[str, Any] = {"model": body.model, "messages": turns, **_tools(body), **_thinking(body)}
-    content |= {**_output(body, unknown_fields), "chat_template_kwargs": body.chat_template_kwargs}
+    content: dict[str, Any] = {
+        "model": body.model,
+        "messages": turns,
+        **_tools(body, unknown_fields),
+        **_thinking(body, unknown_fields),
+    }
+    content |= {**_output(body), "chat_template_kwargs": body.chat_template_kwargs}
     if turns[-1]["role"] == "assistant":
         content |= {"continue_final_message": True, "add_generation_prompt": False}
     if isinstance(body, MessagesBody):
-        if body.metadata is not None:
-            check_extra(body.metadata, {}, unknown_fields, where="metadata.")
         user = body.metadata.user_id if body.metadata else None
         content |= {"max_tokens": body.max_tokens, "stream": body.stream, "stop": body.stop_sequences, "user": user}
         content |= {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
@@ -45,7 +51,6 @@ def _turns(body: PromptBody, unknown_fields: UnknownFields) -> list[Turn]:
     if body.system not in (None, "", []):
         turns.append({"role": "system", "content": system_parts(body.system, unknown_fields)})
     for index, message in enumerate(body.messages):
-        check_extra(message, {}, unknown_fields, where=f"messages.{index}.")
         where = f"messages.{index}.content"
         blocks = blocks_of(message.content, where, unknown_fields)
         said = (
@@ -59,12 +64,13 @@ def _turns(body: PromptBody, unknown_fields: UnknownFields) -> list[Turn]:
     return turns
 
 
-def _tools(body: PromptBody) -> dict[str, Any]:
-    tools = [_tool(tool, f"tools.{i}") for i, tool in enumerate(body.tools or ())]
+def _tools(body: PromptBody, unknown_fields: UnknownFields) -> dict[str, Any]:
+    tools = [_tool(tool, f"tools.{i}", unknown_fields) for i, tool in enumerate(body.tools or ())]
     fields: dict[str, Any] = {"tools": tools} if tools else {}
     choice = body.tool_choice
     if choice is None:
         return fields
+    check_names(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice", unknown_fields)
     match choice.get("type"):
         case "auto" | "none" as same:
             fields["tool_choice"] = same if tools else None
@@ -79,11 +85,12 @@ def _tools(body: PromptBody) -> dict[str, Any]:
     return fields
 
 
-def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
+def _tool(tool: dict[str, Any], where: str, unknown_fields: UnknownFields) -> dict[str, Any]:
     if (kind := tool.get("type") or "custom") != "custom":
         raise UnsupportedField(f"{where}: there is no server tool {str(kind)[:64]!r}", param=where)
-    if refused := sorted(set(tool) - {"type", "name", "description", "input_schema", "strict", "cache_control"}):
-        raise UnsupportedField(f"{where}.{refused[0][:64]!r} is not supported", param=where)
+    if refused := next((name for name in _REFUSED_OF_TOOLS if tool.get(name)), None):
+        raise UnsupportedField(f"'{where}.{refused}' is not supported: tools are all in the prompt", param=where)
+    check_names(tool, (*_FIELDS_OF_TOOLS, *_REFUSED_OF_TOOLS), where, unknown_fields)
     function = {
         "name": tool.get("name"),
         "description": tool.get("description"),
@@ -92,21 +99,20 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     return {"type": "function", "function": {**function, "strict": tool.get("strict")}}
 
 
-def _output(body: PromptBody, unknown_fields: UnknownFields) -> dict[str, Any]:
+def _output(body: PromptBody) -> dict[str, Any]:
     """`high` is the effort that Anthropic's API has without the field, so it asks for nothing."""
     config = body.output_config or OutputConfig()
-    check_extra(config, config.refused, unknown_fields, where="output_config.")
     if config.format is not None and body.output_format is not None:
         raise InvalidRequest("'output_format' is the older name of 'output_config.format'", param="output_format")
     fields: dict[str, Any] = {"reasoning_effort": None if config.effort == "high" else config.effort}
     if (wanted := config.format or body.output_format) is not None:
-        check_extra(wanted, {}, unknown_fields, where="output_config.format.")
         schema = {"name": "output", "schema": wanted.json_schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
 
 
-def _thinking(body: PromptBody) -> dict[str, Any]:
+def _thinking(body: PromptBody, unknown_fields: UnknownFields) -> dict[str, Any]:
+    check_names(body.thinking or {}, ("type", "budget_tokens", "display"), "thinking", unknown_fields)
     match (body.thinking or {}).get("type"):
         case None | "adaptive":
             return {}

@@ -36,10 +36,8 @@ class FileList(Reply):
     has_more: bool
 
 
-class ExpiresAfter(BaseModel):
+class ExpiresAfter(Body):
     """When a file goes: so long after it was made."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=2_592_000)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from services.gateway.schemas.body import Body, Refusal
+from services.gateway.schemas.body import Body
 from services.gateway.schemas.tools import UNSUPPORTED
 from shared.errors import Cancelled, InvalidRequest, RequestTooLarge, UnsupportedField
 
@@ -97,35 +97,54 @@ def validate(content: dict[str, object], schema: type[B], unknown_fields: Unknow
         body = schema.model_validate(content)
     except ValidationError as exc:
         raise _invalid(exc, content) from exc
-    check_extra(body, schema.refused, unknown_fields)
+    check_extra(body, unknown_fields)
     return body
 
 
-def check_extra(
-    model: BaseModel, refused: Mapping[str, Refusal], unknown_fields: UnknownFields, *, where: str = ""
-) -> None:
-    """Refuses what the schema does not have, by its reason if there is one.
+def check_extra(body: Body, unknown_fields: UnknownFields, *, where: str = "") -> None:
+    """Refuses what the schemas of a body and of the objects inside of it do not have, by its reason if there is one.
 
     Args:
-        model: Parsed with `extra="allow"`.
-        refused: What is known and not served there.
-        unknown_fields: What to do with the rest.
+        body: Validated; what is ignored is no part of it afterwards.
+        unknown_fields: What to do with fields that nobody knows.
         where: Path of the object inside the body, with its trailing dot.
 
     Raises:
         UnsupportedField: Known and refused, with a value that asks for something.
         InvalidRequest: Unknown, and unknown fields are not to be ignored.
     """
-    known = [*type(model).model_fields, *refused]
-    for name, value in (model.model_extra or {}).items():
-        refusal = refused.get(name)
-        if refusal is not None:
-            if value is not None and value not in refusal.neutral:
-                raise UnsupportedField(f"{where}{name!r} is not supported: {refusal.reason}", param=f"{where}{name}")
-        elif unknown_fields == "refuse":
-            close = difflib.get_close_matches(name[:64], known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InvalidRequest(f"unknown field {where}{name!r}{hint}", param=f"{where}{name}")
+    if body.model_extra:
+        for name, value in body.model_extra.items():
+            _check_unclaimed(type(body), name, value, unknown_fields, where)
+        body.model_extra.clear()
+    for name, value in body.__dict__.items():
+        if isinstance(value, Body):
+            check_extra(value, unknown_fields, where=f"{where}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Body):
+            for i, part in enumerate(value):
+                check_extra(part, unknown_fields, where=f"{where}{name}[{i}].")
+
+
+def check_names(part: Mapping[str, object], known: Collection[str], where: str, unknown_fields: UnknownFields) -> None:
+    """Refuses what an object that no schema describes has beside its known fields, unless that is ignored.
+
+    Raises:
+        InvalidRequest: It has such a field.
+    """
+    if unknown_fields == "refuse" and (extra := next((name for name in part if name not in known), None)) is not None:
+        path = f"{where}.{extra[:64]}"
+        raise InvalidRequest(f"unknown field {path!r}", param=path)
+
+
+def _check_unclaimed(schema: type[Body], name: str, value: object, unknown_fields: UnknownFields, where: str) -> None:
+    path = f"{where}{name}"
+    if (refusal := schema.refused.get(name)) is not None:
+        if value is not None and value not in refusal.neutral:
+            raise UnsupportedField(f"{path!r} is not supported: {refusal.reason}", param=path)
+    elif unknown_fields == "refuse":
+        close = difflib.get_close_matches(name[:64], [*schema.model_fields, *schema.refused], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InvalidRequest(f"unknown field {path!r}"[:MAX_MESSAGE_CHARS] + hint, param=path)
 
 
 def _invalid(exc: ValidationError, content: object) -> InvalidRequest:
@@ -136,8 +155,6 @@ def _invalid(exc: ValidationError, content: object) -> InvalidRequest:
     path = _path(problem["loc"], content, ends_in_name=is_missing)
     if is_missing:
         return InvalidRequest(f"the field {path!r} is required", param=path)
-    if problem["type"] == "extra_forbidden":
-        return InvalidRequest(f"unknown field {path!r}"[:MAX_MESSAGE_CHARS], param=path)
     if problem["type"] == UNSUPPORTED:
         return UnsupportedField(f"{path!r} is not supported: {problem['msg']}", param=path)
     message = problem["msg"][:1].lower() + problem["msg"][1:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from services.gateway.requests.body_reader import UnknownFields
 from services.gateway.requests.messages import template_messages
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.served_model import ServedModel
@@ -18,9 +17,7 @@ from shared.tokenization.chat_template import ChatTemplate
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 
-def chat_prompt(
-    body: ChatBody, model: ServedModel, settings: GatewaySettings, unknown_fields: UnknownFields
-) -> Callable[[], str]:
+def chat_prompt(body: ChatBody, model: ServedModel, settings: GatewaySettings) -> Callable[[], str]:
     """Checks what the template will get; returns what renders it.
 
     Raises:
@@ -36,7 +33,7 @@ def chat_prompt(
         )
     if body.documents and not template.mentions("documents"):
         raise UnsupportedField("'documents' is not supported: the chat template has no place for it", param="documents")
-    messages = template_messages(body.messages, unknown_fields)
+    messages = template_messages(body.messages, settings.unknown_fields)
     render = partial(
         template.render,
         messages,

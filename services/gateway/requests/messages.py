@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.gateway.requests.body_reader import MAX_DEPTH, UnknownFields, check_extra, depth_of
+from services.gateway.requests.body_reader import MAX_DEPTH, UnknownFields, check_names, depth_of
 from services.gateway.schemas.chat import ChatMessage, MessageToolCall
 from shared.errors import InvalidRequest, UnsupportedField
+
+_TEXT_FIELDS = ("type", "text", "prompt_cache_breakpoint", "cache_control")
+"""The last two, OpenAI's and Anthropic's, are moot: every prompt's KV is cached by content."""
 
 
 def template_messages(messages: Sequence[ChatMessage], unknown_fields: UnknownFields) -> list[dict[str, object]]:
@@ -26,12 +29,11 @@ def _template_message(index: int, message: ChatMessage, unknown_fields: UnknownF
         raise UnsupportedField(f"{where}.role: 'function' was replaced by 'tool'", param=f"{where}.role")
     if message.role != "assistant" and message.tool_calls:
         raise InvalidRequest(f"{where}.tool_calls: only the assistant calls tools", param=f"{where}.tool_calls")
-    check_extra(message, ChatMessage.refused, unknown_fields, where=f"{where}.")
     role = "system" if message.role == "developer" else message.role
     content = message.content
     if content is None and message.tool_calls:
         content = ""  # the calls are all that was said
-    rendered: dict[str, object] = {"role": role, "content": _content_text(content, f"{where}.content")}
+    rendered: dict[str, object] = {"role": role, "content": _content_text(content, f"{where}.content", unknown_fields)}
     if message.name is not None:
         rendered["name"] = message.name
     if message.tool_call_id is not None:
@@ -60,7 +62,7 @@ def _template_call(call: MessageToolCall, where: str) -> dict[str, object]:
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-def _content_text(content: object, where: str) -> str:
+def _content_text(content: object, where: str, unknown_fields: UnknownFields) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
@@ -69,6 +71,7 @@ def _content_text(content: object, where: str) -> str:
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
+            check_names(part, _TEXT_FIELDS, f"{where}[{i}]", unknown_fields)
             texts.append(part["text"])
         elif kind in ("image_url", "input_audio", "file", "video_url"):
             raise UnsupportedField(f"{where}[{i}]: the model reads text only, not {kind!r}", param=f"{where}[{i}]")

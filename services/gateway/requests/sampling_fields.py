@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from services.gateway.schemas.body import GenerationBody
+from services.gateway.schemas.generation import GenerationBody
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams

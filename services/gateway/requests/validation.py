@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from services.gateway.requests.request import Endpoint, GenerationRequest
 from services.gateway.requests.sampling_fields import check_beams, checked_token_ids, sampling_of, stop_strings
-from services.gateway.schemas.body import GenerationBody
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
+from services.gateway.schemas.generation import GenerationBody
 from services.gateway.schemas.tools import NamedToolChoice
 from services.gateway.served_model import ServedModel
 from services.gateway.settings import GatewaySettings

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from services.gateway.requests.body_reader import UnknownFields
+from services.gateway.requests.body_reader import UnknownFields, check_names
 from shared.errors import InvalidRequest, UnsupportedField
 
 Item = dict[str, Any]
@@ -18,6 +18,10 @@ _FIELDS = {
     "function_call": {"type", "id", "call_id", "name", "arguments", "status", "caller", "namespace"},
     "function_call_output": {"type", "id", "call_id", "output", "status", "caller"},
     "reasoning": {"type", "id", "summary", "content", "status", "encrypted_content"},
+}
+_PART_FIELDS = {
+    "input_text": {"type", "text", "prompt_cache_breakpoint"},
+    "output_text": {"type", "text", "annotations", "logprobs"},
 }
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
@@ -72,15 +76,13 @@ def _item(item: object, where: str, unknown_fields: UnknownFields) -> Item:
     if not isinstance(kind, str) or kind not in _FIELDS:
         known = ", ".join(_FIELDS)
         raise InvalidRequest(f"{where}.type is {str(kind)[:64]!r}, known are {known}", param=f"{where}.type")
-    extra = sorted(set(map(str, item)) - _FIELDS[kind])
-    if extra and unknown_fields == "refuse":
-        raise InvalidRequest(f"unknown field {where}.{extra[0][:64]!r}", param=where)
+    check_names(item, _FIELDS[kind], where, unknown_fields)
     checked = {
         "message": _message,
         "function_call": _call,
         "function_call_output": _call_output,
         "reasoning": _reasoning,
-    }[kind](item, where)
+    }[kind](item, where, unknown_fields)
     return _with_id(kind, checked, item.get("id"))
 
 
@@ -89,28 +91,28 @@ def _with_id(kind: str, item: Item, item_id: object = None) -> Item:
     return {"id": name, "type": kind, "status": "completed", **item}
 
 
-def _message(item: Item, where: str) -> Item:
+def _message(item: Item, where: str, unknown_fields: UnknownFields) -> Item:
     role, content = item.get("role"), item.get("content")
     if role not in _ROLES:
         raise InvalidRequest(f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
     if isinstance(content, str):
         kind = "output_text" if role == "assistant" else "input_text"
         return {"role": role, "content": [{"type": kind, "text": content}]}
-    return {"role": role, "content": _parts(content, f"{where}.content")}
+    return {"role": role, "content": _parts(content, f"{where}.content", unknown_fields)}
 
 
-def _call(item: Item, where: str) -> Item:
+def _call(item: Item, where: str, _: UnknownFields) -> Item:
     return {name: _text(item, name, where) for name in ("call_id", "name", "arguments")}
 
 
-def _call_output(item: Item, where: str) -> Item:
+def _call_output(item: Item, where: str, unknown_fields: UnknownFields) -> Item:
     output = item.get("output")
     if isinstance(output, list):
-        output = "\n".join(str(part["text"]) for part in _parts(output, f"{where}.output"))
+        output = "\n".join(str(part["text"]) for part in _parts(output, f"{where}.output", unknown_fields))
     return {"call_id": _text(item, "call_id", where), "output": _text({"output": output}, "output", where)}
 
 
-def _reasoning(item: Item, where: str) -> Item:
+def _reasoning(item: Item, where: str, _: UnknownFields) -> Item:
     content = item.get("content") or []
     is_text = isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content)
     if not is_text:
@@ -125,17 +127,18 @@ def _text(item: Item, name: str, where: str) -> str:
     return value
 
 
-def _parts(content: object, where: str) -> list[Item]:
+def _parts(content: object, where: str, unknown_fields: UnknownFields) -> list[Item]:
     if not isinstance(content, list) or not content:
         raise InvalidRequest(f"{where} must be text or a non-empty list of parts", param=where)
-    return [_part(part, f"{where}[{i}]") for i, part in enumerate(content)]
+    return [_part(part, f"{where}[{i}]", unknown_fields) for i, part in enumerate(content)]
 
 
-def _part(part: object, where: str) -> Item:
+def _part(part: object, where: str, unknown_fields: UnknownFields) -> Item:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _REFUSED_PARTS:
         raise UnsupportedField(f"{where}: the model reads text only, not {kind!r}", param=where)
     if not isinstance(part, dict) or kind not in ("input_text", "output_text") or not isinstance(part.get("text"), str):
         raise InvalidRequest(f'{where} must be {{"type": "input_text", "text": ...}}', param=where)
+    check_names(part, _PART_FIELDS[kind], where, unknown_fields)
     kept = {"type": kind, "text": part["text"]}
     return {**kept, "annotations": []} if kind == "output_text" else kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from services.gateway.requests.body_reader import UnknownFields, check_extra, validate
+from services.gateway.requests.body_reader import UnknownFields, check_names, validate
 from services.gateway.requests.metadata import check_metadata
 from services.gateway.responses.input_items import Item, chat_turns
 from services.gateway.responses.schemas import LOGPROBS, PromptBody, ResponseBody
@@ -21,6 +21,7 @@ CLIENT_WORDS = {
     "messages": "input",
 }
 """For `in_words_of`."""
+_SUMMARIES = ("summary", "generate_summary")
 EXTRAS = (
     "top_k",
     "min_p",
@@ -48,9 +49,13 @@ def chat_body(body: PromptBody, items: Sequence[Item], unknown_fields: UnknownFi
     """
     turns: list[Item] = [{"role": "system", "content": body.instructions}] if body.instructions else []
     turns += chat_turns(items)
-    content: dict[str, Any] = {"model": body.model, "messages": turns, **_tools(body), **_reasoning(body)}
+    content: dict[str, Any] = {
+        "model": body.model,
+        "messages": turns,
+        **_tools(body, unknown_fields),
+        **_reasoning(body, unknown_fields),
+    }
     if body.text is not None:
-        check_extra(body.text, body.text.refused, unknown_fields, where="text.")
         content["response_format"] = _response_format(body.text.format)
     if isinstance(body, ResponseBody):
         content |= {"temperature": body.temperature, "top_p": body.top_p, "stream": body.stream}
@@ -58,13 +63,11 @@ def chat_body(body: PromptBody, items: Sequence[Item], unknown_fields: UnknownFi
         content |= {name: getattr(body, name) for name in EXTRAS}
         if body.wants_logprobs:
             content |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
-        _check_options(body, unknown_fields)
+        _check_options(body)
     return validate(content, ChatBody, unknown_fields)
 
 
-def _check_options(body: ResponseBody, unknown_fields: UnknownFields) -> None:
-    if body.stream_options is not None:
-        check_extra(body.stream_options, body.stream_options.refused, unknown_fields, where="stream_options.")
+def _check_options(body: ResponseBody) -> None:
     for name in body.include or ():
         if name != LOGPROBS:
             raise UnsupportedField(f"'include': {name[:64]!r} is not supported, only {LOGPROBS!r} is", param="include")
@@ -80,30 +83,33 @@ def _response_format(wanted: dict[str, object] | None) -> dict[str, object] | No
     return {"type": "json_schema", "json_schema": {k: v for k, v in wanted.items() if k != "type"}}
 
 
-def _tools(body: PromptBody) -> dict[str, Any]:
+def _tools(body: PromptBody, unknown_fields: UnknownFields) -> dict[str, Any]:
     """Functions, which chat nests."""
     fields: dict[str, Any] = {"parallel_tool_calls": body.parallel_tool_calls}
     if body.tools:
         fields["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools)]
     choice = body.tool_choice
     if isinstance(choice, dict):
-        choice = _tool_choice(choice)
+        choice = _tool_choice(choice, "tool_choice", unknown_fields)
     if body.tools or choice not in ("none", "auto"):
         fields["tool_choice"] = choice
     return fields
 
 
-def _tool_choice(choice: dict[str, Any]) -> dict[str, Any]:
+def _tool_choice(choice: dict[str, Any], where: str, unknown_fields: UnknownFields) -> dict[str, Any]:
     """Names of functions, which chat nests."""
     if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
+        check_names(choice, ("type", "mode", "tools"), where, unknown_fields)
+        named = [tool if isinstance(tool, dict) else {} for tool in choice["tools"]]
         allowed = {
             "mode": choice.get("mode"),
-            "tools": [_tool_choice(named if isinstance(named, dict) else {}) for named in choice["tools"]],
+            "tools": [_tool_choice(tool, f"{where}.tools[{i}]", unknown_fields) for i, tool in enumerate(named)],
         }
         return {"type": "allowed_tools", "allowed_tools": allowed}
-    _refuse_custom(choice, "tool_choice")
+    _refuse_custom(choice, where)
     if choice.get("type") != "function":
         raise UnsupportedField("'tool_choice' may name functions only", param="tool_choice")
+    check_names(choice, ("type", "name"), where, unknown_fields)
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
@@ -120,11 +126,10 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
-def _reasoning(body: PromptBody) -> dict[str, Any]:
+def _reasoning(body: PromptBody, unknown_fields: UnknownFields) -> dict[str, Any]:
     reasoning = body.reasoning or {}
-    for name, value in reasoning.items():
-        if name not in ("effort", "summary", "generate_summary"):
-            raise UnsupportedField(f"'reasoning.{name[:64]}' is not supported", param="reasoning")
-        if name != "effort" and value not in (None, "auto"):
+    check_names(reasoning, ("effort", *_SUMMARIES), "reasoning", unknown_fields)
+    for name in _SUMMARIES:
+        if reasoning.get(name) not in (None, "auto"):
             raise UnsupportedField(f"'reasoning.{name}': reasoning is shown whole, not in summary", param="reasoning")
     return {"reasoning_effort": reasoning["effort"]} if reasoning.get("effort") else {}

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from services.gateway.schemas.body import INT32_MAX, GenerationBody, Refusal
+from services.gateway.schemas.body import INT32_MAX, Body, Refusal
+from services.gateway.schemas.generation import GenerationBody
 from services.gateway.schemas.tools import Tool, ToolChoice
 from shared.engine.sampling_params import MAX_LOGPROBS
 
 _TEXT_ONLY = "the model reads and writes text only"
 
 
-class ToolCallFunction(BaseModel):
+class ToolCallFunction(Body):
     """What the assistant called; `arguments` is JSON in a string."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     name: str
     arguments: str
 
 
-class MessageToolCall(BaseModel):
+class MessageToolCall(Body):
     """A call in an assistant's earlier turn."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore", json_schema_extra=None)  # replies tell more of a call, and are sent back
 
     id: str
     type: Literal["function"] = "function"
     function: ToolCallFunction
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Body):
     """One turn. `content` is text, or a list of parts of type "text"."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
 
     refused: ClassVar[dict[str, Refusal]] = {
         "function_call": Refusal("it was replaced by tool_calls"),

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from services.gateway.schemas.body import GenerationBody, Refusal
+from services.gateway.schemas.body import Refusal
+from services.gateway.schemas.generation import GenerationBody
 from shared.engine.sampling_params import MAX_CHOICES, MAX_LOGPROBS
 
 

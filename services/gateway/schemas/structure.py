@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-_CLOSED = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+from services.gateway.schemas.body import Body
 
 JsonSchema = dict[str, object] | bool
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Body):
     """`response_format.json_schema`. The schema is kept to whether or not `strict` is asked for."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(min_length=1, max_length=64)
     description: str | None = None
@@ -22,26 +22,20 @@ class NamedSchema(BaseModel):
     strict: bool | None = None
 
 
-class TextFormat(BaseModel):
+class TextFormat(Body):
     """Anything."""
-
-    model_config = _CLOSED
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(BaseModel):
+class JsonObjectFormat(Body):
     """Any JSON object."""
-
-    model_config = _CLOSED
 
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(Body):
     """JSON that a schema allows."""
-
-    model_config = _CLOSED
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -50,10 +44,8 @@ class JsonSchemaFormat(BaseModel):
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Body):
     """vLLM's `structured_outputs`; exactly one of the first five."""
-
-    model_config = _CLOSED
 
     json_: JsonSchema | str | None = Field(default=None, alias="json")
     regex: str | None = None

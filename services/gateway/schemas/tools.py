@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-_CLOSED = ConfigDict(strict=True, extra="forbid")
+from services.gateway.schemas.body import Body
+
 UNSUPPORTED = "unsupported"
 """Type of validation errors that tell why a known value is not served."""
 NO_CUSTOM_TOOLS = "custom tools, whose input is free text, are not built; a function's input is JSON"
@@ -23,10 +24,8 @@ def _not_custom(kind: object) -> object:
 FunctionKind = Annotated[Literal["function"], BeforeValidator(_not_custom)]
 
 
-class FunctionSchema(BaseModel):
+class FunctionSchema(Body):
     """A function that the model may call; `parameters` is a JSON schema, absent = no arguments."""
-
-    model_config = _CLOSED
 
     name: str = Field(pattern=_NAME)
     description: str | None = None
@@ -34,45 +33,35 @@ class FunctionSchema(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Body):
     """One entry of `tools`."""
-
-    model_config = _CLOSED
 
     type: FunctionKind
     function: FunctionSchema
 
 
-class FunctionName(BaseModel):
+class FunctionName(Body):
     """Names one of the tools."""
-
-    model_config = _CLOSED
 
     name: str
 
 
-class NamedToolChoice(BaseModel):
+class NamedToolChoice(Body):
     """The call must be of this function."""
-
-    model_config = _CLOSED
 
     type: FunctionKind
     function: FunctionName
 
 
-class AllowedTools(BaseModel):
+class AllowedTools(Body):
     """Some of the tools, of which one may or must be called."""
-
-    model_config = _CLOSED
 
     mode: Literal["auto", "required"]
     tools: list[NamedToolChoice] = Field(min_length=1)
 
 
-class AllowedToolsChoice(BaseModel):
+class AllowedToolsChoice(Body):
     """The other tools are not to be called."""
-
-    model_config = _CLOSED
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools

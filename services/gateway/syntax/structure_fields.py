@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from services.gateway.requests.body_reader import depth_of
-from services.gateway.schemas.body import GenerationBody
+from services.gateway.schemas.generation import GenerationBody
 from services.gateway.schemas.structure import JsonObjectFormat, JsonSchemaFormat
 from services.gateway.settings import GatewaySettings
 from services.gateway.syntax.grammar_text import Structure, StructureKind

@@ -14,9 +14,9 @@ from openai.types.chat import (
 )
 
 from services.gateway.field_table import ENDPOINTS, vllm_endpoints
-from services.gateway.schemas.body import StreamOptions
 from services.gateway.schemas.chat import ChatBody, ChatMessage
 from services.gateway.schemas.completion import CompletionBody
+from services.gateway.schemas.generation import StreamOptions
 
 
 def fields_of(params: type) -> set[str]:

@@ -42,6 +42,19 @@ def chat(model):
     return build
 
 
+@pytest.fixture
+def chat_body():
+    """Checked, its messages too."""
+
+    def check(unknown, **fields):
+        raw = orjson.dumps({"model": "pydoc-mini", "messages": USER, **fields})
+        body = parse_body(raw, ChatBody, unknown)
+        template_messages(body.messages, unknown)
+        return body
+
+    return check
+
+
 def test_fields_reach_the_sampler(completion):
     request = completion(
         temperature=0.5, top_p=0.9, top_k=-1, min_p=0.1, seed=-1, presence_penalty=1, frequency_penalty=-1,
@@ -126,6 +139,37 @@ def test_unknown_field_is_refused_with_a_suggestion(completion):
 
 def test_unknown_field_is_ignored_when_told_so(completion):
     assert completion(unknown="ignore", temprature=1)
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}
+ALLOWED = {"mode": "auto", "tools": [TOOL]}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+NESTED = [
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    ({"response_format": {**SCHEMA, "x": 1}}, "response_format.x"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}, "x": 1}}},
+     "response_format.json_schema.x"),
+    ({"structured_outputs": {"regex": "a", "x": 1}}, "structured_outputs.x"),
+    ({"tools": [TOOL, {**TOOL, "x": 1}], "tool_choice": "none"}, "tools[1].x"),
+    ({"tools": [{**TOOL, "function": {"name": "f", "x": 1}}], "tool_choice": "none"}, "tools[0].function.x"),
+    ({"tools": [TOOL], "tool_choice": {**TOOL, "x": 1}}, "tool_choice.x"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {**ALLOWED, "x": 1}}},
+     "tool_choice.allowed_tools.x"),
+    ({"messages": [{"role": "user", "content": "hi", "x": 1}]}, "messages[0].x"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "x": 1}]}]}, "messages[0].content[0].x"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"], "x": 1}}]}]},
+     "messages[0].tool_calls[0].function.x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "path"), NESTED, ids=[path for _, path in NESTED])
+def test_unknown_field_of_an_object_inside_is_refused_by_its_path_or_ignored(chat_body, fields, path):
+    with pytest.raises(InvalidRequest, match="unknown field") as caught:
+        chat_body("refuse", **fields)
+    assert caught.value.param == path
+    assert path in caught.value.message
+    assert '"x"' not in chat_body("ignore", **fields).model_dump_json(exclude={"messages"})
 
 
 @pytest.mark.parametrize("field", sorted({*CompletionBody.refused}))
