@@ -7,7 +7,7 @@ import math
 from collections import Counter
 
 from services.gateway.access.caller import Caller
-from services.gateway.access.rate_limits import REQUESTS, TOKENS, RateLimits, Standing, Taken
+from services.gateway.access.rate_limits import TOKENS, RateLimits, Standing, Taken
 from shared.errors import LargerThanLimit, PermissionDenied, RateLimited
 
 
@@ -63,16 +63,11 @@ class Admission:
         """
         if caller.key is None:
             return
-        tokens = await self._limits.take(caller.key, TOKENS, 0)
-        has_tokens = tokens is None or tokens.standing.remaining > 0
-        requests = await self._limits.take(caller.key, REQUESTS, 1 if has_tokens else 0)
-        for taken in (requests, tokens):
-            if taken is not None:
-                caller.standings[taken.standing.kind] = taken.standing
-        if tokens is not None and not has_tokens:
-            raise _used_up(caller, tokens.standing)
-        if requests is not None and not requests.is_granted:
-            raise _used_up(caller, requests.standing)
+        taken = await self._limits.take_request(caller.key)
+        caller.standings.update({one.standing.kind: one.standing for one in taken})
+        for one in taken:
+            if not one.is_granted:
+                raise _used_up(caller, one.standing)
 
     async def enter(self, caller: Caller, model: str, prompt_tokens: int, output_tokens: int = 0) -> Ticket:
         """Lets a request in whose prompt is known.

@@ -17,20 +17,51 @@ from shared.errors import Unavailable
 TIMEOUT_S = 0.5
 
 _COUNT = b"""
-local id = redis.call('HGET', KEYS[1], 'id')
-local used = tonumber(redis.call('HGET', KEYS[1], 'used') or '0')
-local amount, limit, window = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local counts = (limit < 0 or used + amount <= limit) and (window == '' or window == id)
-if counts and amount ~= 0 then
-  if not id then
-    id = ARGV[5]
-    redis.call('HSET', KEYS[1], 'id', id)
-    redis.call('PEXPIRE', KEYS[1], ARGV[4])
-  end
-  used = redis.call('HINCRBY', KEYS[1], 'used', amount)
+local function asked(i)
+  local first = 2 + 4 * (i - 1)
+  return tonumber(ARGV[first]), tonumber(ARGV[first + 1]), ARGV[first + 2], ARGV[first + 3]
 end
-return {counts and 1 or 0, used, redis.call('PTTL', KEYS[1]), id or ''}
+local counts, all_fit = {}, true
+for i, key in ipairs(KEYS) do
+  local amount, limit, window = asked(i)
+  local id, used = redis.call('HGET', key, 'id'), tonumber(redis.call('HGET', key, 'used') or '0')
+  local fits = (limit < 0 or used + amount <= limit) and (window == '' or window == id)
+  counts[i] = {fits and 1 or 0, used, 0, id or ''}
+  all_fit = all_fit and fits
+end
+for i, key in ipairs(KEYS) do
+  local amount, _, _, lasts = asked(i)
+  if all_fit and amount ~= 0 then
+    if counts[i][4] == '' then
+      counts[i][4] = ARGV[1]
+      redis.call('HSET', key, 'id', ARGV[1])
+      redis.call('PEXPIRE', key, lasts)
+    end
+    counts[i][2] = redis.call('HINCRBY', key, 'used', amount)
+  end
+  counts[i][3] = redis.call('PTTL', key)
+end
+return counts
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """To be counted.
+
+    Attributes:
+        name: Of the counter.
+        amount: 0 only looks; below 0 gives back.
+        window_s: How long a window that begins now lasts.
+        limit: Of the window; -1 = none.
+        window: The one that is meant; "" = whichever it is now.
+    """
+
+    name: str
+    amount: int
+    window_s: float
+    limit: int = -1
+    window: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +69,13 @@ class Count:
     """What came of counting.
 
     Attributes:
-        is_counted: False where the amount did not fit, or the window that was meant is over.
+        fits: False where the amount does not fit, or the window that was meant is over.
         used: Of the window, with the amount if it was counted.
         left_s: Until the window ends; of one that has not begun, all of it.
         window: Names it; "" = it has not begun.
     """
 
-    is_counted: bool
+    fits: bool
     used: int
     left_s: float
     window: str
@@ -53,15 +84,11 @@ class Count:
 class Counters(Protocol):
     """Windows by name."""
 
-    async def count(self, name: str, amount: int, window_s: float, *, limit: int = -1, window: str = "") -> Count:
-        """Counts an amount, unless the limit does not allow it or the window that is meant is over.
+    async def count(self, *amounts: Amount) -> list[Count]:
+        """Counts amounts in one step: all of them if all fit, else none.
 
         Args:
-            name: Of the counter.
-            amount: 0 only looks; below 0 gives back.
-            window_s: How long a window that begins now lasts.
-            limit: Of the window; -1 = none.
-            window: The one that is meant; "" = whichever it is now.
+            amounts: On a cluster, the part of their names in braces is one and the same.
 
         Raises:
             Unavailable: The counters are out of reach.
@@ -79,21 +106,25 @@ class RedisCounters:
         """Closes the connections."""
         await self._redis.close()
 
-    async def count(self, name: str, amount: int, window_s: float, *, limit: int = -1, window: str = "") -> Count:
+    async def count(self, *amounts: Amount) -> list[Count]:
         """See `Counters`."""
-        arguments = (amount, limit, window, int(window_s * 1000), secrets.token_hex(8))
+        names = [one.name for one in amounts]
+        asked = [(one.amount, one.limit, one.window, int(one.window_s * 1000)) for one in amounts]
+        command = ("EVAL", _COUNT, len(names), *names, secrets.token_hex(8), *(part for one in asked for part in one))
         try:
-            [(counted, used, left_ms, found)] = await self._redis.run([("EVAL", _COUNT, 1, name, *arguments)])
+            [counts] = await self._redis.run([command])
         except StoreDown as exc:
             raise Unavailable(f"rate limits are out of reach: Redis does not answer ({exc})"[:300]) from exc
-        left_s = left_ms / 1000 if left_ms > 0 else window_s
-        return Count(bool(counted), used, left_s, found.decode())
+        return [
+            Count(bool(fits), used, left_ms / 1000 if left_ms > 0 else one.window_s, found.decode())
+            for one, (fits, used, left_ms, found) in zip(amounts, counts, strict=True)
+        ]
 
 
 @dataclass(slots=True)
 class _Window:
-    name: str
-    ends_s: float
+    name: str = ""
+    ends_s: float = 0.0
     used: int = 0
 
 
@@ -104,18 +135,30 @@ class MemoryCounters:
         self._clock = clock
         self._windows: dict[str, _Window] = {}
 
-    async def count(self, name: str, amount: int, window_s: float, *, limit: int = -1, window: str = "") -> Count:
+    async def count(self, *amounts: Amount) -> list[Count]:
         """See `Counters`. Nothing is awaited, so this is one step too."""
-        now_s, current = self._clock(), self._windows.get(name)
+        now_s = self._clock()
+        windows = [self._window(one.name, now_s) for one in amounts]
+        fits = [
+            (one.limit < 0 or window.used + one.amount <= one.limit) and one.window in ("", window.name)
+            for one, window in zip(amounts, windows, strict=True)
+        ]
+        if all(fits):
+            for one, window in zip(amounts, windows, strict=True):
+                if one.amount:
+                    if not window.name:
+                        window.name, window.ends_s = secrets.token_hex(8), now_s + one.window_s
+                        self._windows[one.name] = window
+                    window.used += one.amount
+        return [
+            Count(is_fit, window.used, window.ends_s - now_s if window.name else one.window_s, window.name)
+            for one, window, is_fit in zip(amounts, windows, fits, strict=True)
+        ]
+
+    def _window(self, name: str, now_s: float) -> _Window:
+        """The current one; nameless if none has begun."""
+        current = self._windows.get(name)
         if current is not None and current.ends_s <= now_s:
             del self._windows[name]
             current = None
-        used, found = (current.used, current.name) if current is not None else (0, "")
-        is_counted = (limit < 0 or used + amount <= limit) and window in ("", found)
-        if is_counted and amount:
-            if current is None:
-                current = self._windows[name] = _Window(secrets.token_hex(8), now_s + window_s)
-            current.used += amount
-        if current is None:
-            return Count(is_counted, 0, window_s, "")
-        return Count(is_counted, current.used, current.ends_s - now_s, current.name)
+        return current or _Window()

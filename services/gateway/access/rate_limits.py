@@ -2,7 +2,9 @@
 
 Fixed windows of a minute, as OpenAI's headers describe them. A request's tokens are reserved when it starts, its prompt
 and the output that it asks room for, and settled when it ends: what was not generated is given back, what was generated
-without having been asked for is counted, also beyond the limit, so the next request pays for it. Without Redis every
+without having been asked for is counted, also beyond the limit, so the next request pays for it. A chat that sets no
+limit reserves its prompt alone, as with OpenAI, who counts `max_tokens` where it is said. Most clients do not say it,
+and all the room that the context leaves is more than many a limit: they would never be served. Without Redis every
 gateway counts for itself: a limit is then too generous, never an outage.
 """
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.gateway.access.counters import Count, MemoryCounters, RedisCounters
+from services.gateway.access.counters import Amount, Count, MemoryCounters, RedisCounters
 from shared.access.api_keys import KeyRecord
 from shared.errors import Unavailable
 
@@ -84,27 +86,49 @@ class RateLimits:
         limit = _limit(key, kind)
         if not limit:
             return None
-        count = await self._count(key, kind, amount, limit=limit if amount else -1)
-        standing = Standing(kind, limit, limit - count.used, count.left_s)
-        return Taken(count.is_counted, amount, standing, count.window)
+        [count] = await self._count(_amount(key, kind, amount, limit=limit if amount else -1))
+        return Taken(count.fits, amount, _standing(key, kind, count), count.window)
+
+    async def take_request(self, key: KeyRecord) -> list[Taken]:
+        """Takes a request, if the minute has tokens left too: in one step, of each limit that the key has."""
+        amounts: dict[str, Amount] = {}
+        if key.tokens_per_minute:  # none is taken: there must be room for one
+            amounts[TOKENS] = _amount(key, TOKENS, 0, limit=key.tokens_per_minute - 1)
+        if key.requests_per_minute:
+            amounts[REQUESTS] = _amount(key, REQUESTS, 1, limit=key.requests_per_minute)
+        if not amounts:
+            return []
+        counts = await self._count(*amounts.values())
+        return [
+            Taken(count.fits, amount.amount, _standing(key, kind, count), count.window)
+            for (kind, amount), count in zip(amounts.items(), counts, strict=True)
+        ]
 
     async def settle(self, key: KeyRecord, taken: Taken, amount: int) -> None:
         """What was taken came to an amount: the rest goes back if its window still lasts; more is counted now."""
         difference = amount - taken.amount
         if difference:
             window = taken.window if difference < 0 else ""
-            await self._count(key, taken.standing.kind, difference, window=window)
+            await self._count(_amount(key, taken.standing.kind, difference, window=window))
 
-    async def _count(self, key: KeyRecord, kind: str, amount: int, *, limit: int = -1, window: str = "") -> Count:
-        name = f"tandem:{kind}:{{{key.tenant}:{key.key_id}}}"
+    async def _count(self, *amounts: Amount) -> list[Count]:
         if self._shared is not None and time.monotonic() >= self._down_until_s:
             try:
-                return await self._shared.count(name, amount, WINDOW_S, limit=limit, window=window)
+                return await self._shared.count(*amounts)
             except Unavailable as exc:
                 log.warning("rate_limits_counted_locally", error=exc.message)
                 self._down_until_s = time.monotonic() + _RETRY_REDIS_S
-        return await self._local.count(name, amount, WINDOW_S, limit=limit, window=window)
+        return await self._local.count(*amounts)
 
 
 def _limit(key: KeyRecord, kind: str) -> int:
     return key.requests_per_minute if kind == REQUESTS else key.tokens_per_minute
+
+
+def _amount(key: KeyRecord, kind: str, amount: int, *, limit: int = -1, window: str = "") -> Amount:
+    return Amount(f"tandem:{kind}:{{{key.tenant}:{key.key_id}}}", amount, WINDOW_S, limit, window)
+
+
+def _standing(key: KeyRecord, kind: str, count: Count) -> Standing:
+    limit = _limit(key, kind)
+    return Standing(kind, limit, limit - count.used, count.left_s)

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 
 import pytest
+from redis.asyncio import Redis
 
 from services.gateway.access.admission import Admission
 from services.gateway.access.caller import Caller
-from services.gateway.access.counters import MemoryCounters, RedisCounters
-from services.gateway.access.rate_limits import TOKENS, RateLimits
+from services.gateway.access.counters import Amount, MemoryCounters, RedisCounters
+from services.gateway.access.rate_limits import REQUESTS, TOKENS, RateLimits
 from shared.access.api_keys import mint
 from shared.access.key_store import FileKeys
 from shared.errors import RateLimited
+from tests.services.gateway.conftest import Script
 from tests.services.gateway.test_gateway_errors import assert_openai_error
 
 WINDOW_S = 60.0
@@ -29,36 +31,68 @@ async def counters(request):
     await shared.close()
 
 
+async def counted(counters, *amount, **options):
+    """The one count of an amount."""
+    [count] = await counters.count(Amount(*amount, **options))
+    return count
+
+
 async def test_simultaneous_counts_never_go_beyond_the_limit(counters):
-    counts = await asyncio.gather(*(counters.count("a", 3, WINDOW_S, limit=10) for _ in range(20)))
-    assert sum(count.is_counted for count in counts) == 3
+    counts = await asyncio.gather(*(counted(counters, "a", 3, WINDOW_S, limit=10) for _ in range(20)))
+    assert sum(count.fits for count in counts) == 3
     assert max(count.used for count in counts) == 9
-    assert (await counters.count("a", 1, WINDOW_S, limit=10)).used == 10  # a smaller one still fits
-    assert not (await counters.count("a", 1, WINDOW_S, limit=10)).is_counted
-    assert (await counters.count("b", 1, WINDOW_S, limit=10)).used == 1
+    assert (await counted(counters, "a", 1, WINDOW_S, limit=10)).used == 10  # a smaller one still fits
+    assert not (await counted(counters, "a", 1, WINDOW_S, limit=10)).fits
+    assert (await counted(counters, "b", 1, WINDOW_S, limit=10)).used == 1
+
+
+async def test_amounts_are_counted_together_or_not_at_all(counters):
+    both = Amount("{t}a", 1, WINDOW_S, limit=2), Amount("{t}b", 1, WINDOW_S, limit=1)
+    assert [(count.fits, count.used) for count in await counters.count(*both)] == [(True, 1), (True, 1)]
+    assert [(count.fits, count.used) for count in await counters.count(*both)] == [(True, 1), (False, 1)]
+
+
+async def test_a_request_costs_one_step_before_it_is_let_in_and_counts_only_while_there_are_tokens(fresh_redis_url):
+    limits = RateLimits(fresh_redis_url)
+    _, key = mint("acme", requests_per_minute=5, tokens_per_minute=10)
+    async with Redis.from_url(fresh_redis_url) as redis:
+        await limits.take_request(key)
+        before = (await redis.info("commandstats"))["cmdstat_eval"]["calls"]
+        taken = await limits.take_request(key)
+        assert (await redis.info("commandstats"))["cmdstat_eval"]["calls"] == before + 1
+    assert {one.standing.kind: (one.is_granted, one.standing.remaining) for one in taken} == {
+        TOKENS: (True, 10),
+        REQUESTS: (True, 3),
+    }
+    await limits.take(key, TOKENS, 10)
+    assert [(one.is_granted, one.standing.remaining) for one in await limits.take_request(key)] == [
+        (False, 0),
+        (True, 3),
+    ]
+    await limits.close()
 
 
 async def test_looking_begins_no_window(counters):
-    looked = await counters.count("a", 0, WINDOW_S)
-    assert (looked.is_counted, looked.used, looked.left_s, looked.window) == (True, 0, WINDOW_S, "")
-    begun = await counters.count("a", 1, WINDOW_S)
+    looked = await counted(counters, "a", 0, WINDOW_S)
+    assert (looked.fits, looked.used, looked.left_s, looked.window) == (True, 0, WINDOW_S, "")
+    begun = await counted(counters, "a", 1, WINDOW_S)
     assert begun.window
     assert 0 < begun.left_s <= WINDOW_S
-    assert (await counters.count("a", 0, WINDOW_S)).window == begun.window
+    assert (await counted(counters, "a", 0, WINDOW_S)).window == begun.window
 
 
 async def test_what_is_given_back_goes_to_its_own_window(counters):
-    window = (await counters.count("a", 5, WINDOW_S)).window
-    assert (await counters.count("a", -2, WINDOW_S, window=window)).used == 3
-    late = await counters.count("a", -2, WINDOW_S, window="an earlier one")
-    assert (late.is_counted, late.used) == (False, 3)
-    assert (await counters.count("a", 9, WINDOW_S)).used == 12  # without a limit, beyond any
+    window = (await counted(counters, "a", 5, WINDOW_S)).window
+    assert (await counted(counters, "a", -2, WINDOW_S, window=window)).used == 3
+    late = await counted(counters, "a", -2, WINDOW_S, window="an earlier one")
+    assert (late.fits, late.used) == (False, 3)
+    assert (await counted(counters, "a", 9, WINDOW_S)).used == 12  # without a limit, beyond any
 
 
 async def test_a_window_ends(counters):
-    assert (await counters.count("a", 5, 0.05)).used == 5
+    assert (await counted(counters, "a", 5, 0.05)).used == 5
     async with asyncio.timeout(30):
-        while (await counters.count("a", 0, 0.05)).used:
+        while (await counted(counters, "a", 0, 0.05)).used:
             await asyncio.sleep(0.01)
 
 
@@ -138,6 +172,20 @@ async def test_simultaneous_requests_share_a_minutes_tokens_and_give_back_what_t
     async with asyncio.timeout(20):  # they ended without output: 3 prompts are left counted
         while (await running.http.post("/v1/completions", json=body, headers=headers)).status_code != 200:
             await asyncio.sleep(0.01)
+
+
+async def test_chats_without_a_limit_start_with_their_prompts_and_pay_for_what_they_said(guarded, stack):
+    running, headers = await guarded(stack, tokens_per_minute=60)
+    running.worker.script = Script(token_ids=[300] * 49)
+    body = {"model": "pydoc-mini", "messages": [{"role": "user", "content": "hi"}]}
+    first = await running.http.post("/v1/chat/completions", json=body, headers=headers)
+    usage = first.json()["usage"]
+    assert first.headers["x-ratelimit-remaining-tokens"] == str(60 - usage["prompt_tokens"])
+    assert usage["total_tokens"] > 50
+    async with asyncio.timeout(20):  # it is settled beside the reply
+        while (second := await running.http.post("/v1/chat/completions", json=body, headers=headers)).is_success:
+            await asyncio.sleep(0.01)
+    assert_openai_error(second, 429, "rate_limit_exceeded")
 
 
 async def test_headers_tell_what_the_request_itself_reserved(guarded, stack):
