@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,8 +36,10 @@ class ChatTemplate:
         Raises:
             ConfigurationError: The source is not a valid template.
         """
+        environment = _environment()
         try:
-            self._template: Template = _environment().from_string(source)
+            self._template: Template = environment.from_string(source)
+            self._variables = meta.find_undeclared_variables(environment.parse(source))
         except TemplateError as exc:
             raise ConfigurationError(f"the checkpoint's chat template does not compile: {exc}") from exc
         self._special_tokens = dict(special_tokens)
@@ -66,8 +68,8 @@ class ChatTemplate:
         return cls(source, special) if source else None
 
     def mentions(self, name: str) -> bool:
-        """A variable of that name, or something like it, occurs in the source."""
-        return name in self.source
+        """It reads a variable of that name, which whoever renders it may set."""
+        return name in self._variables
 
     def render(
         self,

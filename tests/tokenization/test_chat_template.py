@@ -79,3 +79,13 @@ def test_default_of_several_templates_is_taken(tmp_path):
 
 def test_checkpoint_without_a_template_has_none(tmp_path):
     assert ChatTemplate.from_pretrained(tmp_path) is None
+
+
+def test_mentions_what_it_reads_and_nothing_that_is_only_spelled_in_it():
+    source = (
+        "{% if not terse is defined %}{% set terse = true %}{% endif %}"
+        "{% for message in messages %}{{ message.role if terse }} a word{% endfor %}{{ thinking }}"
+    )
+    template = ChatTemplate(source, {})
+    assert all(map(template.mentions, ("messages", "terse", "thinking")))
+    assert not any(map(template.mentions, ("message", "a", "word", "think", "role")))

@@ -20,7 +20,7 @@ from services.gateway.kserve.schemas import GenerateBody, GenerateReply, InferBo
 from services.gateway.kserve.tensors import Tensor, column, tensor_from, tensor_from_raw
 from services.gateway.openapi import described
 from services.gateway.replies.stream_chunks import event
-from services.gateway.requests.body_reader import parse_object, read_body
+from services.gateway.requests.body_reader import UnknownFields, check_names, parse_object, read_body
 from shared.errors import InvalidRequest, TandemError
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -33,6 +33,7 @@ describe = partial(described, errors=KServeError)
 def router(gateway: Gateway) -> APIRouter:
     """The protocol's paths, with and without a model version."""
     routes = APIRouter(tags=["kserve"])
+    unknown_fields = gateway.settings.unknown_fields
     _add_probes(routes, gateway)
     _add_model(routes, gateway)
 
@@ -41,7 +42,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def model_infer(request: Request, name: str, version: str = "") -> Response:
         """One answer."""
         received_s, raw = time.monotonic(), await read_body(request, gateway.settings.max_body_bytes)
-        content, wanted = _parsed(raw, request.headers.get(HEADER_LENGTH), name, version)
+        content, wanted = _parsed(raw, request.headers.get(HEADER_LENGTH), name, version, unknown_fields)
         tensors = await unless_disconnected(request.receive, infer(gateway, wanted, received_s))
         return _infer_response(content, name, wanted.request_id, tensors)
 
@@ -50,7 +51,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def generate(request: Request, name: str, version: str = "") -> Response:
         """One answer, without tensors."""
         received_s, raw = time.monotonic(), await read_body(request, gateway.settings.max_body_bytes)
-        wanted = _generate_request(raw, name, version)
+        wanted = _generate_request(raw, name, version, unknown_fields)
         tensors = await unless_disconnected(request.receive, infer(gateway, wanted, received_s))
         return _json(_generate_reply(name, tensors))
 
@@ -59,7 +60,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def generate_stream(request: Request, name: str, version: str = "") -> Response:
         """An answer as server-sent events, without tensors."""
         received_s, raw = time.monotonic(), await read_body(request, gateway.settings.max_body_bytes)
-        pieces = infer_stream(gateway, _generate_request(raw, name, version), received_s)
+        pieces = infer_stream(gateway, _generate_request(raw, name, version, unknown_fields), received_s)
         first = await anext(pieces)  # what fails until then gets a proper status
         return StreamingResponse(_events(gateway, name, first, pieces), media_type="text/event-stream")
 
@@ -112,7 +113,12 @@ def _add_model(routes: APIRouter, gateway: Gateway) -> None:
         return _json(model_config(gateway))
 
 
-def _parsed(raw: bytes, header_length: str | None, name: str, version: str) -> tuple[dict[str, Any], InferRequest]:
+_FIELDS = ("id", "parameters", "inputs", "outputs")
+
+
+def _parsed(
+    raw: bytes, header_length: str | None, name: str, version: str, unknown_fields: UnknownFields
+) -> tuple[dict[str, Any], InferRequest]:
     """The JSON part, and the request with its tensors from either part."""
     length = len(raw)
     if header_length is not None:
@@ -120,6 +126,7 @@ def _parsed(raw: bytes, header_length: str | None, name: str, version: str) -> t
             raise InvalidRequest(f"{HEADER_LENGTH} is {header_length[:32]!r}, the body has {len(raw)} bytes")
         length = int(header_length)
     content: dict[str, Any] = parse_object(raw[:length])
+    check_names(content, _FIELDS, "", unknown_fields)
     position, inputs = length, dict[str, Tensor]()
     for item in _objects(content, "inputs"):
         tensor_name, datatype, shape = _head(item)
@@ -197,7 +204,7 @@ def _infer_response(content: dict[str, Any], name: str, request_id: str, tensors
     return Response(body + binary, media_type="application/octet-stream", headers={HEADER_LENGTH: str(len(body))})
 
 
-def _generate_request(raw: bytes, name: str, version: str) -> InferRequest:
+def _generate_request(raw: bytes, name: str, version: str, unknown_fields: UnknownFields) -> InferRequest:
     """`{"text_input": ..., "parameters": {...}}`; further inputs of one element may stand beside the text."""
     content = dict(parse_object(raw))
     parameters, text, request_id = _parameters(content), content.pop("text_input", None), content.pop("id", "")
@@ -209,8 +216,7 @@ def _generate_request(raw: bytes, name: str, version: str) -> InferRequest:
         value = content.pop(field, parameters.pop(field, None))
         if value is not None:
             inputs[field] = tensor_from(field, "BOOL", [1], [value])
-    if content:
-        raise InvalidRequest(f"unknown field {next(iter(content))[:64]!r}", param=next(iter(content))[:64])
+    check_names(content, (), "", unknown_fields)
     return InferRequest(name, version, inputs, parameters, (), str(request_id)[:256])
 
 

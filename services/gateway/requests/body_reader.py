@@ -132,7 +132,7 @@ def check_names(part: Mapping[str, object], known: Collection[str], where: str, 
         InvalidRequest: It has such a field.
     """
     if unknown_fields == "refuse" and (extra := next((name for name in part if name not in known), None)) is not None:
-        path = f"{where}.{extra[:64]}"
+        path = f"{where}.{extra[:64]}" if where else extra[:64]
         raise InvalidRequest(f"unknown field {path!r}", param=path)
 
 

@@ -88,6 +88,8 @@ async def test_generate_and_its_stream_say_the_same(speaking):
         ("nope/infer", {"inputs": []}, 404, "nope"),
         ("pydoc-mini/versions/2/infer", {"inputs": []}, 404, "version"),
         ("pydoc-mini/infer", {"inputs": []}, 400, "text_input"),
+        ("pydoc-mini/infer", {"inputs": [], "foo": 1}, 400, "unknown field 'foo'"),
+        ("pydoc-mini/generate", {"text_input": "a", "foo": 1}, 400, "unknown field 'foo'"),
         ("pydoc-mini/infer", {"inputs": [{"name": "text_input"}]}, 400, "datatype"),
         (
             "pydoc-mini/infer",

@@ -122,7 +122,7 @@ async def test_counting_tokens_equals_what_generation_submits(running, client):
         ({"bananas": 1}, "bananas"),
         ({"output_config": {"effort": "low"}}, "'output_config.effort' is not supported"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "output_config.format"),
-        ({"output_config": {"bananas": 1}}, "output_config.'bananas'"),
+        ({"output_config": {"bananas": 1}}, "'output_config.bananas'"),
         ({"max_tokens": 5000}, "context length"),
     ],
 )
