@@ -25,9 +25,11 @@ import numpy as np
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
+from services.kv_transfer.prefault import prefault
 from shared.directory.redis_server import RedisServer
 from shared.identity import BlockHash, BlockId, join_hashes, new_incarnation, split_hashes
 from shared.kv_arena import SharedArena
+from shared.log import configure_logging
 from shared.rpc import bind_unix, new_server, open_channel, unix_target
 from shared.seal_table import SealTable, table_path
 from shared.transfer.checksum import block_checksums
@@ -148,6 +150,7 @@ async def _node(
 def _unnamed_arena(name: str, num_blocks: int, block_bytes: int) -> np.ndarray:
     arena = SharedArena.create(Path(f"/dev/shm/tandem-bench-{os.getpid()}-{name}"), num_blocks, block_bytes)
     arena.unlink()
+    prefault(arena)
     return arena.blocks
 
 
@@ -225,7 +228,7 @@ async def _bench(tls: str, num_blocks: int, block_bytes: int, rounds: int) -> No
         async with (
             _pair("services.kv_transfer", *where) as pair,
             _pair("loadtest.unchecked_sidecar", *where) as unchecked,
-            # Of the same kind of memory: pages of shared memory are small, and that costs either of them.
+            # Of the same kind of memory: the size of its pages costs either of them.
             _raw(tls, _unnamed_arena("raw-target", num_blocks, block_bytes)) as fetch_raw,
         ):
             print(f"{num_blocks} blocks x {block_bytes / MIB:g} MiB, UCX {tls}, {rounds} rounds in turn, medians")
@@ -364,6 +367,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--raw-server", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    configure_logging("transfer_bench", "warning")
     if arguments.raw_server:
         _serve_raw(arguments.tls, arguments.blocks, arguments.block_bytes)
         return

@@ -8,20 +8,17 @@ Block-major, so that one block is one contiguous run of bytes, sent and received
 Blocks of int8 hold, behind the head_dim values of every head, their float32 scale: a row is head_dim + 4 bytes then.
 Blocks of fp8 hold values alone: a row is head_dim bytes.
 A layer's view `arena[:, layer]` is strided by whole blocks; kernels take that stride. Imports no torch: the engine
-wraps `SharedArena.buffer` in a tensor, kv_transfer in UCX arrays.
+wraps `SharedArena.blocks` in a tensor, kv_transfer in UCX arrays.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from kernels.huge_pages import map_aligned
 from shared.errors import ConfigurationError
 
 LAYOUT_VERSION = 1
@@ -74,8 +71,7 @@ class SharedArena:
 
     Attributes:
         path: The file, normally under /dev/shm.
-        buffer: The mapping; writable, shared.
-        blocks: uint8 view `[num_blocks, block_bytes]` of `buffer`.
+        blocks: uint8 `[num_blocks, block_bytes]`; writable, shared, mapped as long as it or a view of it lives.
     """
 
     def __init__(self, path: Path, num_blocks: int, block_bytes: int, *, create: bool) -> None:
@@ -92,10 +88,9 @@ class SharedArena:
                 raise ConfigurationError(
                     f"KV arena {path}: {os.fstat(descriptor).st_size} bytes, expected {num_blocks} x {block_bytes}"
                 )
-            self.buffer = mmap.mmap(descriptor, size, mmap.MAP_SHARED)
+            self.blocks = map_aligned(descriptor, size, writable=True).reshape(num_blocks, block_bytes)
         finally:
             os.close(descriptor)
-        self.blocks: npt.NDArray[np.uint8] = np.frombuffer(self.buffer, dtype=np.uint8).reshape(num_blocks, block_bytes)
 
     @classmethod
     def create(cls, path: Path, num_blocks: int, block_bytes: int) -> SharedArena:

@@ -13,7 +13,6 @@ be had, `weight_file` raises and the caller keeps weights of its own.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import errno
 import fcntl
 import os
@@ -21,19 +20,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import structlog
 
-from kernels.cpu.weight_memory import ALIGNMENT, HUGE_PAGE_BYTES, Bytes
+from kernels.cpu.weight_memory import ALIGNMENT, Bytes
+from kernels.huge_pages import HUGE_PAGE_BYTES, collapse, map_aligned
 
 log = structlog.get_logger(__name__)
 
 _PREFIX = f"tandem-weights-{os.geteuid()}-"
 _SUFFIX = ".weights"
 _PACKING = ".packing"
-_PROT_READ, _PROT_WRITE, _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1, 2, 0x1, 0x2, 0x10
-_MAP_ANONYMOUS, _MAP_NORESERVE = 0x20, 0x4000
-_MADV_COLLAPSE = 25
 
 
 class WeightFile:
@@ -55,16 +51,13 @@ class WeightFile:
         self._file = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         # Of its own: a mapping keeps the file behind its descriptor open, and with it that one's lock.
         self._lock = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._address = 0
         try:
-            self._claim()
+            self._bytes = self._claim()
         except OSError:
             self.abandon()
             raise
-        whole = (ctypes.c_uint8 * self._size).from_address(self._address)
-        self._bytes: Bytes = np.ctypeslib.as_array(whole)
 
-    def _claim(self) -> None:
+    def _claim(self) -> Bytes:
         stat = os.fstat(self._file)
         if stat.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"{self._path} belongs to another user")
@@ -73,12 +66,13 @@ class WeightFile:
         elif stat.st_size != self._size:
             raise OSError(errno.EINVAL, f"{self._path} has {stat.st_size} bytes, expected {self._size}")
         fcntl.flock(self._lock, fcntl.LOCK_SH)
-        self._address = _map_aligned(self._file, self._size, writable=not self.complete)
-        if not self.complete and _collapse(self._address, HUGE_PAGE_BYTES):
-            raise OSError(ctypes.get_errno(), "this kernel makes no huge pages for shared memory")
+        mapped = map_aligned(self._file, self._size, writable=not self.complete)
+        if not self.complete:
+            collapse(mapped[:HUGE_PAGE_BYTES])
+        return mapped
 
     def allocate(self, nbytes: int) -> Bytes:
-        """The next piece, aligned to 64; valid until the process ends."""
+        """The next piece, aligned to 64; mapped as long as it lives."""
         piece = self._bytes[self._used : self._used + nbytes]
         assert piece.nbytes == nbytes, "more pieces than the file was made for"
         self._used += -(-nbytes // ALIGNMENT) * ALIGNMENT
@@ -88,16 +82,16 @@ class WeightFile:
         """After the last piece is filled: moves the file to huge pages and gives it its name."""
         if self.complete:
             return
-        if _collapse(self._address, self._size):
+        try:
+            collapse(self._bytes)
+        except OSError:
             log.warning("weights_partly_on_small_pages", costs="decode steps may take up to half as long again")
         os.fchmod(self._lock, 0o400)
         self._temporary.rename(self._path)
         self.complete = True
 
     def abandon(self) -> None:
-        """Undoes everything; pieces are invalid afterwards."""
-        if self._address:
-            _libc.munmap(self._address, self._size)
+        """Undoes everything; pieces are of no use afterwards."""
         if not self.complete:
             self._temporary.unlink(missing_ok=True)
         os.close(self._file)
@@ -160,36 +154,3 @@ def _remove_if_unused(path: Path) -> None:
             path.unlink()
         finally:
             os.close(file)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-
-
-def _map_aligned(file: int, nbytes: int, *, writable: bool) -> int:
-    """Maps a file where huge pages fit, for the rest of the process's life."""
-    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
-    reserved = _libc.mmap(None, nbytes + HUGE_PAGE_BYTES, 0, flags, -1, 0)
-    if reserved is None or reserved == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "cannot reserve address space for weights")
-    address = -(-reserved // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-    protection = _PROT_READ | (_PROT_WRITE if writable else 0)
-    mapped = _libc.mmap(address, nbytes, protection, _MAP_SHARED | _MAP_FIXED, file, 0)
-    if mapped != address:
-        raise OSError(ctypes.get_errno(), "cannot map the weights' file")
-    return int(address)
-
-
-def _collapse(address: int, nbytes: int) -> bool:
-    """Whether moving a range to huge pages failed."""
-    return bool(_libc.madvise(address, nbytes, _MADV_COLLAPSE) != 0)

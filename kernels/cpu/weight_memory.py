@@ -7,10 +7,11 @@ import mmap
 import numpy as np
 import numpy.typing as npt
 
+from kernels.huge_pages import HUGE_PAGE_BYTES
+
 Bytes = npt.NDArray[np.uint8]
 
 CHUNK_BYTES = 64 << 20
-HUGE_PAGE_BYTES = 2 << 20
 ALIGNMENT = 64
 
 

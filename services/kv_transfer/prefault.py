@@ -1,30 +1,54 @@
-"""Touches an arena's pages before transfers do: the first touch of a page costs more than copying it."""
+"""Readies an arena's pages before transfers use them.
+
+The first touch of a page costs more than copying it, and blocks on huge pages are copied in two thirds of the time.
+"""
 
 from __future__ import annotations
 
-import mmap
+import os
+import threading
 import time
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
+from kernels.huge_pages import HUGE_PAGE_BYTES, collapse, populate
 from shared.kv_arena import SharedArena
 
 log = structlog.get_logger(__name__)
 
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; changes no byte
-_STEP_BYTES = 2 << 20  # the GIL is held meanwhile
+_NICE = 10  # there is a worker starting on the same cores
+_MAX_REFUSALS = 16  # of a kernel that cannot, or has no more; each may have cost it a search
 
 
 def prefault(arena: SharedArena) -> None:
-    """Maps every page of the arena into this process. Blocks; for a thread. Does nothing on a kernel that cannot."""
+    """Gives every page of the arena its place, on huge pages where the kernel has some. Blocks; for a thread."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     started_s = time.monotonic()
-    size = arena.num_blocks * arena.block_bytes
-    step = max(_STEP_BYTES, mmap.PAGESIZE)
-    for start in range(0, size, step):
+    memory, num_huge, refusals = arena.blocks.reshape(-1), 0, [""]
+    for start in range(0, memory.nbytes, HUGE_PAGE_BYTES):
+        piece = memory[start : start + HUGE_PAGE_BYTES]
         try:
-            arena.buffer.madvise(_POPULATE_WRITE, start, min(step, size - start))
-        except (OSError, ValueError) as exc:  # an old kernel, or the arena was closed
+            populate(piece)
+        except OSError as exc:
             log.info("prefault_ended", reason=str(exc))
             return
-        time.sleep(0)
-    log.info("arena_prefaulted", mib=size >> 20, seconds=round(time.monotonic() - started_s, 3))
+        if piece.nbytes == HUGE_PAGE_BYTES and len(refusals) <= _MAX_REFUSALS:
+            num_huge += _made_huge(piece, refusals)
+    log.info(
+        "arena_prefaulted",
+        mib=memory.nbytes >> 20,
+        on_huge_pages_mib=num_huge * HUGE_PAGE_BYTES >> 20,
+        refused=refusals[-1],
+        seconds=round(time.monotonic() - started_s, 3),
+    )
+
+
+def _made_huge(piece: npt.NDArray[np.uint8], refusals: list[str]) -> bool:
+    try:
+        collapse(piece)
+    except OSError as exc:
+        refusals.append(str(exc))
+        return False
+    return True

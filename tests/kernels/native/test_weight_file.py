@@ -1,6 +1,5 @@
 """Packed weights that processes share: packed once, published whole, gone when nobody uses them."""
 
-import ctypes
 import errno
 import os
 import subprocess
@@ -105,8 +104,11 @@ def test_full_memory_is_an_error_before_anything_is_packed(directory, monkeypatc
 
 
 def test_kernel_without_huge_pages_for_files_is_an_error_before_anything_is_packed(directory, monkeypatch):
-    monkeypatch.setattr(module, "_collapse", lambda *_: ctypes.set_errno(errno.EINVAL) or True)
-    with pytest.raises(OSError, match="no huge pages for shared memory"), weight_file(directory, "a", NBYTES):
+    def refuse(memory):
+        raise OSError(errno.EINVAL, "cannot make huge pages")
+
+    monkeypatch.setattr(module, "collapse", refuse)
+    with pytest.raises(OSError, match="cannot make huge pages"), weight_file(directory, "a", NBYTES):
         pass
     assert names(directory) == ["lock", "probe.weights"]
 
