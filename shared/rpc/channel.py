@@ -10,9 +10,12 @@ from shared.errors import ConfigurationError
 from shared.rpc.tls import PeerRole, TlsFiles, peer_name
 
 PING_AFTER_S = 0.5
-"""A peer that is silent for so long is pinged."""
-PING_TIMEOUT_S = 1.5
-"""Without an answer for so long it is given up. gRPC's own threads answer, beside a busy event loop or a held GIL."""
+"""A peer that is silent for so long is pinged; by clients no sooner than a second after the ping before, says gRPC."""
+PING_TIMEOUT_S = 0.8
+"""Without an answer for so long it is given up: a server that fell silent after 0.8 to 1.8 s, hence.
+
+gRPC's own threads answer, beside a busy event loop or a held GIL.
+"""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """A bound, not a budget: a million-token prompt is about 5 MiB."""
