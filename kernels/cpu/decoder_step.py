@@ -48,6 +48,10 @@ class _BoundBatch:
     batch: Batch
 
 
+class StepGivenUp(Exception):
+    """Nobody wanted a step any more, and it ended early: what it was to store is partly there."""
+
+
 class DecoderStep:
     """A decoder's layers. Calls do not overlap: intermediate buffers belong to the object.
 
@@ -103,6 +107,7 @@ class DecoderStep:
         query_start: torch.Tensor,
         seq_lens: torch.Tensor,
         kv_layers: Sequence[torch.Tensor],
+        unwanted: ctypes.c_int32 | None = None,
     ) -> torch.Tensor:
         """Computes a step and stores its keys and values.
 
@@ -115,9 +120,13 @@ class DecoderStep:
             seq_lens: int32 `[S]`.
             kv_layers: Per layer `[num_blocks, 2, block_size, num_kv_heads, head_dim]`, float32, bfloat16, or int8 with
                 scales as in `kernels.reference.quantized_kv`; mutated.
+            unwanted: Looked at before each layer: another thread makes it other than 0 to end the step early.
 
         Returns:
             New float32 `[T, hidden]`, before the final norm.
+
+        Raises:
+            StepGivenUp: It ended early.
         """
         cache = self._cache
         if cache is None or kv_layers is not cache.layers:
@@ -126,14 +135,17 @@ class DecoderStep:
         tensors = (token_ids, positions, slot_mapping, block_tables, query_start, seq_lens)
         if len(self._bound.tensors) != len(tensors) or not all(map(operator.is_, tensors, self._bound.tensors)):
             self._bound = _BoundBatch(tensors, batch_of(*tensors[1:]))
-        self._library.calls.tandem_decoder_step(
+        is_whole = self._library.calls.tandem_decoder_step(
             self.handle,
             self._library.team,
             ctypes.byref(self._bound.batch),
             token_ids.data_ptr(),
             *cache.arguments,
             hidden.data_ptr(),
+            ctypes.addressof(unwanted) if unwanted is not None else None,
         )
+        if not is_whole:
+            raise StepGivenUp
         return hidden
 
     def bind(self, kv_layers: Sequence[torch.Tensor]) -> BoundCache:

@@ -94,7 +94,7 @@ SIGNATURES: dict[str, tuple[type | None, tuple[object, ...]]] = {
     "tandem_generator": (_P, (_P,)),
     "tandem_generator_free": (None, (_P,)),
     "tandem_generate": (None, (_P, _P, _I)),
-    "tandem_decoder_step": (None, (_P, _P, POINTER(Batch), _P, _I, POINTER(c_void_p), _L, _I, _P)),
+    "tandem_decoder_step": (_I, (_P, _P, POINTER(Batch), _P, _I, POINTER(c_void_p), _L, _I, _P, _P)),
 }
 
 

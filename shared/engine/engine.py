@@ -145,7 +145,10 @@ class Engine:
             self._wake()
 
     def abort(self, sequence_ids: Iterable[SequenceId]) -> None:
-        """Ends sequences as ABORTED, now or after the step in flight; those already finished are ignored."""
+        """Ends sequences as ABORTED, now or after the step in flight; those already finished are ignored.
+
+        A step that has no others may end early.
+        """
         with self._changed:
             self._scheduler.abort(sequence_ids)
             self._wake()
@@ -316,9 +319,10 @@ class Engine:
             started_s = max(launched.started_s, self._step_ended_s)
             self._step_ended_s = self._last_progress_s = time.monotonic()
             seconds = self._step_ended_s - started_s
-            num_tokens = self._meter.record(launched.batch, seconds, self._scheduler.running)
-            self._scheduler.pace.observe(launched.batch, seconds)
-            outputs.step = StepFigures(seconds, num_tokens)
+            if not result.was_given_up:  # that says nothing of how long steps take
+                num_tokens = self._meter.record(launched.batch, seconds, self._scheduler.running)
+                self._scheduler.pace.observe(launched.batch, seconds)
+                outputs.step = StepFigures(seconds, num_tokens)
             self._is_woken = True
         return outputs
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from kernels.cpu.decoder_step import StepGivenUp
 from shared.engine.kv_cache import KvCache
 from shared.engine.plain_decode import PlainDecode
 from shared.engine.pooling import pool_step
@@ -74,7 +75,8 @@ class ModelRunner:
     def execute(self, batch: StepBatch) -> StepResult:
         """Computes the batch's tokens, stores their KV, and samples for the sequences that reach their last token.
 
-        Blocks until the tokens are known. On return the KV of every scheduled token is in the cache.
+        Blocks until the tokens are known. On return the KV of every scheduled token is in the cache, unless the batch
+        was unwanted and the step was given up.
 
         Args:
             batch: Within the limits given at construction; every sequence's block table covers its scheduled tokens.
@@ -114,7 +116,10 @@ class ModelRunner:
         all_sequences = [item.sequence for item in batch.scheduled]
         sequences = [item.sequence for item in batch.scheduled if item.samples]
         self._sampler.begin(sequences)
-        hidden = self._model.forward(step.inputs, self._kv_cache.layers)
+        try:
+            hidden = self._model.forward(step.inputs, self._kv_cache.layers)
+        except StepGivenUp:
+            return StepResult(token_ids=[], logprobs=[], was_given_up=True)
         result = self._sample(step, hidden, sequences)
         if [s for s in all_sequences if s.num_prompt_logprobs is not None or s.pooling is not None]:
             self._look_at_prompts(batch, hidden, result)

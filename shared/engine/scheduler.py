@@ -59,6 +59,7 @@ class Scheduler:
         self._waiting = WaitingQueue(config.policy, config.max_overtakes)
         self._running: list[Sequence] = []
         self._flights = StepsInFlight()
+        self._last_batch = StepBatch([])
         self._outputs = StepOutputs()
         self.num_preemptions = 0
         self.prefix_query_tokens = 0
@@ -124,12 +125,15 @@ class Scheduler:
     def abort(self, sequence_ids: Iterable[SequenceId]) -> None:
         """Ends sequences; ids of finished or unknown ones are ignored.
 
-        Blocks are free at once, or after the step in flight if the sequence is part of it.
+        Blocks are free at once, or after the step in flight if the sequence is part of it. A step in which nobody else
+        is may end early.
         """
         for sequence_id in sequence_ids:
             sequence = self._sequences.get(sequence_id)
             if sequence is not None and not self._flights.abort(sequence):
                 self._finish(sequence, FinishReason.ABORTED)
+        if self._flights.are_unwanted:
+            self._last_batch.unwanted.value = 1
 
     def abort_all(self) -> None:
         """Ends everything; no step may be in flight, or it must have failed."""
@@ -157,7 +161,8 @@ class Scheduler:
             scheduled = self._schedule_step(frozenset())
         self._share.serve(scheduled)
         self._flights.begin(scheduled)
-        return StepBatch(scheduled, self.tables.tails.take())
+        self._last_batch = StepBatch(scheduled, self.tables.tails.take())
+        return self._last_batch
 
     def _schedule_step(self, aside: frozenset[str]) -> list[ScheduledSequence]:
         num_preemptions = self.num_preemptions
@@ -178,6 +183,9 @@ class Scheduler:
         """Takes in what the step computed; returns everything that changed since the last outputs."""
         if batch.copies:
             self.tables.tails.end(batch.copies)
+        if result.was_given_up:
+            self._forget(batch)
+            return self.take_outputs()
         for pooled in result.pooled:
             pooled.sequence.add_pooled(pooled.total, pooled.end - pooled.start)
         for scores in result.prompt_scores:
@@ -196,6 +204,13 @@ class Scheduler:
                 self.tables.drop(sequence)
         assert num_sampled == len(token_ids) == len(result.logprobs), "a token per sampling sequence"
         return self.take_outputs()
+
+    def _forget(self, batch: StepBatch) -> None:
+        """Ends the sequences of a step that ended early; nothing of it is computed, sealed or told."""
+        for entry in batch.scheduled:
+            is_aborted = self._flights.end(entry.sequence)
+            assert is_aborted, "somebody wanted the step"
+            self._finish(entry.sequence, FinishReason.ABORTED)
 
     def _settle(
         self, entry: ScheduledSequence, token: tuple[int, TokenLogprobs | None] | None, *, is_aborted: bool

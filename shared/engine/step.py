@@ -7,6 +7,7 @@ Nothing else passes: the scheduler knows no tensors, the runner no queues.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -67,10 +68,13 @@ class StepBatch:
 
     Attributes:
         copies: To be made before anything is written; no destination is a source.
+        unwanted: Other than 0 once every sequence in it is to be aborted: a runner that takes one step at a time may
+            then end it early.
     """
 
     scheduled: list[ScheduledSequence]
     copies: list[BlockCopy] = field(default_factory=list)
+    unwanted: ctypes.c_int32 = field(default_factory=ctypes.c_int32)
 
     @property
     def num_tokens(self) -> int:
@@ -122,12 +126,14 @@ class StepResult:
         logprobs: Likewise; None where the sequence asked for none.
         pooled: Of scheduled sequences that pool.
         prompt_scores: Of scheduled sequences that want their prompts scored.
+        was_given_up: It ended early, because it was unwanted: its blocks hold nothing, and there is nothing else here.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     pooled: list[PooledTokens] = field(default_factory=list)
     prompt_scores: list[PromptScores] = field(default_factory=list)
+    was_given_up: bool = False
 
 
 @dataclass(slots=True)

@@ -100,6 +100,7 @@ class StepInputs:
             seq_lens=self._seq_lens.publish(num_sequences),
             max_query_len=max_query_len,
             max_seq_len=max_seq_len,
+            unwanted=batch.unwanted,
         )
         return PreparedStep(inputs, sample_rows)
 

@@ -57,6 +57,11 @@ class StepsInFlight:
         self._aborted.add(sequence.sequence_id)
         return True
 
+    @property
+    def are_unwanted(self) -> bool:
+        """Every sequence that is in a step is to be aborted, and there are some."""
+        return bool(self._aborted) and len(self._aborted) == len(self._steps)
+
     def leave(self, sequence: Sequence) -> bool:
         """The sequence ended; True if its blocks must stay for a step, until `has_left`."""
         if sequence not in self:

@@ -9,6 +9,7 @@ Runs on any device that its backend runs on.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,8 @@ class ForwardInputs:
         seq_lens: int32 `[S]`, tokens of each sequence including this step's.
         max_query_len: Longest run of `query_start`.
         max_seq_len: Largest of `seq_lens`.
+        unwanted: Made other than 0 by another thread once nobody wants the step any more; a model that looks ends it
+            early. None = it is always wanted.
     """
 
     token_ids: torch.Tensor
@@ -42,6 +45,7 @@ class ForwardInputs:
     seq_lens: torch.Tensor
     max_query_len: int
     max_seq_len: int
+    unwanted: ctypes.c_int32 | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,11 @@ class NativeDecoder(Decoder):
         )
 
     def forward(self, inputs: ForwardInputs, kv_layers: list[torch.Tensor]) -> torch.Tensor:
-        """As in `Decoder`, float32."""
+        """As in `Decoder`, float32.
+
+        Raises:
+            StepGivenUp: Nobody wanted it any more.
+        """
         return self._step(
             inputs.token_ids,
             inputs.positions,
@@ -54,6 +58,7 @@ class NativeDecoder(Decoder):
             inputs.query_start,
             inputs.seq_lens,
             kv_layers,
+            inputs.unwanted,
         )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

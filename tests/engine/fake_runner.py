@@ -19,6 +19,7 @@ from shared.identity import Fingerprint, SessionId, namespace_hash
 
 NAMESPACE = namespace_hash(Fingerprint("fake"))
 VOCABULARY = 50
+GARBAGE = -1
 _MASK = (1 << 61) - 1
 
 
@@ -48,11 +49,14 @@ def continuation(token_ids, num_tokens):
 class FakeRunner:
     """Deterministic stand-in for `ModelRunner`."""
 
+    may_give_up = True
+
     def __init__(self, num_blocks, block_size):
         self.block_size = block_size
         self.memory = [[0] * block_size for _ in range(num_blocks)]
         self.batches = []
         self.sampled = {}
+        self.given_up = 0
 
     def fill(self, slots, token_ids, first_block=0):
         """Puts the KV of a prompt's blocks into slots, as a transport would."""
@@ -72,6 +76,14 @@ class FakeRunner:
             for block in table[e.num_computed // self.block_size : -(-e.end // self.block_size)]
         }
 
+    def give_up(self, batch, tables):
+        """The step, ended early: nothing in the slots it was to write is anybody's KV."""
+        for entry, table in zip(batch.scheduled, tables, strict=True):
+            for position in range(entry.num_computed, entry.end):
+                self.memory[table[position // self.block_size]][position % self.block_size] = GARBAGE
+        self.given_up += 1
+        return StepResult(token_ids=[], logprobs=[], was_given_up=True)
+
     def compute(self, batch, token_lists, tables) -> StepResult:
         """The step, with what the sequences were when it was launched."""
         self.batches.append([(e.sequence.sequence_id, e.num_computed, e.num_new_tokens) for e in batch.scheduled])
@@ -79,6 +91,8 @@ class FakeRunner:
         for source, destination in batch.copies:
             assert destination in written, f"block {destination} is copied to for nobody in the step"
             self.memory[destination] = list(self.memory[source])
+        if batch.unwanted.value and self.may_give_up:
+            return self.give_up(batch, tables)
         token_ids, sampled = [], {}
         for entry, tokens, table in zip(batch.scheduled, token_lists, tables, strict=True):
             sequence_id, namespace = entry.sequence.sequence_id, entry.sequence.namespace
@@ -116,6 +130,7 @@ class PipelinedFakeRunner(FakeRunner):
     """Takes two steps at a time, like a device."""
 
     max_in_flight = 2
+    may_give_up = False
 
     def launch(self, batch):
         return LateStep(self, batch)

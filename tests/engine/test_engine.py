@@ -183,6 +183,40 @@ def test_abort_in_the_step_in_flight_frees_after_it_and_answers_once():
     assert worker.outputs.finished == [one]
 
 
+def test_a_step_that_nobody_wants_any_more_may_end_early_and_leaves_nothing_behind():
+    with Worker() as worker:
+        worker.runner.is_gated = True
+        gone = [sequence(prompt(12, i), max_tokens=0, session=str(i)) for i in range(2)]
+        worker.engine.submit(gone)
+        worker.begin_step()
+        for one in gone:
+            worker.engine.abort([one.sequence_id])
+        worker.runner.is_gated = False
+        worker.end_step()
+        worker.wait_finished(*gone)
+        assert worker.runner.given_up == 1
+        stats = worker.engine.stats()
+        assert (stats.blocks.used, stats.blocks.cached, stats.prefill_tokens_per_s) == (0, 0, 0.0)
+        again = sequence(prompt(12), max_tokens=3)
+        worker.engine.submit([again])
+        worker.wait_finished(again)
+        assert outputs_of(again) == continuation(prompt(12), 3)
+
+
+def test_a_step_that_one_of_its_sequences_still_wants_is_computed_to_its_end():
+    with Worker() as worker:
+        worker.runner.is_gated = True
+        gone, stays = (sequence(prompt(9, i), max_tokens=3, session=str(i)) for i in range(2))
+        worker.engine.submit([gone, stays])
+        worker.begin_step()
+        worker.engine.abort([gone.sequence_id])
+        worker.runner.is_gated = False
+        worker.end_step()
+        worker.wait_finished(gone, stays)
+        assert worker.runner.given_up == 0
+        assert outputs_of(stays) == continuation(prompt(9, 1), 3)
+
+
 def test_abort_storm_leaves_nothing_behind():
     with Worker(num_blocks=32, max_waiting=100_000) as worker:
         sequences = [

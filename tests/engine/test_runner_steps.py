@@ -46,14 +46,14 @@ def checkpoint(tmp_path_factory):
 def make_runner(checkpoint, tmp_path):
     """Builds (runner, cache) over a cache full of a sentinel."""
 
-    def make(*, with_lm_head=True):
+    def make(*, with_lm_head=True, backend="cpu"):
         config = ModelConfig.from_pretrained(checkpoint)
         model = load_decoder(
             checkpoint,
             config,
             dtype="float32",
             device=CPU,
-            backend=load_backend("cpu", CPU),
+            backend=load_backend(backend, CPU),
             with_lm_head=with_lm_head,
         )
         layout = KvLayout(config.num_layers, BLOCK_SIZE, config.num_kv_heads, config.head_dim, "float32")
@@ -96,6 +96,20 @@ def test_a_step_writes_its_own_slots_and_clears_the_rest_of_a_block_it_begins(ma
     assert not bool((cache.tensor[7] == SENTINEL).any())
     assert not bool((cache.tensor[2, :, :, :2] == SENTINEL).any())
     assert bool((cache.tensor[2, :, :, 2:] == 0).all())
+
+
+def test_a_step_that_is_not_wanted_ends_before_its_next_layer_and_says_so(make_runner):
+    runner, cache = make_runner(backend="native")
+    sequence = make_sequence(6, [7, 2])
+    unwanted = StepBatch([whole(sequence)])
+    unwanted.unwanted.value = 1
+    result = runner.execute(unwanted)
+    assert (result.was_given_up, result.token_ids) == (True, [])
+    assert bool((cache.tensor == SENTINEL).all())
+    wanted = runner.execute(StepBatch([whole(sequence)]))
+    assert not wanted.was_given_up
+    assert len(wanted.token_ids) == 1
+    assert not bool((cache.tensor[7] == SENTINEL).any())
 
 
 def test_a_step_keeps_what_earlier_steps_wrote_in_a_partial_block(make_runner):

@@ -20,6 +20,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.bench = Bench(num_blocks=NUM_BLOCKS, max_batch_tokens=12, max_sequences=4, max_overtakes=3)
+        self.bench.runner.may_give_up = self.max_in_flight == 1
         self.submitted = []
         self.aborted = set()
         self.released = set()

@@ -44,12 +44,14 @@ class Decoder {
 
   // Computes the step; `hidden` [T, hidden] receives the stream before the final norm.
   // `kv_layers` are the layers' bases in the arena, whose blocks are `block_stride` bytes apart.
-  void step(Team& team, const Batch& batch, const int64_t* token_ids, KvType kv_type, uint8_t* const* kv_layers,
-            int64_t block_stride, int block_size, float* hidden) {
+  // Once another thread made `*unwanted` other than 0 it ends before the next layer: false, and nothing of it counts.
+  bool step(Team& team, const Batch& batch, const int64_t* token_ids, KvType kv_type, uint8_t* const* kv_layers,
+            int64_t block_stride, int block_size, float* hidden, const int32_t* unwanted = nullptr) {
     reserve(batch.num_tokens, team.size());
     plan_.prepare(batch, shape_.heads, shape_.kv_heads, shape_.head_dim);
     const KvLayer kv{nullptr, block_stride, block_size, shape_.kv_heads, shape_.head_dim, kv_type};
-    team.run([&](int rank) { walk(team, rank, batch, token_ids, kv, kv_layers, hidden); });
+    team.run([&](int rank) { walk(team, rank, batch, token_ids, kv, kv_layers, hidden, unwanted); });
+    return !is_given_up_;
   }
 
  private:
@@ -67,7 +69,7 @@ class Decoder {
   }
 
   void walk(Team& team, int rank, const Batch& batch, const int64_t* token_ids, KvLayer kv, uint8_t* const* kv_layers,
-            float* hidden) {
+            float* hidden, const int32_t* unwanted) {
     const int size = team.size(), tokens = batch.num_tokens;
     const Range mine = part_of(tokens, rank, size);
     embed(mine, token_ids, hidden);
@@ -75,7 +77,10 @@ class Decoder {
       const LayerPointers& layer = layers_[index];
       kv.base = kv_layers[index];
       normalise(mine, hidden, layer.attention_norm, *layer.qkv, rank);
+      // One thread looks, and all go by what it saw: were each to look, some would wait at barriers for the others.
+      if (rank == 0) is_given_up_ = unwanted != nullptr && __atomic_load_n(unwanted, __ATOMIC_RELAXED) != 0;
       team.barrier();
+      if (is_given_up_) return;
       if (rank == 0) plan_.next.store(0, std::memory_order_relaxed);  // nobody takes items between these barriers
       multiply(*layer.qkv, packed_.data(), tokens, qkv_.data(), false, rank, size);
       team.barrier();
@@ -156,6 +161,7 @@ class Decoder {
   std::vector<uint32_t> packed_;
   std::vector<float> qkv_, attended_, gate_up_;
   AttentionPlan plan_;
+  bool is_given_up_ = false;
   std::vector<AttentionScratch> scratch_;
   std::vector<std::vector<float>> rows_;
 };

@@ -100,11 +100,12 @@ Decoder* tandem_decoder(const DecoderShape* shape, const LayerPointers* layers, 
 }
 void tandem_decoder_free(Decoder* decoder) { delete decoder; }
 
-// As in `tandem_paged_attention`; `kv_layers` holds the base of every layer.
-void tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const int64_t* token_ids, int kv_type,
-                         void* const* kv_layers, int64_t block_stride, int block_size, float* hidden) {
-  decoder->step(*team, *batch, token_ids, static_cast<KvType>(kv_type), reinterpret_cast<uint8_t* const*>(kv_layers),
-                block_stride, block_size, hidden);
+// As in `tandem_paged_attention`; `kv_layers` holds the base of every layer. 0: it ended early, see `Decoder::step`.
+int tandem_decoder_step(Decoder* decoder, Team* team, const Batch* batch, const int64_t* token_ids, int kv_type,
+                        void* const* kv_layers, int64_t block_stride, int block_size, float* hidden,
+                        const int32_t* unwanted) {
+  return decoder->step(*team, *batch, token_ids, static_cast<KvType>(kv_type),
+                       reinterpret_cast<uint8_t* const*>(kv_layers), block_stride, block_size, hidden, unwanted);
 }
 
 // One token per row of logits [rows, vocab], which are overwritten.

@@ -61,7 +61,7 @@ std::vector<float> run_steps(int threads, KvType type, int longest = kLongest) {
     const Batch batch{tokens, 1, static_cast<int>(table.size()), positions.data(), slots.data(), table.data(), starts, lengths};
     hidden.assign(static_cast<size_t>(tokens) * kHidden, 0.0f);
     tandem_decoder_step(decoder, team, &batch, ids.data(), static_cast<int>(type), bases, kLayers * layer_bytes, kBlock,
-                        hidden.data());
+                        hidden.data(), nullptr);
   }
   constexpr int kRows = 3;
   int64_t tokens[kRows] = {1, 2, 3}, positions[kRows] = {4, longest / 2 + 50, longest - 100};
