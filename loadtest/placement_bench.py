@@ -4,7 +4,11 @@
 
 Requests arrive as a Poisson process: short chats, chats with a shared system prompt, long documents. A request is good
 when its first token came within the TTFT target and its tokens, on average, within the TPOT target. Rounds of the
-policies are interleaved; each round has its own cache salt, so that the shared prompt is reused within it alone.
+policies are interleaved, each time beginning with another one; each round has its own cache salt, so that the shared
+prompt is reused within it alone.
+
+A second table says what each policy decided and what came of it: beside the predicted time to a first token the actual
+one, from submission to the worker.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -38,6 +43,9 @@ POLICIES: dict[str, dict[str, str]] = {
     "threshold 256": {"PLACEMENT": "remote", "MIN_REMOTE_TOKENS": "256"},
     "cost model": {"PLACEMENT": "auto"},
 }
+
+Decisions = dict[str, dict[str, dict[str, dict[str, float]]]]
+"""By policy, offered rate and way."""
 
 
 @contextlib.contextmanager
@@ -127,6 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in POLICIES}
+    decisions: Decisions = {name: {} for name in POLICIES}
     with cluster(prefill=options.prefill, decode=options.decode) as running, gateways(running) as urls:
         for url in urls.values():  # until the workers have measured their rates
             warm = [draw(random.Random(seed), output_tokens=16) for seed in range(8)]
@@ -135,15 +144,18 @@ def main() -> None:
             results: dict[str, list[StreamResult | None]] = {name: [] for name in urls}
             for number in range(options.rounds):
                 requests, arrivals_s = trace(rate, options.seconds, seed=number)
-                for name, url in urls.items():
+                for name in rotated(list(urls), number):
                     salt = f"{name}, {rate}, {number}"
-                    results[name] += asyncio.run(run_round(url, requests, arrivals_s, salt))
+                    results[name] += asyncio.run(run_round(urls[name], requests, arrivals_s, salt))
             for name, values in results.items():
                 rows[name][f"{rate:g}"] = summary(values, options)
+                decisions[name][f"{rate:g}"] = decided(values, options)
                 console.print(f"{rate:g}/s, {name}: {rows[name][f'{rate:g}']}")
     print_table(console, rows, options)
+    print_decisions(console, decisions)
     if options.json:
-        options.json.write_text(json.dumps({"ttft_s": options.ttft, "tpot_s": options.tpot, "rows": rows}, indent=2))
+        report = {"ttft_s": options.ttft, "tpot_s": options.tpot, "rows": rows, "decisions": decisions}
+        options.json.write_text(json.dumps(report, indent=2))
     if options.plot:
         plot(rows, options)
 
@@ -163,6 +175,52 @@ def summary(results: list[StreamResult | None], options: argparse.Namespace) -> 
         "tpot_p99_s": round(percentile([statistics.mean(r.itl_s) for r in done if r.itl_s], 0.99), 5),
         "remote_share": round(len(remote) / max(1, len(done)), 3),
     }
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """The order of a round, so that no policy always runs after the same one."""
+    begin = number % len(names)
+    return names[begin:] + names[:begin]
+
+
+def decided(results: list[StreamResult | None], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """By the way that placement chose: how many requests, how many of them good, medians in seconds."""
+    modes: dict[str, list[StreamResult]] = {}
+    for result in results:
+        if result is not None and result.timing:
+            modes.setdefault(str(_predicted(result)["mode"]), []).append(result)
+    return {
+        mode: {
+            "requests": len(chosen),
+            "good": sum(is_good(r, options.ttft, options.tpot) for r in chosen),
+            "predicted_first_token_s": round(
+                statistics.median(float(_predicted(r)["first_token_s"]) for r in chosen), 4
+            ),
+            "actual_first_token_s": round(statistics.median(float(str(r.timing["first_token_s"])) for r in chosen), 4),
+            "tpot_s": round(statistics.median([statistics.mean(r.itl_s) for r in chosen if r.itl_s] or [0.0]), 5),
+        }
+        for mode, chosen in sorted(modes.items())
+    }
+
+
+def _predicted(result: StreamResult) -> dict[str, Any]:
+    predicted = result.timing["predicted"]
+    assert isinstance(predicted, dict)
+    return predicted
+
+
+def print_decisions(console: Console, decisions: Decisions) -> None:
+    """What each policy chose and what came of it."""
+    table = Table(title="decisions: medians in ms")
+    for heading in ("offered/s", "policy", "way", "requests", "good", "first token, predicted", "actual", "per token"):
+        table.add_column(heading, justify="left" if heading in ("policy", "way") else "right")
+    for name, rates in decisions.items():
+        for rate, modes in rates.items():
+            for mode, told in modes.items():
+                medians = ("predicted_first_token_s", "actual_first_token_s", "tpot_s")
+                milliseconds = (f"{1e3 * told[median]:.1f}" for median in medians)
+                table.add_row(rate, name, mode, f"{told['requests']}", f"{told['good']}", *milliseconds)
+    console.print(table)
 
 
 def print_table(console: Console, rows: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> None:
