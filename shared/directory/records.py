@@ -23,6 +23,7 @@ class WorkerLoad:
         queued_prefill_tokens: Prompt tokens admitted or waiting, not yet computed.
         prefill_tokens_per_s: Measured, moving average; 0 = not measured yet.
         transfer_bytes_per_s: Likewise, of fetches.
+        neighbour_slowdown: Steps that decode take so many times as long beside a remote prefill; 1 = not measured yet.
     """
 
     running: int = 0
@@ -37,6 +38,7 @@ class WorkerLoad:
     queued_prefill_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     transfer_bytes_per_s: float = 0.0
+    neighbour_slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,7 @@ class Engine:
                 prefix_query_tokens=scheduler.prefix_query_tokens,
                 prefix_hit_tokens=scheduler.prefix_hit_tokens,
                 prefill_tokens_per_s=meter.prefill_tokens_per_s,
+                neighbour_slowdown=meter.neighbour_slowdown,
                 prefilled_tokens=meter.prefilled_tokens,
                 generated_tokens=meter.generated_tokens,
                 failure=self._failure,
@@ -320,7 +321,8 @@ class Engine:
             self._step_ended_s = self._last_progress_s = time.monotonic()
             seconds = self._step_ended_s - started_s
             if not result.was_given_up:  # that says nothing of how long steps take
-                num_tokens = self._meter.record(launched.batch, seconds, self._scheduler.running)
+                is_beside = self._scheduler.num_acquiring > 0
+                num_tokens = self._meter.record(launched.batch, seconds, self._scheduler.running, is_beside=is_beside)
                 self._scheduler.pace.observe(launched.batch, seconds)
                 outputs.step = StepFigures(seconds, num_tokens)
             self._is_woken = True

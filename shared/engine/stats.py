@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from shared.engine.block_pool import BlockCounts
+from shared.engine.neighbour_slowdown import NeighbourSlowdown
 from shared.engine.sequence import Sequence
 from shared.engine.step import StepBatch
 
@@ -30,6 +31,7 @@ class EngineStats:
         preemptions: Times that a running sequence yielded.
         prefix_query_tokens, prefix_hit_tokens: Prompt tokens of started sequences; those of them not computed here.
         prefill_tokens_per_s: Recent speed of steps that were mainly prefill; 0.0 before any.
+        neighbour_slowdown: See `NeighbourSlowdown`; 1.0 before any.
         prefilled_tokens: Tokens computed in chunks so far: prompts, and what is computed again after a preemption.
         generated_tokens: Tokens sampled so far.
         failure: Why the engine stopped by itself; "" if it did not.
@@ -49,6 +51,7 @@ class EngineStats:
     prefix_query_tokens: int
     prefix_hit_tokens: int
     prefill_tokens_per_s: float
+    neighbour_slowdown: float
     prefilled_tokens: int
     generated_tokens: int
     failure: str
@@ -81,6 +84,7 @@ class StepMeter:
         self._block_size = block_size
         self._rate_tokens = 0.0
         self._rate_s = 0.0
+        self._slowdown = NeighbourSlowdown()
         self.steps = 0
         self.last_step_s = 0.0
         self.prefilled_tokens = 0
@@ -88,8 +92,18 @@ class StepMeter:
         self.used_slots = 0
         self.allocated_slots = 0
 
-    def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence]) -> int:
-        """Counts one completed step; `running` are the sequences that run on after it. Returns the tokens computed."""
+    def record(self, batch: StepBatch, seconds: float, running: Seq[Sequence], *, is_beside: bool) -> int:
+        """Counts one completed step.
+
+        Args:
+            batch: It computed.
+            seconds: It took.
+            running: Sequences that run on after it.
+            is_beside: Some sequence waits for KV from elsewhere.
+
+        Returns:
+            Tokens computed.
+        """
         chunks = [entry.num_new_tokens for entry in batch.scheduled if entry.num_new_tokens > 1]
         num_prefilled = sum(chunks)
         self.prefilled_tokens += num_prefilled
@@ -98,6 +112,8 @@ class StepMeter:
         if num_prefilled > num_single:  # most tokens are of chunks
             self._rate_tokens = _RATE_DECAY * self._rate_tokens + num_prefilled
             self._rate_s = _RATE_DECAY * self._rate_s + seconds
+        if num_single and not chunks:
+            self._slowdown.observe(seconds, num_single, is_beside=is_beside)
         if self.steps % _MEASURE_EVERY == 0:
             used, allocated = slot_usage(running, self._block_size)
             self.used_slots += used
@@ -105,6 +121,11 @@ class StepMeter:
         self.steps += 1
         self.last_step_s = seconds
         return num_prefilled + num_single
+
+    @property
+    def neighbour_slowdown(self) -> float:
+        """See `NeighbourSlowdown.factor`."""
+        return self._slowdown.factor
 
     @property
     def prefill_tokens_per_s(self) -> float:

@@ -27,6 +27,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("tandem_kv_slot_utilization", "Used / allocated token slots, over all steps.", lambda s: s.slot_utilization),
     ("tandem_queued_prefill_tokens", "Prompt tokens still to compute.", lambda s: s.queued_prefill_tokens),
     ("tandem_prefill_tokens_per_second", "Measured lately; 0 before any.", lambda s: s.prefill_tokens_per_s),
+    (
+        "tandem_neighbour_slowdown",
+        "Steps that decode take so many times as long beside a remote prefill.",
+        lambda s: s.neighbour_slowdown,
+    ),
     ("tandem_engine_failed", "1 when the engine stopped by itself.", lambda s: float(bool(s.failure))),
 )
 

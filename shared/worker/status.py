@@ -96,6 +96,7 @@ class WorkerStatus:
             queued_prefill_tokens=stats.queued_prefill_tokens,
             prefill_tokens_per_s=stats.prefill_tokens_per_s,
             transfer_bytes_per_s=self._link.bytes_per_s if self._link else 0.0,
+            neighbour_slowdown=stats.neighbour_slowdown,
         )
 
     def record(self, address: str, started_at: float) -> WorkerRecord:

@@ -42,7 +42,7 @@ def serve(num_sequences, num_blocks, arrivals_per_step, seed=0):
         num_sampled = sum(entry.samples for entry in batch.scheduled)
         result = StepResult(token_ids=[rng.randrange(1000) for _ in range(num_sampled)], logprobs=[None] * num_sampled)
         num_finished += len(scheduler.update(batch, result).finished)
-        meter.record(batch, 0.01, scheduler.running)
+        meter.record(batch, 0.01, scheduler.running, is_beside=False)
     scheduler.check_integrity()
     return scheduler, meter
 

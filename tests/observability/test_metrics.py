@@ -36,6 +36,7 @@ STATS = EngineStats(
     prefix_query_tokens=1000,
     prefix_hit_tokens=400,
     prefill_tokens_per_s=1234.5,
+    neighbour_slowdown=1.25,
     prefilled_tokens=600,
     generated_tokens=50,
     failure="",

@@ -160,6 +160,7 @@ class EncoderQueue:
             prefix_query_tokens=0,
             prefix_hit_tokens=0,
             prefill_tokens_per_s=0.0,
+            neighbour_slowdown=1.0,
             prefilled_tokens=self._num_tokens,
             generated_tokens=0,
             failure=self._failure,

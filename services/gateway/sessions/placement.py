@@ -4,12 +4,15 @@ What a placement costs is counted in seconds, summed over everybody who waits:
 
     local    (queue + uncached tokens) / decode rate, and the compute once more for each sequence already decoding
              there, as this gateway knows now, because chunks of this prompt are computed between their tokens
-    remote   (queue + uncached tokens) / prefill rate overlapped with the transfer of the blocks, then the tail here
+    remote   (queue + uncached tokens) / prefill rate overlapped with the transfer of the blocks, then the tail here;
+             and for each sequence decoding here what it loses while that neighbour computes: nothing on a machine of
+             its own, about as much as beside a local prefill on cores that both share
     both     the transfer of cached blocks that another worker holds, and a nominal cost for each sequence that
              shares the decode worker's steps
 
-Rates are the workers' own measurements; until a worker has one, a nominal rate stands in. Either way is dearer by what
-first tokens of that mode lately took beyond this model (`placement_learning`).
+That nominal cost ranks decode workers and is no part of the prediction. Rates, and what a neighbour costs, are the
+workers' own measurements; until a worker has one, a nominal rate stands in. Either way is dearer by what first tokens
+of that mode lately took beyond this model (`placement_learning`).
 """
 
 from __future__ import annotations
@@ -208,7 +211,7 @@ class _Option:
             holders=self.holders,
             mode=mode,
             uncached_tokens=uncached,
-            predicted_s=wait_s + self._shared_s() + overheads.get(mode, 0.0),
+            predicted_s=wait_s + self._crowded_s + overheads.get(mode, 0.0),
             local_s=local_s,
             remote_s=remote_s,
             is_measured=measured,
@@ -240,8 +243,13 @@ class _Option:
         return self._local_wait_s() + self._stall_s(self._local_compute_s()) + self._shared_s()
 
     def _remote_s(self, prefill: WorkerRecord) -> float:
-        tail_s = self._tail_s()
-        return self._remote_wait_s(prefill) + tail_s + self._stall_s(tail_s) + self._shared_s()
+        stalled_s = self._tail_s() + self._lost_s(prefill)
+        return self._remote_wait_s(prefill) + self._tail_s() + self._stall_s(stalled_s) + self._shared_s()
+
+    def _lost_s(self, prefill: WorkerRecord) -> float:
+        """What a sequence that decodes here falls behind while the prompt is computed there."""
+        tokens = (self._usable_blocks - self._held_blocks) * self._decode.block_size
+        return tokens / _prefill_rate(prefill) * (1 - 1 / max(1.0, self._decode.load.neighbour_slowdown))
 
     def _local_wait_s(self) -> float:
         queue_s = self._queued_tokens(self._decode) / _prefill_rate(self._decode)
@@ -284,9 +292,13 @@ class _Option:
     def _shared_s(self) -> float:
         load = self._decode.load
         sequences = max(load.running + load.waiting + load.waiting_for_kv, self._open_sessions)
-        needed = self._usable_blocks + 1 - self._own_blocks
-        crowded = load.total_blocks > 0 and needed > load.free_blocks + load.cached_blocks
-        return sequences * STEP_SHARE_S + (CROWDED_S if crowded else 0.0)
+        return sequences * STEP_SHARE_S + self._crowded_s
+
+    @property
+    def _crowded_s(self) -> float:
+        load, needed = self._decode.load, self._usable_blocks + 1 - self._own_blocks
+        is_crowded = load.total_blocks > 0 and needed > load.free_blocks + load.cached_blocks
+        return CROWDED_S if is_crowded else 0.0
 
     def _is_measured(self, prefill: WorkerRecord | None) -> bool:
         load = self._decode.load

@@ -224,3 +224,16 @@ def test_prediction_is_the_queue_and_the_compute():
     placement = place(Prompt(1000), snapshot)
     # 2,000 tokens queued and 992 of whole blocks at 1,000 a second, then a tail of 8 tokens.
     assert placement.predicted_s == pytest.approx(3.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("slowdown", "mode"), [(1.0, Mode.REMOTE_PREFILL), (2.0, Mode.LOCAL)])
+def test_sending_a_prompt_away_spares_nobody_where_the_neighbour_slows_decoding(slowdown, mode):
+    load = replace(MEASURED, running=4, neighbour_slowdown=slowdown)
+    prefill = replace(worker("p0", "prefill"), load=replace(MEASURED, prefill_tokens_per_s=500.0))
+    snapshot = Snapshot([replace(worker("d0"), load=load)], [prefill])
+    assert place(Prompt(1000), snapshot, "auto").mode is mode
+
+
+def test_what_ranks_decode_workers_is_no_part_of_the_prediction():
+    busy = replace(worker("d0"), load=replace(MEASURED, running=10))
+    assert place(Prompt(100), Snapshot([busy]), "local").predicted_s == pytest.approx(0.1)
