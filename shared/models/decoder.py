@@ -169,5 +169,7 @@ def _norm_heads(backend: Backend, x: torch.Tensor, weight: torch.Tensor, eps: fl
 def _cos_sin_table(config: ModelConfig) -> torch.Tensor:
     """float32 `[max_model_len, head_dim]`: cosines, then sines."""
     frequencies = torch.from_numpy(config.rope.inverse_frequencies(config.head_dim))
-    angles = torch.outer(torch.arange(config.max_model_len, dtype=torch.float32, device=frequencies.device), frequencies)
+    angles = torch.outer(
+        torch.arange(config.max_model_len, dtype=torch.float32, device=frequencies.device), frequencies
+    )
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
