@@ -4,11 +4,12 @@
 
 VENV ?= .venv
 PROTOS_VENV ?= .venv-protos
+BENCH_VENV ?= .venv-bench
 ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test clients tsan chaos lint types protos check-protos bench constraints clean
+.PHONY: help install install-dev up test clients tsan chaos lint types protos check-protos bench bench-suite constraints clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -47,7 +48,11 @@ check-protos: ## Fails when the checked-in stubs are not what the .proto files g
 	@.ci/protos $(PROTOS_VENV)
 	@for stub in protos/*_pb2*; do cmp "$$stub" "build/$$stub" || { echo "stubs were out of date: commit the regenerated ones"; exit 1; }; done
 
-bench: install-dev ## Tandem against transformers on the same requests, one table
+bench: ## Tandem's CPU engine beside transformers and llama.cpp (built here, ten minutes once): make bench ARGS="--name NAME"
+	@CMAKE_ARGS="-DGGML_NATIVE=ON" .ci/venv $(BENCH_VENV) gateway,worker,cli,bench
+	@$(BENCH_VENV)/bin/python -m loadtest.engine.bench $(ARGS)
+
+bench-suite: install-dev ## The suite against transformers on the same requests, one table
 	@$(BIN)/python -m loadtest.bench $(ARGS)
 
 tsan: ## Runs the native CPU kernels' threads under ThreadSanitizer
@@ -59,5 +64,5 @@ constraints: ## Resolves the dependencies anew and rewrites constraints.txt
 	@.ci/constraints
 
 clean: ## Removes what the targets made, the virtual environments too
-	@rm -rf $(VENV) $(PROTOS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	@rm -rf $(VENV) $(PROTOS_VENV) $(BENCH_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
 	@find kernels protos services shared tests loadtest -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""`make bench`: the suite beside transformers' `generate` on the same model and requests, in one run.
+"""`make bench-suite`: the suite beside transformers' `generate` on the same model and requests, in one run.
 
 Both use the same cores and dtype, greedy decoding and a fixed number of output tokens. transformers gets the requests
 in static batches as large as the suite's concurrency; rounds are interleaved and medians are printed. Tandem is

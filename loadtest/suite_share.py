@@ -23,6 +23,7 @@ from rich.table import Table
 
 from loadtest.cluster import RunningCluster, cluster
 from loadtest.cpu_time import CpuTime, cpu_time
+from loadtest.engine import report
 from loadtest.engine.contestant import Remote
 from loadtest.engine.requests import TokenRequest, draw_requests
 from loadtest.engine.shapes import SHAPES, checkpoint
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--suites", nargs="+", default=["aggregated", "disaggregated"], choices=list(PREFILL_WORKERS))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tandem" / "bench-models")
+    parser.add_argument("--json", type=Path, help="the medians, into the report of loadtest.engine.compare")
     options = parser.parse_args()
     directory = checkpoint(options.shape, options.cache)
     requests = draw_requests(int(str(SHAPES[options.shape]["vocab_size"])), options.count)
@@ -142,6 +144,11 @@ def main() -> None:
     print_throughput(title, alone, suites)
     for suite in suites:
         print_cpu_time(suite, cores)
+    if options.json:
+        rates = {"engine alone": alone, **{suite.name: suite.tokens_per_s for suite in suites}}
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        measured = {"streams": options.streams, "requests": options.count, "tokens_per_s": medians}
+        report.add(options.json, {f"{options.shape}, {options.dtype}, suite": measured})
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """Tandem's CPU engine beside transformers and llama.cpp: the same shapes, threads and requests, in one run.
 
-    python -m loadtest.engine.compare --shapes 135m 500m --json loadtest/engine/results/NAME.json
-    python -m loadtest.engine.compare --groups int8 --tasks "decode 1" --ways --json loadtest/engine/results/NAME.json
+    python -m loadtest.engine.compare --shapes 135m 500m --json loadtest/results/NAME.json
+    python -m loadtest.engine.compare --groups int8 --tasks "decode 1" --ways --json loadtest/results/NAME.json
 
 Every contestant has a process of its own and sleeps while another is measured; rounds are interleaved, medians printed.
-What is in the JSON file already and is not measured anew stays, so a long comparison can be run in pieces.
+What is in the JSON file already and is not measured anew stays, so a long comparison can be run in pieces, as
+`loadtest.engine.bench` does.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.engine import report
 from loadtest.engine.contestant import Remote
+from loadtest.engine.machine import machine, multiplies_bfloat16
 from loadtest.engine.read_roof import read_roof_bytes_per_s
 from loadtest.engine.requests import draw_requests
 from loadtest.engine.shapes import checkpoint
@@ -35,10 +35,12 @@ GROUPS = {
     "int4": ("tandem:int4", "llama.cpp:q4_0"),
 }
 """What is set side by side; the first is Tandem."""
+SIXTEEN_BITS = "16-bit"
+"""`bfloat16`, or `wide` where the processor does not multiply it."""
 
 TASKS: dict[str, dict[str, object]] = {
     **{
-        f"decode {batch}": {"do": "decode", "batch": batch, "context": 128, "steps": max(8, 32 // batch)}
+        f"decode {batch}": {"do": "decode", "batch": batch, "steps": max(4, 32 // batch)}
         for batch in (1, 2, 4, 8, 16, 32)
     },
     "prefill 512": {"do": "prefill", "tokens": 512},
@@ -59,14 +61,17 @@ def contestants(names: tuple[str, ...], directory: Path, threads: int) -> Iterat
             remote.close()
 
 
-def measure(remotes: list[Remote], rounds: int, tasks: list[str], console: Console) -> dict[str, dict[str, float]]:
+def measure(
+    remotes: list[Remote], rounds: int, tasks: list[str], context: int, console: Console
+) -> dict[str, dict[str, float]]:
     """Median seconds by task and contestant."""
     table: dict[str, dict[str, float]] = {}
     for task in tasks:
+        what = TASKS[task] | ({"context": context} if TASKS[task]["do"] == "decode" else {})
         samples: dict[str, list[float]] = {remote.name: [] for remote in remotes}
         for number in range(rounds + 1):
             for remote in remotes:
-                seconds = remote.run(**TASKS[task])
+                seconds = remote.run(**what)
                 if number:  # the first round warms up
                     samples[remote.name].append(seconds)
         table[task] = {name: statistics.median(values) for name, values in samples.items()}
@@ -75,9 +80,9 @@ def measure(remotes: list[Remote], rounds: int, tasks: list[str], console: Conso
 
 
 def measure_workload(
-    remotes: list[Remote], rounds: int, ways: list[str], one_by_one: int, console: Console
+    remotes: list[Remote], rounds: int, ways: list[str], num_requests: int, one_by_one: int, console: Console
 ) -> dict[str, float]:
-    """Median seconds of the whole workload by contestant and way.
+    """Median seconds of the first `num_requests` of the workload by contestant and way.
 
     One by one only the first `one_by_one` requests are run, and the rest counted like them, by tokens.
     """
@@ -86,17 +91,17 @@ def measure_workload(
         for remote in remotes:
             for how in ways if remote.name.startswith("transformers") else ("own",):
                 key = remote.name if how == "own" else f"{remote.name}, {_WAY_NAMES.get(how, f'batches of {how}')}"
-                count = one_by_one if how == "1" else WORKLOAD_REQUESTS
-                seconds = remote.run(do="workload", count=count, how=how) * share_of_tokens(count)
+                count = min(one_by_one, num_requests) if how == "1" else num_requests
+                seconds = remote.run(do="workload", count=count, how=how) * share_of_tokens(num_requests, count)
                 samples.setdefault(key, []).append(seconds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     console.print("workload", {name: f"{value:.1f} s" for name, value in medians.items()})
     return medians
 
 
-def share_of_tokens(count: int) -> float:
-    """Output tokens of the whole workload for each one of its first `count` requests."""
-    tokens = [request.output_tokens for request in draw_requests(1000)[:WORKLOAD_REQUESTS]]
+def share_of_tokens(num_requests: int, count: int) -> float:
+    """Output tokens of the workload for each one of its first `count` requests."""
+    tokens = [request.output_tokens for request in draw_requests(1000)[:num_requests]]
     return sum(tokens) / sum(tokens[:count])
 
 
@@ -107,61 +112,52 @@ def main() -> None:
     """Prints a table per shape and kind of weights, and JSON with `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["135m"])
-    parser.add_argument("--groups", nargs="+", default=["bfloat16", "int8", "int4"], choices=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", default=[SIXTEEN_BITS, "int8", "int4"], choices=[SIXTEEN_BITS, *GROUPS])
     parser.add_argument("--tasks", nargs="*", default=list(USUAL_TASKS), choices=list(TASKS))
-    parser.add_argument("--without", nargs="*", default=[], metavar="CONTESTANT", help="leave out, as transformers")
+    parser.add_argument(
+        "--without", nargs="*", default=[], metavar="CONTESTANT", help="as transformers or llama.cpp:bf16"
+    )
+    parser.add_argument("--context", type=int, default=128, help="tokens of each sequence that decodes")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workload-rounds", type=int, default=1)
     ways = "transformers' ways of the workload; none: no workload"
     parser.add_argument("--ways", nargs="*", default=list(TRANSFORMERS_WAYS), help=ways)
+    parser.add_argument("--requests", type=int, default=WORKLOAD_REQUESTS, help="of the workload")
     parser.add_argument("--one-by-one", type=int, default=WORKLOAD_REQUESTS, help="requests that are run so")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tandem" / "bench-models")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     console = Console(width=120)
-    report: dict[str, object] = {}
-    if options.json and options.json.exists():
-        report = json.loads(options.json.read_text())
-    report["machine"] = machine(options.threads)
-    console.print(report["machine"])
+    measured: report.Report = {"machine": machine(options.threads)}
+    console.print(measured["machine"])
     for shape in options.shapes:
         for group in options.groups:
-            result = measure_group(shape, group, options, console)
-            before = report.get(f"{shape}, {group}")
-            report[f"{shape}, {group}"] = merged(before, result) if isinstance(before, dict) else result
+            if group == SIXTEEN_BITS:
+                group = "bfloat16" if multiplies_bfloat16() else "wide"
+            measured[f"{shape}, {group}"] = measure_group(shape, group, options, console)
             if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(report, indent=2) + "\n")
+                report.add(options.json, measured)
 
 
 def measure_group(shape: str, group: str, options: argparse.Namespace, console: Console) -> dict[str, object]:
     """What the report says of one group, printed too."""
     directory = checkpoint(shape, options.cache)
     weight_bytes = (directory / "model.safetensors").stat().st_size
-    names = tuple(name for name in GROUPS[group] if name.split(":")[0] not in options.without)
+    names = tuple(name for name in GROUPS[group] if not {name, name.split(":")[0]} & set(options.without))
     roof = read_roof_bytes_per_s(options.threads)
     with contestants(names, directory, options.threads) as remotes:
-        times = measure(remotes, options.rounds, options.tasks, console)
-        workload = measure_workload(remotes, options.workload_rounds, options.ways, options.one_by_one, console)
+        times = measure(remotes, options.rounds, options.tasks, options.context, console)
+        workload = measure_workload(
+            remotes, options.workload_rounds, options.ways, options.requests, options.one_by_one, console
+        )
     print_group(console, f"{shape}, {group}", names, times, workload)
     if names[0] == "tandem:bfloat16" and "decode 1" in times:
         share = weight_bytes / roof / times["decode 1"][names[0]]
         console.print(f"read roof {roof / 1e9:.1f} GB/s; Tandem's decode 1 at {share:.2f} of it")
-    return {
-        "read_roof_gb_per_s": roof / 1e9,
-        "bfloat16_weight_bytes": weight_bytes,
-        "seconds": times,
-        "workload_seconds": workload,
-    }
-
-
-def merged(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
-    """`before` with all that `after` has, down to the single measurement."""
-    result = dict(before)
-    for key, value in after.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    result: dict[str, object] = {"read_roof_gb_per_s": roof / 1e9, "bfloat16_weight_bytes": weight_bytes}
+    result |= {"context": options.context, "seconds": times} if times else {}
+    result |= {"workload_requests": options.requests, "workload_seconds": workload} if workload else {}
     return result
 
 
@@ -173,29 +169,21 @@ def print_group(
     workload: dict[str, float],
 ) -> None:
     """Milliseconds, and how many times as long the others take as Tandem."""
-    table = Table(title=f"{title}: ms per step (x Tandem)")
-    for column in ("", *names):
-        table.add_column(column, justify="right")
-    for task, row in times.items():
-        table.add_row(task, *(f"{1e3 * row[name]:.1f} ({row[name] / row[names[0]]:.2f})" for name in names))
-    console.print(table)
+    if times:
+        table = Table(title=f"{title}: ms per step (x Tandem)")
+        for column in ("", *names):
+            table.add_column(column, justify="right")
+        for task, row in times.items():
+            table.add_row(task, *(f"{1e3 * row[name]:.1f} ({row[name] / row[names[0]]:.2f})" for name in names))
+        console.print(table)
     if not workload:
         return
-    table = Table(title=f"{title}: {WORKLOAD_REQUESTS} requests, seconds (x Tandem)")
+    table = Table(title=f"{title}: the workload")
     for column in ("", "s", "x Tandem"):
         table.add_column(column, justify="right")
     for name, seconds in workload.items():
         table.add_row(name, f"{seconds:.1f}", f"{seconds / workload[names[0]]:.2f}")
     console.print(table)
-
-
-def machine(threads: int) -> str:
-    """Hardware and versions, in a line."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    packages = ("torch", "transformers", "llama_cpp_python")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"{model}, {threads} of {os.cpu_count()} threads, Python {platform.python_version()}, {versions}"
 
 
 if __name__ == "__main__":

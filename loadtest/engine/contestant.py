@@ -23,7 +23,11 @@ class Contestant(Protocol):
     vocab_size: int
 
     def decode(self, batch: int, context: int, steps: int) -> float:
-        """Mean time of a step that gives each of `batch` sequences of about `context` tokens its next one."""
+        """Mean time of a step that gives each of `batch` sequences its next token.
+
+        The first step finds `context` tokens of each in the cache; a later call with the same numbers mostly finds the
+        caches as they were, so that rounds are short.
+        """
 
     def prefill(self, tokens: int) -> float:
         """One prompt, to its first output token."""

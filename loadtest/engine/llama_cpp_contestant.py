@@ -47,15 +47,14 @@ class LlamaCppContestant:
         self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._random = random.Random(1)
+        self._contexts: dict[int, int] = {}  # tokens by sequence, as `decode` left them, without those of its steps
 
     def decode(self, batch: int, context: int, steps: int) -> float:
-        length = context - steps // 2
-        self._clear()
         for sequence in range(batch):
-            self._compute([(self._token(), position, sequence, False) for position in range(length)])
+            self._set_context(sequence, context)
         started_s = time.perf_counter()
         for step in range(steps):
-            self._compute([(self._token(), length + step, sequence, True) for sequence in range(batch)])
+            self._compute([(self._token(), context + step, sequence, True) for sequence in range(batch)])
             self._likeliest(range(batch))
         return (time.perf_counter() - started_s) / steps
 
@@ -119,7 +118,17 @@ class LlamaCppContestant:
             for row in rows
         ]
 
+    def _set_context(self, sequence: int, num_tokens: int) -> None:
+        """Leaves a sequence so many tokens long; an earlier call has mostly computed them."""
+        known = self._contexts.get(sequence, 0)
+        entries = [(self._token(), position, sequence, False) for position in range(known, num_tokens)]
+        if entries:
+            self._compute(entries)
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), sequence, num_tokens, -1)
+        self._contexts[sequence] = num_tokens
+
     def _clear(self) -> None:
+        self._contexts.clear()
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
     def _token(self) -> int:

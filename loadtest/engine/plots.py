@@ -1,15 +1,13 @@
-"""Plots of measured results: throughput over concurrency of every engine, and where the time of a step goes.
+"""Plots of a report: throughput over concurrency of every engine, and where the time of a step goes.
 
-    python -m loadtest.engine.plots loadtest/engine/results/compare.json --group "135m, bfloat16"
-    python -m loadtest.engine.plots loadtest/engine/results/breakdown.json --kind breakdown
+    python -m loadtest.engine.plots loadtest/results/zen3.json
 
-Draws an SVG beside the JSON of `loadtest.engine.compare` or `loadtest.engine.step_breakdown`.
+Draws SVGs beside the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -26,12 +24,23 @@ matplotlib.rcParams.update(
 )
 from matplotlib import pyplot  # noqa: E402
 
+from loadtest.engine import report as reports  # noqa: E402
+from loadtest.engine.report import Report  # noqa: E402
+from loadtest.engine.tables import PARTS, groups  # noqa: E402
+
 COLORS = ("#0b7285", "#e8590c", "#868e96", "#5f3dc4")
-PARTS = ("native", "schedule", "prepare", "update", "message")
-"""Of a step, native code first."""
 
 
-def throughput(report: dict[str, dict[str, dict[str, dict[str, float]]]], group: str, path: Path) -> None:
+def draw_all(report: Report, path: Path) -> None:
+    """Every plot that the report, which is at `path`, has numbers for."""
+    for name, part in groups(report).items():
+        if len([task for task in part.get("seconds", ()) if task.startswith("decode")]) > 1:
+            throughput(report, name, path.with_name(f"{path.stem}-{name.replace(', ', '-')}.svg"))
+    if "breakdown" in report:
+        breakdown(report["breakdown"], path.with_name(f"{path.stem}-breakdown.svg"))
+
+
+def throughput(report: Report, group: str, path: Path) -> None:
     """Tokens per second over the sequences that decode at once, a line per engine."""
     seconds = report[group]["seconds"]
     batches = sorted(int(task.split()[1]) for task in seconds if task.startswith("decode"))
@@ -51,7 +60,7 @@ def throughput(report: dict[str, dict[str, dict[str, dict[str, float]]]], group:
     _save(figure, path)
 
 
-def breakdown(report: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+def breakdown(report: Report, path: Path) -> None:
     """Shares of a step, a bar per number of sequences."""
     seconds = report["seconds"]
     figure, axes = pyplot.subplots(figsize=(5.2, 0.9 + 0.45 * len(seconds)))
@@ -84,18 +93,11 @@ def _save(figure: pyplot.Figure, path: Path) -> None:
 
 
 def main() -> None:
-    """Writes one file."""
+    """Draws all plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path)
-    parser.add_argument("--kind", choices=("throughput", "breakdown"), default="throughput")
-    parser.add_argument("--group", default="135m, bfloat16")
-    options = parser.parse_args()
-    report = json.loads(options.json.read_text())
-    if options.kind == "breakdown":
-        breakdown(report, options.json.with_suffix(".svg"))
-    else:
-        name = options.group.replace(", ", "-")
-        throughput(report, options.group, options.json.with_name(f"{options.json.stem}-{name}.svg"))
+    path = parser.parse_args().json
+    draw_all(reports.read(path), path)
 
 
 if __name__ == "__main__":

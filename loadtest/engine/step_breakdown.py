@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loadtest.engine import report
 from services.decode.gateway_stream import GatewayStream
 from services.decode.servicer import DecodeServicer
 from shared.engine.sampling_params import SamplingParams
@@ -34,6 +34,13 @@ from shared.worker.settings import WorkerSettings
 
 PARTS = ("schedule", "prepare", "native", "update", "message")
 NATIVE_CALLS = ("tandem_generate", "tandem_decoder_step", "tandem_multiply", "tandem_sample", "tandem_logprobs")
+
+KINDS = {
+    "greedy": SamplingParams(max_tokens=10**6, temperature=0.0, ignore_eos=True),
+    "temperature": SamplingParams(max_tokens=10**6, temperature=0.8, ignore_eos=True),
+    "temperature, top-p": SamplingParams(max_tokens=10**6, temperature=0.8, top_p=0.9, ignore_eos=True),
+    "log-probabilities": SamplingParams(max_tokens=10**6, temperature=0.0, num_logprobs=1, ignore_eos=True),
+}
 
 
 class Stopwatch:
@@ -110,6 +117,8 @@ def measure(
     for watch.watched in ((), PARTS):
         run_steps(engine, watch, routes, num_sequences, steps)
         parts = {name: statistics.median(values[-steps:]) for name, values in watch.seconds.items() if values}
+        pairs = list(zip(watch.seconds["step"], watch.seconds["native"], strict=True))[-steps:]
+        parts["outside"] = statistics.median(step - native for step, native in pairs)  # steady where steps are not
         medians = parts | medians
         for values in watch.seconds.values():
             values.clear()
@@ -147,34 +156,29 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--json", type=Path, help="the greedy table, for loadtest.engine.plots")
+    parser.add_argument("--json", type=Path, help="adds the greedy table to a report")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of sampling")
     options = parser.parse_args()
     engine = load(options)
     watch = Stopwatch(time.perf_counter if options.clock == "wall" else time.thread_time)
     watch.watch_native(engine._runner._runner._model.backend.library.calls)
-    kinds = {
-        "greedy": SamplingParams(max_tokens=10**6, temperature=0.0, ignore_eos=True),
-        "temperature": SamplingParams(max_tokens=10**6, temperature=0.8, ignore_eos=True),
-        "temperature, top-p": SamplingParams(max_tokens=10**6, temperature=0.8, top_p=0.9, ignore_eos=True),
-        "log-probabilities": SamplingParams(max_tokens=10**6, temperature=0.0, num_logprobs=1, ignore_eos=True),
-    }
-    report: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     print(f"{options.model}, {options.threads} threads, microseconds per step (median of {options.steps})")
-    for kind, sampling in kinds.items():
+    for kind in options.kinds:
+        sampling = KINDS[kind]
         print(f"{kind:<20}" + "".join(f"{name:>10}" for name in (*PARTS, "step", "outside")))
         for count in options.sequences:
             medians = measure(engine, watch, count, options.steps, sampling)
             if kind == "greedy":
-                report[str(count)] = medians
-            outside_s = medians["step"] - medians["native"]
+                measured[str(count)] = medians
+            outside_s = medians["outside"]
             cells = "".join(f"{1e6 * medians[name]:10.0f}" for name in (*PARTS, "step"))
             print(
                 f"{count:>8} sequences  {cells}{1e6 * outside_s:10.0f} = {outside_s / medians['step']:.1%}", flush=True
             )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        what = {"model": Path(options.model).name, "threads": options.threads, "seconds": report}
-        options.json.write_text(json.dumps(what, indent=2) + "\n")
+    if options.json and measured:
+        what = {"model": Path(options.model).name, "threads": options.threads, "seconds": measured}
+        report.add(options.json, {"breakdown": what})
 
 
 if __name__ == "__main__":

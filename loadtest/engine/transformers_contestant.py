@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, DynamicCache, GenerationConfig
 
 from loadtest.engine.requests import TokenRequest
 
@@ -21,11 +21,21 @@ class TransformersContestant:
         torch.set_grad_enabled(False)
         self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, variant)).eval()
         self.vocab_size = int(self._model.config.vocab_size)
+        self._contexts: dict[tuple[int, int], tuple[torch.Tensor, DynamicCache]] = {}  # by what `decode` was given
 
     def decode(self, batch: int, context: int, steps: int) -> float:
-        ids = torch.randint(3, self.vocab_size, (batch, context - steps // 2))
-        prompt_s = self._generate(ids, torch.ones_like(ids), 1)
-        return (self._generate(ids, torch.ones_like(ids), steps + 1) - prompt_s) / steps
+        ids, cache = self._contexts.get((batch, context)) or self._new_context(batch, context)
+        seconds = self._generate(ids, torch.ones_like(ids), steps, past_key_values=cache)
+        cache.crop(context - cache.get_seq_length())
+        return seconds / steps
+
+    def _new_context(self, batch: int, context: int) -> tuple[torch.Tensor, DynamicCache]:
+        """One more token than the cache knows, of each sequence."""
+        ids = torch.randint(3, self.vocab_size, (batch, context + 1))
+        cache = DynamicCache(config=self._model.config)
+        self._model(ids[:, :context], past_key_values=cache, logits_to_keep=1, use_cache=True)
+        self._contexts[batch, context] = ids, cache
+        return ids, cache
 
     def prefill(self, tokens: int) -> float:
         ids = torch.randint(3, self.vocab_size, (1, tokens))
@@ -49,7 +59,7 @@ class TransformersContestant:
             mask[row, length - len(request.prompt) :] = 1
         return self._generate(ids, mask, max(request.output_tokens for request in batch))
 
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int) -> float:
+    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int, **more: object) -> float:
         started_s = time.perf_counter()
         self._model.generate(
             ids,
@@ -59,6 +69,7 @@ class TransformersContestant:
             do_sample=False,
             pad_token_id=0,
             eos_token_id=None,
+            **more,
         )
         return time.perf_counter() - started_s
 
