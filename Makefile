@@ -48,7 +48,7 @@ check-protos: ## Fails when the checked-in stubs are not what the .proto files g
 	@.ci/protos $(PROTOS_VENV)
 	@for stub in protos/*_pb2*; do cmp "$$stub" "build/$$stub" || { echo "stubs were out of date: commit the regenerated ones"; exit 1; }; done
 
-bench: ## Tandem's CPU engine beside transformers and llama.cpp (built here, ten minutes once): make bench ARGS="--name NAME"
+bench: ## Tandem's CPU engine beside transformers and llama.cpp, which is built once (ten minutes)
 	@CMAKE_ARGS="-DGGML_NATIVE=ON" .ci/venv $(BENCH_VENV) gateway,worker,cli,bench
 	@$(BENCH_VENV)/bin/python -m loadtest.engine.bench $(ARGS)
 

@@ -2,8 +2,8 @@
 // output, in the order of the inputs, however rows and units are cut into tiles and blocks.
 //
 // A block of a panel's units stays in the first cache while all rows pass over it, a tile of rows at a time, whose sums
-// stay in registers. The first rows fetch the next block; few rows are done with a block before it could arrive, so their
-// blocks are shorter, or they fetch nearer ahead.
+// stay in registers. The first rows fetch the next block; few rows are done with a block before it could arrive, so
+// their blocks are shorter, or they fetch nearer ahead.
 #pragma once
 #include "dot.hpp"
 #include "rows.hpp"
@@ -174,7 +174,8 @@ static void multiply_blocks(const Geometry& shape, int rows, const uint32_t* x, 
       const Range part = part_of(rows, tile, tiles);
       const uint32_t* from = x + static_cast<size_t>(part.begin) * shape.row_words;
       const auto pass = stream && tile == 0 ? multiply_rows<format, kStepWords> : multiply_rows<format, 0>;
-      pass(shape, part.end - part.begin, from, words, first, std::min(first + kStep, count), sums + part.begin * kPanel);
+      const int end = std::min(first + kStep, count);
+      pass(shape, part.end - part.begin, from, words, first, end, sums + part.begin * kPanel);
     }
 }
 
@@ -188,12 +189,12 @@ static void multiply_panel(const Geometry& shape, int rows, const uint32_t* x, c
   if (tile_vecs<format>(rows) == kPanelVecs)
     return multiply_rows<format, kNearWords>(shape, rows, x, words, 0, count, sums);
   if constexpr (is_grouped)
-    return multiply_blocks<format, kBlockGroups, kBlockGroups * kGroupWords<format>>(shape, rows, x, words, count, stream,
-                                                                                     sums);
+    return multiply_blocks<format, kBlockGroups, kBlockGroups * kGroupWords<format>>(  //
+        shape, rows, x, words, count, stream, sums);
   if constexpr (kShortBlockRows > 0)
     if (rows <= kShortBlockRows)
-      return multiply_blocks<format, kShortBlockUnits, kShortBlockUnits * kPanel>(shape, rows, x, words, count, stream,
-                                                                                  sums);
+      return multiply_blocks<format, kShortBlockUnits, kShortBlockUnits * kPanel>(  //
+          shape, rows, x, words, count, stream, sums);
   multiply_blocks<format, kBlockUnits, kBlockUnits * kPanel>(shape, rows, x, words, count, stream, sums);
 }
 
