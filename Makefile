@@ -1,11 +1,12 @@
 # Everything a person needs, by name. Each target makes the virtual environment it needs, once.
 #
-#   make up ARGS="--decode 2 --port 8080"      make test ARGS="-k scheduler"
+#   make up ARGS="--decode 2 --port 8080"      make test ARGS="-k scheduler"      make test JOBS=0 ARGS="--pdb"
 
 VENV ?= .venv
 PROTOS_VENV ?= .venv-protos
 BENCH_VENV ?= .venv-bench
 ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -23,8 +24,8 @@ install-dev: ## Installs tests and checks too
 up: install ## Starts Redis, one prefill, one decode and a gateway; Ctrl-C stops them
 	@$(BIN)/tandem up $(ARGS)
 
-test: install-dev ## Runs the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: install-dev ## Runs the tests, in JOBS processes; JOBS=0: in this one
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 clients: ## Installs the pinned clients that tests/e2e/clients runs, each in an environment of its own
 	@.ci/clients

@@ -6,6 +6,8 @@ import pytest
 
 from shared.directory.redis_server import RedisServer
 
+pytest_plugins = ["tests.side_by_side"]
+
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory):

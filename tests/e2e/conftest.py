@@ -21,6 +21,7 @@ from protos import worker_pb2 as pb
 from protos import worker_pb2_grpc as rpc
 from shared.identity import pack_tokens
 from shared.rpc import open_channel
+from tests.e2e.looking import looker
 
 TANDEM = [sys.executable, "-m", "services.cli"]
 
@@ -43,11 +44,8 @@ class Suite:
         return openai.OpenAI(base_url=f"{url or self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
     def status(self) -> dict:
-        result = subprocess.run(
-            [*TANDEM, "status", "--json", "--run-dir", str(self.run_dir)], capture_output=True, text=True, timeout=60
-        )
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
+        """What `tandem status --json` says."""
+        return looker().look(self.run_dir)
 
     def blocks_in_use(self) -> dict[str, int]:
         """Per worker: blocks that are neither free nor evictable."""

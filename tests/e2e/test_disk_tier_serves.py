@@ -20,8 +20,8 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def small(start_another):
-    """An arena of about 4,000 tokens, host memory for a few hundred, and a disk."""
-    sizes = ("--kv-cache-bytes", "24MiB", "--tier-bytes", "4MiB", "--disk-bytes", "256MiB")
+    """An arena of about 1,300 tokens, host memory for a few hundred, and a disk."""
+    sizes = ("--kv-cache-bytes", "8MiB", "--tier-bytes", "4MiB", "--disk-bytes", "256MiB")
     return start_another("--prefill", "0", "--decode", "1", "--threads", "1", *sizes)
 
 
@@ -40,7 +40,7 @@ async def push_out(suite, generate, worker) -> None:
     In small steps: blocks are saved ahead of their eviction, and what a rush of prompts outruns is lost, as it may be.
     """
     for round_ in range(9):
-        other = [(13 * i + 101 * round_) % 1500 + 300 for i in range(1000)]
+        other = [(13 * i + 101 * round_) % 1500 + 300 for i in range(340)]
         await generate(worker, other, cache_salt=uuid.uuid4().hex, max_tokens=1)
         await asyncio.sleep(0.3)
 
