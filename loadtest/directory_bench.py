@@ -28,14 +28,14 @@ from shared.directory.client import Directory
 from shared.directory.hints import HINT_TTL_S
 from shared.directory.holder import Holder
 from shared.directory.redis_server import RedisServer
-from shared.identity import BlockHash, Fingerprint, new_incarnation, prompt_hashes
+from shared.identity import BlockHash, Fingerprint, extend_hashes, namespace_hash, new_incarnation
 from shared.log import configure_logging
 
 PROMPT_BLOCKS = 1000
 BATCH_BLOCKS = 256
 REPEATS = 50
 EXTRAPOLATED_BLOCKS = 10_000_000
-MISSING = prompt_hashes(Fingerprint("nobody has it"), "", [0] * 16 * PROMPT_BLOCKS, 16)
+MISSING = extend_hashes(namespace_hash(Fingerprint("nobody has it")), [0] * 16 * PROMPT_BLOCKS, 16)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ async def main(url: str, sizes: Sequence[int], holder_counts: Sequence[int], sch
     largest: Row | None = None
     for num_blocks in sizes:
         chains = [
-            prompt_hashes(Fingerprint("bench"), str(index), [index] * 16 * PROMPT_BLOCKS, 16)
+            extend_hashes(namespace_hash(Fingerprint("bench"), str(index)), [index] * 16 * PROMPT_BLOCKS, 16)
             for index in range(num_blocks // PROMPT_BLOCKS)
         ]
         for num_holders in holder_counts:

@@ -89,13 +89,6 @@ def extend_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) 
     return list(iter_hashes(parent, pack_tokens(token_ids), block_size))
 
 
-def prompt_hashes(
-    fingerprint: Fingerprint, cache_salt: str, token_ids: Sequence[int], block_size: int
-) -> list[BlockHash]:
-    """Hashes of every full block of a prompt, first block first."""
-    return extend_hashes(namespace_hash(fingerprint, cache_salt), token_ids, block_size)
-
-
 def join_hashes(hashes: Iterable[BlockHash]) -> bytes:
     """Wire form of a list of hashes."""
     return b"".join(hashes)

@@ -9,11 +9,11 @@ import pytest
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord, TransferRecord, WorkerLoad, WorkerRecord
 from shared.errors import ConfigurationError
-from shared.identity import Fingerprint, new_incarnation, prompt_hashes
+from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
 
 pytestmark = pytest.mark.timeout(60)
 
-HASHES = prompt_hashes(Fingerprint("model"), "", list(range(160)), 16)
+HASHES = extend_hashes(namespace_hash(Fingerprint("model")), list(range(160)), 16)
 
 
 def worker_record(worker_id="decode-0", **changes):
@@ -169,7 +169,7 @@ async def test_lookup_gives_every_holders_longest_prefix(open_directory):
 
 
 async def test_a_prefix_may_end_at_any_border_of_the_looks_that_find_it(open_directory):
-    hashes = prompt_hashes(Fingerprint("model"), "", list(range(16 * 1050)), 16)
+    hashes = extend_hashes(namespace_hash(Fingerprint("model")), list(range(16 * 1050)), 16)
     lengths = [15, 16, 17, 1039, 1040, 1041, len(hashes)]
     owners, reader = [await open_directory() for _ in lengths], await open_directory()
     holders = [
@@ -252,7 +252,7 @@ async def test_of_several_changes_to_one_block_the_last_counts(open_directory):
 
 async def test_blocks_evicted_during_a_full_republish_are_not_published(open_directory):
     directory = await open_directory()
-    many = prompt_hashes(Fingerprint("big"), "", [7] * 16 * 3000, 16)
+    many = extend_hashes(namespace_hash(Fingerprint("big")), [7] * 16 * 3000, 16)
     holder = await directory.claim_holder(new_incarnation(), lambda: many)
     holder.publish([], many[1:])
     await until_published(holder)

@@ -12,11 +12,11 @@ import pytest
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
 from shared.directory.redis_server import RedisServer
-from shared.identity import Fingerprint, new_incarnation, prompt_hashes
+from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
 
 pytestmark = pytest.mark.timeout(60)
 
-HASHES = prompt_hashes(Fingerprint("model"), "", list(range(16 * 300)), 16)
+HASHES = extend_hashes(namespace_hash(Fingerprint("model")), list(range(16 * 300)), 16)
 NUM_SLOTS = 16384
 
 

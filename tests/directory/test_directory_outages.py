@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
-from shared.identity import Fingerprint, new_incarnation, prompt_hashes
+from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
 
 pytestmark = pytest.mark.timeout(60)
 
-HASHES = prompt_hashes(Fingerprint("model"), "", list(range(160)), 16)
+HASHES = extend_hashes(namespace_hash(Fingerprint("model")), list(range(160)), 16)
 GATEWAY = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
 
 
@@ -87,7 +87,7 @@ async def test_many_requests_at_once_all_return_within_one_time_out(redis_server
 
 
 async def test_lookups_after_a_time_out_never_see_the_late_reply_of_another(redis_server):
-    other = prompt_hashes(Fingerprint("other"), "", list(range(160)), 16)
+    other = extend_hashes(namespace_hash(Fingerprint("other")), list(range(160)), 16)
     async with member(redis_server.url) as (directory, holder):
         os.kill(redis_server.pid, signal.SIGSTOP)
         assert await directory.longest_prefixes(HASHES) == {}

@@ -23,12 +23,12 @@ from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
 from shared.directory.redis_server import find_redis_binary
 from shared.errors import ConfigurationError
-from shared.identity import Fingerprint, new_incarnation, prompt_hashes
+from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
 from shared.rpc import PeerRole
 
 pytestmark = pytest.mark.timeout(90)
 
-HASHES = prompt_hashes(Fingerprint("model"), "", list(range(160)), 16)
+HASHES = extend_hashes(namespace_hash(Fingerprint("model")), list(range(160)), 16)
 GATEWAY = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
 
 

@@ -12,7 +12,7 @@ import pytest
 from shared.directory.client import Directory
 from shared.directory.records import TransferRecord
 from shared.errors import Overloaded
-from shared.identity import Fingerprint, Incarnation, WorkerId, prompt_hashes
+from shared.identity import Fingerprint, Incarnation, WorkerId, extend_hashes, namespace_hash
 
 BODY = {"model": "pydoc-mini", "prompt": "hi", "max_tokens": 200}
 
@@ -95,7 +95,7 @@ async def test_prefill_workers_and_holders_are_named_to_the_worker(
     prompt = "json.dumps does serialize. " * 10
     fingerprint = Fingerprint("fp")
     async with Directory(fresh_redis_url) as directory:
-        hashes = prompt_hashes(fingerprint, "salt", text_ids(prompt), 16)
+        hashes = extend_hashes(namespace_hash(fingerprint, "salt"), text_ids(prompt), 16)
         holder = await directory.claim_holder(Incarnation("sidecar-life"), lambda: hashes[:2])
         transfer = TransferRecord(
             WorkerId("decode-9"), Incarnation("sidecar-life"), fingerprint, "127.0.0.1:2", holder.index, 1
