@@ -42,7 +42,7 @@ class KvAcquisition:
 
     def reserve(self, sequence: Sequence, n: int) -> list[BlockId]:
         """Exactly `n` destination slots, or none if there is no room that running sequences can spare."""
-        if not self._scheduler.is_acquiring(sequence) or not self._scheduler.make_spare(n, sequence):
+        if not self._scheduler.is_acquiring(sequence) or not self._scheduler.preemption.make_spare(n, sequence):
             return []
         slots = self._pool.allocate(n)
         assert slots is not None, "spare blocks could not be allocated"

@@ -252,7 +252,7 @@ class Engine:
                 last_progress_s=self._last_progress_s,
                 used_slots=meter.used_slots,
                 allocated_slots=meter.allocated_slots,
-                preemptions=scheduler.num_preemptions,
+                preemptions=scheduler.preemption.count,
                 prefix_query_tokens=scheduler.prefix_query_tokens,
                 prefix_hit_tokens=scheduler.prefix_hit_tokens,
                 prefill_tokens_per_s=meter.prefill_tokens_per_s,

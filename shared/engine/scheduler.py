@@ -4,8 +4,7 @@ One idea: every sequence's `num_computed_tokens` catches up with its tokens. A s
 one to each sequence that decodes, then chunks to prompts that have begun, then to waiting sequences that fit. So
 prefill, chunked prefill, decode and recompute after preemption are one case, and decode never waits behind a prompt.
 
-When memory runs out, those that do not run give up cached blocks first, then running sequences yield, cheapest first;
-both find most of their blocks again by hash. The scheduler keeps three groups:
+The scheduler keeps three groups (`preemption.py` says who yields when memory runs out):
 
     acquiring (WAITING_FOR_KV) --make_ready--> waiting (WAITING) --admitted--> running (RUNNING) --> finished
                                                             ^---- preempted ----'
@@ -20,12 +19,12 @@ from shared.engine.block_pool import BlockPool
 from shared.engine.block_tables import BlockTables
 from shared.engine.config import EngineConfig
 from shared.engine.fair_share import FairShare
-from shared.engine.policy import preemption_cost
+from shared.engine.preemption import Preemption
 from shared.engine.prefill_pace import MIN_CHUNK_TOKENS, PrefillPace
 from shared.engine.sequence import PENDING_TOKEN, FinishReason, Sequence, SequenceStatus
 from shared.engine.siblings import Siblings
 from shared.engine.step import ScheduledSequence, StepBatch, StepOutputs, StepResult, TokenLogprobs
-from shared.engine.step_budget import GROWTH_BLOCKS, StepBudget
+from shared.engine.step_budget import StepBudget
 from shared.engine.steps_in_flight import StepsInFlight
 from shared.engine.waiting_queue import Waiting, WaitingQueue
 from shared.errors import InternalError
@@ -42,7 +41,7 @@ class Scheduler:
     Attributes:
         tables: Block tables of the sequences.
         pace: Bounds steps by time; to be told what each step took.
-        num_preemptions: Times that a running sequence had to yield.
+        preemption: Makes room when memory runs out.
         prefix_query_tokens, prefix_hit_tokens: Prompt tokens looked up in the prefix cache, and found there or fetched.
     """
 
@@ -61,7 +60,14 @@ class Scheduler:
         self._flights = StepsInFlight()
         self._last_batch = StepBatch([])
         self._outputs = StepOutputs()
-        self.num_preemptions = 0
+        self.preemption = Preemption(
+            pool,
+            self.tables,
+            acquiring=self._acquiring,
+            waiting=self._waiting,
+            running=self._running,
+            siblings=self._siblings,
+        )
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
 
@@ -155,7 +161,7 @@ class Scheduler:
             return StepBatch([])
         aside = self._share.stepping_aside(self._running, self._waiting)
         if aside and not self._flights:
-            self._make_way(aside)
+            self.preemption.make_way(aside, max_sequences=self._config.max_sequences)
         scheduled = self._schedule_step(aside)
         if aside and not scheduled:
             scheduled = self._schedule_step(frozenset())
@@ -165,11 +171,11 @@ class Scheduler:
         return self._last_batch
 
     def _schedule_step(self, aside: frozenset[str]) -> list[ScheduledSequence]:
-        num_preemptions = self.num_preemptions
+        num_preemptions = self.preemption.count
         scheduled = self._schedule_running(aside)
-        while not scheduled and not aside and self._running and not self._flights and self._yield_blocks():
+        while not (scheduled or aside or self._flights) and self._running and self.preemption.yield_blocks():
             scheduled = self._schedule_running(aside)
-        if self._waiting and self.num_preemptions == num_preemptions:
+        if self._waiting and self.preemption.count == num_preemptions:
             scheduled += self._schedule_waiting(scheduled, aside)
         return scheduled
 
@@ -243,13 +249,13 @@ class Scheduler:
 
     def _can_run_ahead(self) -> bool:
         """The next step needs neither the tokens of the one in flight nor any of its blocks."""
-        return self._can_grow() and not any(
+        return self.preemption.can_grow() and not any(
             s.sampling is not None and s.sampling.depends_on_output for s in self._running
         )
 
     def _schedule_running(self, aside: frozenset[str]) -> list[ScheduledSequence]:
         if len(self._running) > self._pool.num_allocatable:
-            self._make_room_for_decodes()
+            self.preemption.make_room_for_decodes()
         running = [s for s in self._running if s.tenant not in aside] if aside else self._running
         scheduled: list[ScheduledSequence] = []
         num_prompts = 0
@@ -284,7 +290,7 @@ class Scheduler:
         budget = StepBudget(
             tokens=self._prompt_tokens_left(scheduled),
             sequences=self._config.max_sequences - len(self._running),
-            blocks=self.num_spare_blocks(),
+            blocks=self.preemption.num_spare_blocks(),
         )
         started = []
         for sequence in self._admissible(budget, aside):
@@ -318,8 +324,9 @@ class Scheduler:
         matched = self.tables.match(sequence)
         needed = self._blocks_taken(sequence, matched)
         # Nothing else will make room: either nobody runs, or whoever does is not to be followed by anybody else.
-        while needed > budget.blocks and (entry.is_aged or not self._running) and self._shed(junior_to=sequence):
-            needed, budget.blocks = self._blocks_taken(sequence, matched), self.num_spare_blocks()
+        can_shed, memory = entry.is_aged or not self._running, self.preemption
+        while needed > budget.blocks and can_shed and memory.shed(junior_to=sequence):
+            needed, budget.blocks = self._blocks_taken(sequence, matched), memory.num_spare_blocks()
         if needed > budget.blocks:
             return False
         self.tables.attach(sequence, matched)
@@ -357,95 +364,6 @@ class Scheduler:
             end = border  # an unfinished chunk ends where its last block can be sealed
         self.tables.grow(sequence, end)
         return end - start
-
-    # Memory
-
-    def num_spare_blocks(self) -> int:
-        """Blocks that nobody running will want soon; may be negative.
-
-        That is what is left when each begun prompt is complete and each sequence that decodes has grown a little.
-        """
-        promised = sum(GROWTH_BLOCKS if s.decodes else self.tables.num_missing_blocks(s) for s in self._running)
-        return self._pool.num_allocatable - promised
-
-    def make_spare(self, n: int, sequence: Sequence) -> bool:
-        """Tries to have `n` spare blocks for a sequence that acquires KV, at the cost of its juniors that only wait."""
-        aged = self._waiting.aged_head
-        if aged and aged.key < self._waiting.seniority(sequence) and not self._siblings.must_wait(aged.sequence):
-            return False
-        while self.num_spare_blocks() < n:
-            if not self._shed(junior_to=sequence):
-                return False
-        return True
-
-    def _make_way(self, aside: frozenset[str]) -> None:
-        """Preempts sequences of tenants that step aside while others cannot start for want of slots or blocks."""
-        expecting = [e.sequence for e in self._waiting if e.sequence.tenant not in aside]
-        yielding = sorted((s for s in self._running if s.tenant in aside), key=preemption_cost)
-        share = len(self._running) // 2
-        while expecting and len(yielding) > share and not self._has_room_for(expecting[0]):
-            self._preempt(yielding.pop(0))
-
-    def _has_room_for(self, sequence: Sequence) -> bool:
-        has_slot = len(self._running) < self._config.max_sequences
-        return has_slot and self.tables.num_missing_blocks(sequence) <= self.num_spare_blocks()
-
-    def _make_room_for_decodes(self) -> None:
-        while not self._can_grow() and self._yield_blocks():
-            pass
-
-    def _can_grow(self) -> bool:
-        """Every sequence that decodes can have the block that it needs next."""
-        num_allocatable = self._pool.num_allocatable
-        return len(self._running) <= num_allocatable or self._num_growing() <= num_allocatable
-
-    def _num_growing(self) -> int:
-        """Sequences that need a block for the next token that they decode."""
-        block_size = self._pool.block_size
-        return sum(
-            1
-            for s in self._running
-            if s.decodes and (s.borrows_tail or s.num_computed_tokens == len(s.block_table) * block_size)
-        )
-
-    def _yield_blocks(self) -> bool:
-        """Somebody gives up blocks: one that only waits, else the cheapest running one unless it runs alone."""
-        if self._shed():
-            return True
-        if len(self._running) > 1:
-            self._preempt(min(self._running, key=preemption_cost))
-            return True
-        return False
-
-    def _shed(self, *, junior_to: Sequence | None = None) -> bool:
-        """One that ended, else the most junior one that holds blocks without running leaves them to the cache."""
-        if self.tables.shed_kept():
-            return True
-        seniority = self._waiting.seniority
-        holders = [s for s in self._not_running() if s.block_table]
-        if junior_to is not None:
-            limit = seniority(junior_to)
-            holders = [s for s in holders if seniority(s) > limit]
-        if not holders:
-            return False
-        junior = max(holders, key=seniority)
-        self.tables.drop(junior)
-        if not junior.num_preemptions:
-            junior.num_cached_tokens = 0
-        return True
-
-    def _not_running(self) -> Iterator[Sequence]:
-        yield from self._acquiring.values()
-        for entry in self._waiting:
-            yield entry.sequence
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self.tables.drop(sequence)
-        sequence.status = SequenceStatus.WAITING
-        sequence.num_preemptions += 1
-        self.num_preemptions += 1
-        self._waiting.add(sequence)
 
     # Ending
 

@@ -122,7 +122,7 @@ def test_branches_that_were_preempted_resume_with_the_same_tokens():
     branches = branches_of(root, 4, max_tokens=20)
     bench.branch([root], *((root, one) for one in branches))
     bench.run()
-    assert bench.scheduler.num_preemptions > 0
+    assert bench.scheduler.preemption.count > 0
     for one in branches:
         assert one.token_ids[11:] == continuation(one.token_ids[:11], 20)
     assert bench.pool.counts().used == 0

@@ -237,7 +237,7 @@ def test_preempted_sequences_resume_with_the_same_tokens():
     sequences = [sequence(prompt(8, i), max_tokens=30, session=str(i)) for i in range(4)]
     bench.submit(*sequences)
     bench.run()
-    assert bench.scheduler.num_preemptions > 0
+    assert bench.scheduler.preemption.count > 0
     for i, one in enumerate(sequences):
         assert outputs_of(one) == continuation(prompt(8, i), 30)
     assert bench.pool.counts().used == 0
@@ -250,7 +250,7 @@ def test_cheapest_sequence_yields_first():
         sequence(prompt(8, 2), max_tokens=15, session="s"),
     )
     bench.submit(long, short)
-    while not bench.scheduler.num_preemptions:
+    while not bench.scheduler.preemption.count:
         bench.step()
     assert short.status is SequenceStatus.WAITING
     assert long.status is SequenceStatus.RUNNING
@@ -261,7 +261,7 @@ def test_less_important_sequence_yields_first():
     long = sequence(prompt(16, 1), max_tokens=15, session="l", priority=1)
     short = sequence(prompt(8, 2), max_tokens=15, session="s", priority=0)
     bench.submit(long, short)
-    while not bench.scheduler.num_preemptions:
+    while not bench.scheduler.preemption.count:
         bench.step()
     assert long.status is SequenceStatus.WAITING
 
