@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from kernels.backend import load_backend
 from shared.engine.block_pool import BlockPool
@@ -39,25 +38,10 @@ OTHER = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A Qwen3 of two layers, natively computed."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=1,
-    )
-    directory = tmp_path_factory.mktemp("qwen3")
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    parsed = ModelConfig.from_pretrained(directory)
-    return load_decoder(directory, parsed, dtype="float32", device=CPU, backend=load_backend("native", CPU))
+def model(tiny_qwen3):
+    """Natively computed."""
+    parsed = ModelConfig.from_pretrained(tiny_qwen3)
+    return load_decoder(tiny_qwen3, parsed, dtype="float32", device=CPU, backend=load_backend("native", CPU))
 
 
 class Worker:

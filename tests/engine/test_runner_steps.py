@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from kernels.backend import load_backend
 from shared.engine.kv_cache import KvCache, num_blocks_for
@@ -21,35 +20,14 @@ CPU = torch.device("cpu")
 SENTINEL = 55.0
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A Qwen3 of one layer, untied."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=60,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        eos_token_id=1,
-    )
-    directory = tmp_path_factory.mktemp("qwen3")
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture
-def make_runner(checkpoint, tmp_path):
+def make_runner(tiny_qwen3, tmp_path):
     """Builds (runner, cache) over a cache full of a sentinel."""
 
     def make(*, with_lm_head=True, backend="cpu"):
-        config = ModelConfig.from_pretrained(checkpoint)
+        config = ModelConfig.from_pretrained(tiny_qwen3)
         model = load_decoder(
-            checkpoint,
+            tiny_qwen3,
             config,
             dtype="float32",
             device=CPU,

@@ -29,4 +29,4 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[[str], subprocess.
 def _run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600, check=False)

@@ -14,11 +14,11 @@ FILES = sorted((path.name for path in CHECKS.glob("check_*.py")), key=lambda nam
 
 
 def command(name):
-    options = ["-q", "-p", "tests.kernels.triton.check_plugin", "-p", "no:cacheprovider"]
+    options = ["-q", "-p", "tests.kernels.triton.check_plugin", "-p", "no:cacheprovider", "-o", "timeout=300"]
     return ["-m", "pytest", *options, "-o", "python_files=check_*.py", str(CHECKS / name)], {"TRITON_INTERPRET": "1"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(660)
 @pytest.mark.parametrize("name", FILES)
 def test_kernels_match_float64_and_touch_only_their_memory(runs, name):
     run = runs(name)

@@ -36,7 +36,7 @@ def command(target):
     return ["-m", "tests.kernels.triton.resource_table", target], {}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(660)
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_kernels_compile_and_stay_within_the_checked_in_resources(runs, target):
     run = runs(target)
