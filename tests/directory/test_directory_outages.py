@@ -52,7 +52,6 @@ async def member(url, **options):
         yield directory, holder
 
 
-@pytest.mark.alone
 async def test_a_paused_redis_costs_one_time_out_and_then_nothing(redis_server):
     async with member(redis_server.url) as (directory, holder):
         os.kill(redis_server.pid, signal.SIGSTOP)

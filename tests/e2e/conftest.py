@@ -134,7 +134,7 @@ def local_gateway(suite: Suite) -> Iterator[str]:
 
 
 def _url_of(suite: Suite, gateway: subprocess.Popen, log_file: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         assert gateway.poll() is None, log_file.read_text()
         for process in suite.status()["processes"]:

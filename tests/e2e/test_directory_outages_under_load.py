@@ -180,7 +180,6 @@ def test_a_redis_that_is_killed_and_comes_back_empty(cluster, redis, tmp_path):
     load.until_reuse()
 
 
-@pytest.mark.alone
 def test_steps_are_no_slower_while_redis_hangs(cluster, redis):
     """What is published waits in memory; nobody on the way of a token waits for Redis."""
 

@@ -14,8 +14,11 @@ FILES = sorted((path.name for path in CHECKS.glob("check_*.py")), key=lambda nam
 
 
 def command(name):
-    options = ["-q", "-p", "tests.kernels.triton.check_plugin", "-p", "no:cacheprovider", "-o", "timeout=300"]
-    return ["-m", "pytest", *options, "-o", "python_files=check_*.py", str(CHECKS / name)], {"TRITON_INTERPRET": "1"}
+    plugins = ["pytest_asyncio.plugin", "pytest_timeout", "tests.kernels.triton.check_plugin", "no:cacheprovider"]
+    options = ["-q", *(f"-p{plugin}" for plugin in plugins), "-otimeout=300", "-opython_files=check_*.py"]
+    # Without loading those that only other tests need, which takes longer than some of these checks.
+    settings = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return ["-m", "pytest", *options, str(CHECKS / name)], settings
 
 
 @pytest.mark.timeout(660)
