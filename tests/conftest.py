@@ -30,6 +30,12 @@ def fresh_redis_url(redis_url):
 
 
 @pytest.fixture
+def short_path(tmp_path_factory):
+    """A directory like `tmp_path`, but not named after the test: names of Unix sockets are short."""
+    return tmp_path_factory.mktemp("at")
+
+
+@pytest.fixture
 def redis_server(tmp_path):
     """A Redis that the test may stop, pause or flush; started, on a port of its own."""
     with RedisServer() as server:

@@ -18,9 +18,9 @@ ROUNDS = 3
 
 
 @pytest.mark.timeout(420)
-def test_no_fault_brings_a_wrong_token_a_lost_reply_or_a_leak(tmp_path):
+def test_no_fault_brings_a_wrong_token_a_lost_reply_or_a_leak(short_path):
     kinds, _ = possible_kinds()
-    with chaotic_suite(tmp_path) as (suite, saboteur):
+    with chaotic_suite(short_path) as (suite, saboteur):
         chaos = Chaos(suite, saboteur, make_cases(2 * LONG_EVERY), kinds, print)
         with local_gateway(suite) as url:
             asyncio.run(chaos.learn(url))

@@ -73,8 +73,8 @@ class Processes:
 
 
 @pytest.fixture
-def processes(tmp_path):
-    processes = Processes(tmp_path)
+def processes(short_path):
+    processes = Processes(short_path)
     yield processes
     processes.stop()
 

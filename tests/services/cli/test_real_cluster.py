@@ -54,9 +54,9 @@ def nothing_left(state) -> None:
 
 
 @pytest.fixture
-def run_dir(tmp_path):
-    yield tmp_path
-    subprocess.run([*TANDEM, "down", "--run-dir", str(tmp_path)], check=True, timeout=120)
+def run_dir(short_path):
+    yield short_path
+    subprocess.run([*TANDEM, "down", "--run-dir", str(short_path)], check=True, timeout=120)
 
 
 def test_a_cluster_heals_and_goes_without_a_trace_on_ctrl_c(run_dir):
