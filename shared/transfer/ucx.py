@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
+import structlog
 
 from shared.errors import ConfigurationError
 from shared.transfer.checksum import Block, is_contiguous
@@ -20,6 +21,8 @@ from shared.transfer.listen_filter import ListenFilter, interface_addresses
 from shared.transfer.transport import Endpoint, TransportError
 from shared.transfer.ucx_engine import UcxEngine
 from shared.transfer.ucx_operation import Kind, Link, Operation
+
+log = structlog.get_logger(__name__)
 
 _JOIN_S = 10.0
 
@@ -74,6 +77,17 @@ def listen_choice(tls: str, host: str, interfaces: str) -> tuple[str, list[str]]
         return ("lo", ["127.0.0.1"]) if _is_loopback(addresses) else ("", [])
     # Devices of other transports have names of their own; only for ours is the choice known.
     return ",".join(devices) if tls in _PRESETS or devices == ["lo"] else "", sorted(addresses)
+
+
+def is_staged(tls: str, peer: str, own: Collection[str]) -> bool:
+    """Whether UCX takes device memory through host memory on the way to `peer`: CUDA IPC ends at the host.
+
+    Args:
+        tls: See `ucx_options`.
+        peer: Its IP address.
+        own: This host's addresses.
+    """
+    return tls == "cuda" and peer not in own and not ipaddress.ip_address(peer).is_loopback
 
 
 def _is_loopback(addresses: set[str]) -> bool:
@@ -165,6 +179,8 @@ class UcxTransport:
     ) -> None:
         devices, destinations = listen_choice(tls, host, interfaces)
         self.name = f"ucx:{tls}"
+        self._tls = tls
+        self._staged: set[str] = set()
         self._options = ucx_options(tls, devices)
         # Over several devices UCX picks the addresses that it connects from, and gRPC's tell nothing about them.
         admits_all = admits_all or len(destinations) != 1
@@ -227,6 +243,7 @@ class UcxTransport:
             raise TransportError(f"cannot resolve {host}: {exc}") from exc
         address = str(found[0][4][0])
         self.admit(address)  # the peer's side may connect back
+        self._say_if_staged(address)
         engine, future = self._engine, self._engine.new_future()
         engine.command(lambda: engine.connect(address, port, future), future)
         return _UcxEndpoint(engine, await future)
@@ -239,6 +256,12 @@ class UcxTransport:
         engine.request_stop()
         await asyncio.shield(engine.finished)
         await asyncio.to_thread(engine.join, _JOIN_S)
+
+    def _say_if_staged(self, address: str) -> None:
+        """Once per peer."""
+        if address not in self._staged and is_staged(self._tls, address, interface_addresses().values()):
+            self._staged.add(address)
+            log.warning("blocks_staged_through_host", peer=address, reason="CUDA IPC ends at the host")
 
     def _failed(self, error: BaseException) -> None:
         if self._engine is not None:  # before that, `start` raises

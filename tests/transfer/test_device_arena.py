@@ -7,7 +7,7 @@ import torch
 from shared.device_arena import DeviceArena, open_device
 from shared.errors import ConfigurationError
 from shared.transfer.checksum import block_checksum, copy_block, is_contiguous
-from shared.transfer.ucx import ucx_options
+from shared.transfer.ucx import is_staged, ucx_options
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -26,6 +26,19 @@ def test_a_machine_without_a_device_says_so():
 
 def test_the_cuda_preset_opens_cudas_transports_beside_tcp():
     assert set(ucx_options("cuda", "lo")["TLS"].split(",")) == {"tcp", "self", "cuda_copy", "cuda_ipc"}
+
+
+@pytest.mark.parametrize(
+    ("tls", "peer", "expected"),
+    [
+        ("cuda", "10.0.0.7", False),  # this host
+        ("cuda", "127.0.0.1", False),
+        ("cuda", "10.0.0.8", True),
+        ("tcp", "10.0.0.8", False),
+    ],
+)
+def test_device_memory_is_staged_on_its_way_to_another_host_only(tls, peer, expected):
+    assert is_staged(tls, peer, ["127.0.0.1", "10.0.0.7"]) is expected
 
 
 def test_host_blocks_are_copied_as_ever():
