@@ -129,7 +129,7 @@ def main() -> None:
     )
     meter = Meter(block_size=settings.block_size)
     loaded = load_engine(settings, "decode", meter.on_step, lambda request: None)
-    loaded.arena.unlink()
+    loaded.memory.unlink()
     engine = meter.engine = loaded.engine
     engine.start()
     tokenizer = Tokenizer.from_pretrained(resolve_model("pydoc-mini", with_weights=False))

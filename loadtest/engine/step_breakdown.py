@@ -89,7 +89,7 @@ def load(options: argparse.Namespace) -> Any:
         log_level="error",
     )
     loaded = load_engine(settings, "decode", lambda outputs: None, lambda request: None)
-    loaded.arena.unlink()  # the mapping is enough
+    loaded.memory.unlink()  # the mapping is enough
     return loaded.engine
 
 

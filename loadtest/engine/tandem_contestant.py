@@ -43,7 +43,7 @@ class TandemContestant:
         )
         self._outputs: queue.SimpleQueue[StepOutputs] = queue.SimpleQueue()
         loaded = load_engine(settings, "decode", self._outputs.put, lambda request: None)
-        loaded.arena.unlink()  # the mapping is enough
+        loaded.memory.unlink()  # the mapping is enough
         self._engine = loaded.engine
         self._engine.start()
         self.vocab_size = loaded.vocab_size
