@@ -214,9 +214,12 @@ class Scheduler:
     def _forget(self, batch: StepBatch) -> None:
         """Ends the sequences of a step that ended early; nothing of it is computed, sealed or told."""
         for entry in batch.scheduled:
-            is_aborted = self._flights.end(entry.sequence)
-            assert is_aborted, "somebody wanted the step"
-            self._finish(entry.sequence, FinishReason.ABORTED)
+            sequence, is_aborted = entry.sequence, self._flights.end(entry.sequence)
+            if sequence.status is not SequenceStatus.FINISHED:
+                assert is_aborted, "somebody wanted the step"
+                self._finish(sequence, FinishReason.ABORTED)
+            elif self._flights.has_left(sequence):
+                self.tables.drop(sequence)
 
     def _settle(
         self, entry: ScheduledSequence, token: tuple[int, TokenLogprobs | None] | None, *, is_aborted: bool
