@@ -70,10 +70,11 @@ class Stopwatch:
         for name in NATIVE_CALLS:
             setattr(calls, name, functools.partial(self._native, getattr(calls, name)))
 
-    def _native(self, call: Callable[..., None], *args: object) -> None:
+    def _native(self, call: Callable[..., Any], *args: object) -> Any:
         started_s = self.clock()
-        call(*args)
+        result = call(*args)
         self.native_s += self.clock() - started_s
+        return result
 
 
 def load(options: argparse.Namespace) -> Any:
