@@ -9,8 +9,6 @@ import os
 import threading
 import time
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from kernels.huge_pages import HUGE_PAGE_BYTES, collapse, populate
@@ -26,7 +24,8 @@ def prefault(arena: SharedArena) -> None:
     """Gives every page of the arena its place, on huge pages where the kernel has some. Blocks; for a thread."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     started_s = time.monotonic()
-    memory, num_huge, refusals = arena.blocks.reshape(-1), 0, [""]
+    memory, num_huge = arena.blocks.reshape(-1), 0
+    refusals: list[str] = []
     for start in range(0, memory.nbytes, HUGE_PAGE_BYTES):
         piece = memory[start : start + HUGE_PAGE_BYTES]
         try:
@@ -34,21 +33,17 @@ def prefault(arena: SharedArena) -> None:
         except OSError as exc:
             log.info("prefault_ended", reason=str(exc))
             return
-        if piece.nbytes == HUGE_PAGE_BYTES and len(refusals) <= _MAX_REFUSALS:
-            num_huge += _made_huge(piece, refusals)
+        if piece.nbytes < HUGE_PAGE_BYTES or len(refusals) == _MAX_REFUSALS:
+            continue
+        try:
+            collapse(piece)
+            num_huge += 1
+        except OSError as exc:
+            refusals.append(str(exc))
     log.info(
         "arena_prefaulted",
         mib=memory.nbytes >> 20,
         on_huge_pages_mib=num_huge * HUGE_PAGE_BYTES >> 20,
-        refused=refusals[-1],
+        refused=refusals[-1] if refusals else "",
         seconds=round(time.monotonic() - started_s, 3),
     )
-
-
-def _made_huge(piece: npt.NDArray[np.uint8], refusals: list[str]) -> bool:
-    try:
-        collapse(piece)
-    except OSError as exc:
-        refusals.append(str(exc))
-        return False
-    return True

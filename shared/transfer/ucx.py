@@ -180,7 +180,7 @@ class UcxTransport:
         devices, destinations = listen_choice(tls, host, interfaces)
         self.name = f"ucx:{tls}"
         self._tls = tls
-        self._staged: set[str] = set()
+        self._known_peers: set[str] = set()
         self._options = ucx_options(tls, devices)
         # Over several devices UCX picks the addresses that it connects from, and gRPC's tell nothing about them.
         admits_all = admits_all or len(destinations) != 1
@@ -258,9 +258,11 @@ class UcxTransport:
         await asyncio.to_thread(engine.join, _JOIN_S)
 
     def _say_if_staged(self, address: str) -> None:
-        """Once per peer."""
-        if address not in self._staged and is_staged(self._tls, address, interface_addresses().values()):
-            self._staged.add(address)
+        """Once per peer, which also is how often it asks for this host's addresses."""
+        if address in self._known_peers:
+            return
+        self._known_peers.add(address)
+        if is_staged(self._tls, address, interface_addresses().values()):
             log.warning("blocks_staged_through_host", peer=address, reason="CUDA IPC ends at the host")
 
     def _failed(self, error: BaseException) -> None:
