@@ -64,6 +64,14 @@ def prefill_request(worker: dict, num_blocks: int, first: int) -> pb.PrefillRequ
     )
 
 
+async def until_pinned(fleet: Fleet, num_blocks: int, timeout_s: float = 10.0) -> None:
+    """Until the prefill worker pins so many blocks: for a moment it may pin more, those it is saving."""
+    deadline_s = time.perf_counter() + timeout_s
+    while (pinned := [s.blocks.pinned for s in await fleet.statuses("prefill")]) != [num_blocks]:
+        assert time.perf_counter() < deadline_s, f"{pinned} blocks are pinned, not {num_blocks}"
+        await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 async def test_caller_that_is_gone_between_prefill_and_fetch_frees_its_pins(suite, number):
     async with Fleet(suite.redis_url) as fleet:
@@ -76,8 +84,7 @@ async def test_caller_that_is_gone_between_prefill_and_fetch_frees_its_pins(suit
         )
         try:
             assert await caller.stdout.readline() == b"sealed\n"
-            pinned = {s.role: s.blocks.pinned for s in await fleet.statuses()}
-            assert pinned["prefill"] == 20
+            await until_pinned(fleet, 20)
             caller.send_signal(number)
             started_s = time.perf_counter()
             freed_s = await fleet.until_free(timeout_s=15) - started_s

@@ -114,6 +114,11 @@ class Node:
         async with open_channel(self.attached.fetch_address) as channel:
             self.status = await rpc.KvFetchStub(channel).TransferStatus(pb.TransferStatusRequest())
 
+    async def attach_again_if_cut_off(self):
+        """As a worker does: a sidecar that was silent for longer than the keepalive has lost the Attach call."""
+        if self.call.done():
+            await self.attach()
+
     async def transfer_status(self):
         async with open_channel(self.attached.fetch_address) as channel:
             return await rpc.KvFetchStub(channel).TransferStatus(pb.TransferStatusRequest())

@@ -78,6 +78,7 @@ async def test_a_real_transfer_cancelled_midway_writes_nothing_once_its_end_is_p
     holder.process.send_signal(signal.SIGCONT)
     await assert_left_alone(puller)
     await waiting
+    await holder.attach_again_if_cut_off()
     assert all((await puller.pull(holder, hashes, list(range(NUM_BIG)))).verified)
 
 

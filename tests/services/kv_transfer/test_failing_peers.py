@@ -76,6 +76,7 @@ async def test_a_hung_holder_ends_with_the_deadline_and_never_writes_again(big_p
     holder.process.send_signal(signal.SIGCONT)
     await assert_left_alone(puller)
     await settled(holder)
+    await holder.attach_again_if_cut_off()
     assert all((await puller.pull(holder, hashes, list(range(NUM_BIG)))).verified)
 
 
