@@ -95,8 +95,16 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=grammar_limits())
         if matcher.is_error():
             raise InvalidRequest(f"the grammar cannot be compiled: {matcher.get_error()[:500]}")
+        self._check_start(matcher)
         self._keep(grammar, matcher)
         return matcher.deep_copy()
+
+    def _check_start(self, matcher: llguidance.LLMatcher) -> None:
+        """Compiling takes grammars of which no output is; only looking for the first token shows it."""
+        start = matcher.deep_copy()
+        start.compute_bitmask()
+        if start.is_error():
+            raise InvalidRequest("the grammar cannot be compiled: there is no output that it allows")
 
     def _keep(self, grammar: str, matcher: llguidance.LLMatcher) -> None:
         with self._lock:

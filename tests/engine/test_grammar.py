@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.syntax.grammar_text import Structure, StructureKind, grammar_text
+from services.gateway.syntax.families import ToolFamily
+from services.gateway.syntax.grammar_text import CallRules, Function, Structure, StructureKind, grammar_text
 from shared.engine.grammar import GrammarCompiler, OutputGrammar
 from shared.errors import InvalidRequest
 from shared.tokenization.tokenizer import Tokenizer
@@ -66,7 +67,10 @@ def generate(grammar: OutputGrammar, tokenizer: Tokenizer, rng: random.Random, l
 
 
 def accepts(grammar: OutputGrammar, tokenizer: Tokenizer, instance: object) -> bool:
-    text = json.dumps(instance, ensure_ascii=False, separators=(",", ":"))
+    return accepts_text(grammar, tokenizer, json.dumps(instance, ensure_ascii=False, separators=(",", ":")))
+
+
+def accepts_text(grammar: OutputGrammar, tokenizer: Tokenizer, text: str) -> bool:
     for token in [*tokenizer.encode(text, add_special_tokens=False), EOS]:
         if token not in allowed(grammar):
             return False
@@ -151,6 +155,30 @@ def test_every_output_validates(compiler, tokenizer, schema, seed):
 def test_schema_that_cannot_be_kept_to_is_refused_by_its_keyword(compiler, schema, said):
     with pytest.raises(InvalidRequest, match=said):
         compiler.matcher(text_of(schema))
+
+
+@pytest.mark.parametrize("lark", ["start: start", "start: /[^\\s\\S]/", 'start: %json {"$ref": "#"}'])
+def test_grammar_that_allows_no_output_is_refused_when_it_is_compiled(compiler, lark):
+    with pytest.raises(InvalidRequest, match="no output"):
+        compiler.matcher(grammar_text(Structure(StructureKind.GRAMMAR, lark, "grammar"), None))
+
+
+@pytest.mark.parametrize("family", [ToolFamily.HERMES, ToolFamily.LLAMA3_JSON, ToolFamily.MISTRAL])
+def test_arguments_that_refer_to_their_own_schema_are_kept_to_in_a_call(compiler, tokenizer, family):
+    node = {"type": "object", "properties": {"next": {"$ref": "#"}, "v": {"$ref": "#/$defs/v"}}, "$defs": {"v": {}}}
+    marks = {mark: json.dumps(mark) for mark in family.marks}
+    functions = [Function("other", None), Function("link", node | {"additionalProperties": False})]
+    text = grammar_text(None, CallRules(family, functions, marks, is_required=True))
+    key = "parameters" if family is ToolFamily.LLAMA3_JSON else "arguments"
+    frames = {
+        ToolFamily.HERMES: ("<tool_call>\n", "\n</tool_call>"),
+        ToolFamily.LLAMA3_JSON: ("", ""),
+        ToolFamily.MISTRAL: ("[TOOL_CALLS][", "]"),
+    }
+    for arguments, is_right in (({"next": {"next": {"v": 1}}}, True), ({"next": {"name": "link", key: {}}}, False)):
+        call = json.dumps({"name": "link", key: arguments}, separators=(",", ":"))
+        before, after = frames[family]
+        assert accepts_text(OutputGrammar(compiler.matcher(text)), tokenizer, before + call + after) == is_right
 
 
 def test_grammar_that_becomes_too_costly_ends_with_an_error(compiler, tokenizer):

@@ -14,6 +14,7 @@ from enum import Enum
 import llguidance
 
 from services.gateway.syntax.families import ToolFamily
+from services.gateway.syntax.schema_references import moved
 
 _WHITE_SPACE = r"\n?[ \t]{0,8}"
 """Between JSON tokens. Bounded, so that no model runs to its limit on blanks."""
@@ -176,9 +177,8 @@ def _mistral(calls: CallRules) -> tuple[str, list[str]]:
     mark = calls.marks["[TOOL_CALLS]"]
     if not calls.has_args_mark:
         call = _call_schema(calls.functions, "arguments")
-        array: dict[str, object] = {"type": "array", "items": {"anyOf": call["anyOf"]}, "minItems": 1}
-        if "$defs" in call:
-            array["$defs"] = call["$defs"]
+        items = {"anyOf": call["anyOf"]}
+        array: dict[str, object] = {"type": "array", "items": items, "minItems": 1, "$defs": call["$defs"]}
         if calls.max_calls is not None:
             array["maxItems"] = calls.max_calls
         return "all_calls", [f"all_calls: {mark} call_tail", f"call_tail: %json {json.dumps(_with_options(array))}"]
@@ -201,49 +201,20 @@ def _call_rule(number: int) -> str:
 
 
 def _call_schema(functions: Sequence[Function], arguments_key: str) -> dict[str, object]:
-    """A call of one of the functions. Definitions move up, so that references into them stay right."""
+    """A call of one of the functions."""
     alternatives: list[object] = []
     definitions: dict[str, object] = {}
     for number, function in enumerate(functions):
-        schema = dict(function.parameters or _NO_ARGUMENTS)
-        for key in ("$defs", "definitions"):
-            found = schema.pop(key, None)
-            if isinstance(found, dict):
-                schema = _moved(schema, f"#/{key}/", f"#/$defs/{number}-")
-                moved = {f"{number}-{name}": value for name, value in found.items()}
-                definitions |= _moved(moved, f"#/{key}/", f"#/$defs/{number}-")
+        definitions[str(number)] = moved(dict(function.parameters or _NO_ARGUMENTS), f"#/$defs/{number}")
         alternatives.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": function.name}, arguments_key: schema},
+                "properties": {"name": {"const": function.name}, arguments_key: {"$ref": f"#/$defs/{number}"}},
                 "required": ["name", arguments_key],
                 "additionalProperties": False,
             }
         )
-    whole: dict[str, object] = {"anyOf": alternatives}
-    if definitions:
-        whole["$defs"] = definitions
-    return _with_options(whole)
-
-
-def _moved(node: dict[str, object], old: str, new: str) -> dict[str, object]:
-    """A copy with its references renamed."""
-    moved = _renamed(node, old, new)
-    assert isinstance(moved, dict)
-    return moved
-
-
-def _renamed(node: object, old: str, new: str) -> object:
-    if isinstance(node, dict):
-        return {
-            key: new + value[len(old) :]
-            if key == "$ref" and isinstance(value, str) and value.startswith(old)
-            else _renamed(value, old, new)
-            for key, value in node.items()
-        }
-    if isinstance(node, list):
-        return [_renamed(item, old, new) for item in node]
-    return node
+    return _with_options({"anyOf": alternatives, "$defs": definitions})
 
 
 _FAMILIES = {ToolFamily.HERMES: _hermes, ToolFamily.LLAMA3_JSON: _llama, ToolFamily.MISTRAL: _mistral}

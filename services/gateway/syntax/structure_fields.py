@@ -9,6 +9,7 @@ from services.gateway.schemas.generation import GenerationBody
 from services.gateway.schemas.structure import JsonObjectFormat, JsonSchemaFormat
 from services.gateway.settings import GatewaySettings
 from services.gateway.syntax.grammar_text import Structure, StructureKind
+from services.gateway.syntax.schema_references import endless_reference
 from shared.errors import InvalidRequest
 
 
@@ -29,10 +30,10 @@ def structure_of(body: GenerationBody, settings: GatewaySettings) -> Structure |
 
 
 def check_schema(schema: object, field: str, settings: GatewaySettings) -> None:
-    """Refuses a schema that is too large or too deep.
+    """Refuses a schema that is too large or too deep, or whose values never end.
 
     Raises:
-        InvalidRequest: It is; with both numbers.
+        InvalidRequest: It is, with both numbers; or they do not, by the reference at fault.
     """
     depth = depth_of(schema)
     if depth > settings.max_schema_depth:
@@ -43,6 +44,11 @@ def check_schema(schema: object, field: str, settings: GatewaySettings) -> None:
     if size > settings.max_schema_bytes:
         raise InvalidRequest(
             f"{field!r}: a schema of {size} bytes, at most {settings.max_schema_bytes} are served", param=field
+        )
+    if (reference := endless_reference(schema)) is not None:
+        raise InvalidRequest(
+            f"{field!r} cannot be kept to: the '$ref' {reference[:100]!r} leads back to itself, so no value ever ends",
+            param=field,
         )
 
 

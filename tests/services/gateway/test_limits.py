@@ -103,6 +103,24 @@ async def test_what_is_beyond_a_limit_is_refused_with_both_numbers(start_gateway
         assert running.open_sessions == 0
 
 
+NEVER = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+ENDLESS = {
+    "chat": (CHAT, {"response_format": as_format({"$ref": "#"})}, "response_format"),
+    "completion": (COMPLETION, {"guided_json": NEVER}, "guided_json"),
+    "tool": (CHAT, {"tools": [tool("f", NEVER)], "tool_choice": "required"}, PARAMETERS),
+    "response": (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "s", "schema": NEVER}}}, "text.format"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_a_schema_whose_values_never_end_is_refused_by_the_keyword(running, name):
+    path, fields, param = ENDLESS[name]
+    reply = await running.http.post(path, json={"model": "pydoc-mini", **BASES[path], **fields})
+    error = assert_openai_error(reply, 400, "invalid_request")
+    assert (error["param"], "'$ref' '#'" in error["message"]) == (param, True)
+    assert not running.worker.submits
+
+
 async def test_a_batch_with_a_line_that_is_too_deep_fails_and_says_which(start_gateway, tmp_path):
     line = {"custom_id": "a", "method": "POST", "url": COMPLETION, "body": {"guided_json": nested(400)}}
     async with start_gateway(files_dir=tmp_path / "files", batch_poll_s=0.05) as running:
