@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.replies.error_reply import error_body
-from shared.errors import ConfigurationError, RequestTooLarge
+from services.gateway.http_protocol import HttpProtocol
+from shared.errors import ConfigurationError
 
 BACKLOG = 2048
 LAST_REQUESTS_S = 0.5
@@ -45,56 +44,6 @@ def address_of(listener: socket.socket, host: str) -> str:
     port = listener.getsockname()[1]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-
-
-TRANSPORT = "tandem.transport"
-"""Where a scope has its connection's transport."""
-
-
-def chunk(part: bytes) -> bytes:
-    """A part of a body as it goes over a connection, where the body's length was not announced (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(part), part)
-
-
-MAX_HEAD_BYTES = 64 << 10
-"""Of a request's line and headers, as far as they come in more than one piece; no client's are near it."""
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, which also tells every request its transport, and keeps no head without end in memory."""
-
-    _is_in_head = True
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes came."""
-        if self._is_in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse_head()
-
-    def on_headers_complete(self) -> None:
-        """The body follows."""
-        self._is_in_head, self._head_bytes = False, 0
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """The next head follows."""
-        self._is_in_head = True
-        super().on_message_complete()
-
-    def _refuse_head(self) -> None:
-        error = RequestTooLarge(f"the request's line and headers have more than {MAX_HEAD_BYTES} bytes")
-        body = error_body(error)
-        head = f"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"content-type: application/json\r\nconnection: close\r\n\r\n" + body)
-        self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """A request begins on this connection."""
-        super().on_message_begin()
-        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
 
 
 class HttpServer(uvicorn.Server):

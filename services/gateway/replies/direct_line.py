@@ -14,10 +14,10 @@ from collections.abc import Iterable
 
 import orjson
 
+from services.gateway.http_protocol import chunk
 from services.gateway.replies.choice_text import ChoiceText
 from services.gateway.replies.event_body import EventBody
 from services.gateway.replies.reply_format import ReplyFormat
-from services.gateway.server import chunk
 from shared.tokenization.detokenizer import IncrementalDetokenizer
 
 

@@ -7,8 +7,8 @@ import time
 
 from starlette.types import Scope, Send
 
+from services.gateway.http_protocol import TRANSPORT
 from services.gateway.middleware import SERVER_SEND
-from services.gateway.server import TRANSPORT
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Of every event stream: nobody on the way keeps it back."""

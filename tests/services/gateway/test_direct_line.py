@@ -10,9 +10,9 @@ import httpx
 import orjson
 import pytest
 
+from services.gateway.http_protocol import HttpProtocol
 from services.gateway.replies import sse
 from services.gateway.replies.direct_line import DirectLine
-from services.gateway.server import HttpProtocol
 from services.gateway.sessions.session import Mailbox, Session
 from shared.engine.sampling_params import SamplingParams
 

@@ -131,17 +131,3 @@ async def test_a_batch_with_a_line_that_is_too_deep_fails_and_says_which(start_g
                 await asyncio.sleep(0.03)
         assert "at most 200" in batch.errors.data[0].message
         assert batch.errors.data[0].line == 1
-
-
-async def test_a_head_without_end_is_refused_and_a_long_one_is_not(running):
-    host, port = running.url.removeprefix("http://").split(":")
-    for bytes_sent, status in ((32 << 10, b"HTTP/1.1 200"), (100 << 10, b"HTTP/1.1 431")):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"GET /live HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * bytes_sent)
-        if status.endswith(b"200"):
-            writer.write(b"\r\nconnection: close\r\n\r\n")
-        async with asyncio.timeout(20):
-            assert (await reader.read(len(status))) == status
-            rest = await reader.read()  # to its end: the connection is closed
-        assert status.endswith(b"200") or b"more than 65536 bytes" in rest
-        writer.close()
