@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter
 from fastapi.params import Query
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
@@ -85,8 +85,8 @@ async def _uploaded(gateway: Gateway, request: Request) -> FileObject:
             tenant, name = current_caller().tenant, (upload.filename or "file")[:256]
             ttl_s = wanted.expires_after.seconds if wanted.expires_after else None
             return await asyncio.to_thread(gateway.files.add, upload.file, name, wanted.purpose, tenant, ttl_s=ttl_s)
-    except MultiPartException as exc:
-        raise InvalidRequest(f"the form cannot be read: {exc.message}") from exc
+    except HTTPException as exc:  # Starlette's, of a form that is none
+        raise InvalidRequest(f"the form cannot be read: {exc.detail}") from exc
     except ClientDisconnect as exc:
         raise Cancelled("the client left while it sent the file") from exc
 

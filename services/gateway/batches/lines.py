@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
-from services.gateway.requests.body_reader import parse_object
+from services.gateway.requests.body_reader import UnknownFields, check_names, parse_object
 from shared.errors import InvalidRequest, TandemError
 
 MAX_ERRORS = 100
@@ -23,48 +24,87 @@ class BatchLine:
     body: bytes
 
 
-def read_lines(path: Path, endpoint: str, max_lines: int) -> tuple[list[BatchLine], list[dict[str, Any]]]:
-    """All requests of an input file, and what is wrong with it; blocks."""
+def read_lines(
+    path: Path, endpoint: str, *, max_lines: int, max_line_bytes: int, unknown_fields: UnknownFields
+) -> tuple[list[BatchLine], list[dict[str, Any]]]:
+    """All requests of an input file, and what is wrong with it, by the codes that OpenAI has; blocks.
+
+    Args:
+        path: Of the file.
+        endpoint: That the batch says, and so every line has to.
+        max_lines: Requests that it may have.
+        max_line_bytes: That one of them may have.
+        unknown_fields: What to do with fields of a line that nobody knows.
+    """
     lines: list[BatchLine] = []
     errors: list[dict[str, Any]] = []
     seen: set[str] = set()
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_raw_lines(file, max_line_bytes), start=1):
             if len(errors) >= MAX_ERRORS or len(lines) > max_lines:
                 break
             if not raw.strip():
                 continue
-            line, problem = _line(raw, endpoint, seen)
-            if line is not None:
+            try:
+                if len(raw) > max_line_bytes:
+                    raise _WrongLine("request_too_large", f"the line has more than {max_line_bytes} bytes, the limit")
+                line = _line(raw, endpoint, seen, unknown_fields)
+            except _WrongLine as exc:
+                errors.append(_error(exc.code, exc.message, line=number, param=exc.param))
+            else:
                 lines.append(line)
                 seen.add(line.custom_id)
-            else:
-                errors.append({"code": "invalid_request", "line": number, "message": problem, "param": None})
     if len(lines) > max_lines:
         message = f"the file has more than {max_lines} requests, the limit"
-        errors.append({"code": "too_many_requests", "line": None, "message": message, "param": "input_file_id"})
+        errors.append(_error("too_many_tasks", message, param="input_file_id"))
     elif not lines and not errors:
-        errors.append({"code": "empty_file", "line": None, "message": "the file has no requests", "param": None})
+        errors.append(_error("empty_file", "the file has no requests", param="input_file_id"))
     return lines, errors
 
 
-def _line(raw: bytes, endpoint: str, seen: set[str]) -> tuple[BatchLine | None, str]:
+class _WrongLine(Exception):
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+
+
+def _raw_lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes]:
+    """They; of one that is longer a byte more than it may have, so that no more than that is in memory."""
+    while raw := file.readline(max_bytes + 1):
+        rest = raw
+        while len(rest) > max_bytes and not rest.endswith(b"\n"):
+            rest = file.readline(max_bytes + 1)
+        yield raw
+
+
+def _error(code: str, message: str, *, line: int | None = None, param: str | None = None) -> dict[str, Any]:
+    return {"code": code, "line": line, "message": message, "param": param}
+
+
+def _line(raw: bytes, endpoint: str, seen: Container[str], unknown_fields: UnknownFields) -> BatchLine:
     try:
-        content = parse_object(raw)
+        content = parse_object(raw, what="the line")
     except InvalidRequest as exc:
-        return None, exc.message
+        raise _WrongLine("invalid_json_line", exc.message) from None
+    try:
+        check_names(content, ("custom_id", "method", "url", "body"), "", unknown_fields)
+    except InvalidRequest as exc:
+        raise _WrongLine(exc.code, exc.message, exc.param) from None
     custom_id, body = content.get("custom_id"), content.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
-        return None, "'custom_id' must be a text of 1 to 512 characters"
+        raise _WrongLine("invalid_request", "'custom_id' must be a text of 1 to 512 characters", "custom_id")
     if custom_id in seen:
-        return None, f"'custom_id' {custom_id[:64]!r} occurs twice"
-    if content.get("method") != "POST" or content.get("url") != endpoint:
-        return None, f"'method' must be 'POST' and 'url' {endpoint!r}, as the batch says"
+        raise _WrongLine("duplicate_custom_id", f"'custom_id' {custom_id[:64]!r} occurs twice", "custom_id")
+    if content.get("method") != "POST":
+        raise _WrongLine("invalid_method", "'method' must be 'POST'", "method")
+    if content.get("url") != endpoint:
+        raise _WrongLine("url_mismatch", f"'url' must be {endpoint!r}, as the batch says", "url")
     if not isinstance(body, dict):
-        return None, "'body' must be an object"
-    if body.get("stream") or body.get("background"):
-        return None, "a batch neither streams nor runs in the background"
-    return BatchLine(custom_id, orjson.dumps(body)), ""
+        raise _WrongLine("invalid_request", "'body' must be an object", "body")
+    for field in ("stream", "background"):
+        if body.get(field):
+            raise _WrongLine("invalid_request", "a batch neither streams nor runs in the background", f"body.{field}")
+    return BatchLine(custom_id, orjson.dumps(body))
 
 
 def success_line(custom_id: str, reply: bytes) -> bytes:

@@ -18,7 +18,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
 from services.gateway.pages import page
 from services.gateway.requests.body_reader import parse_body, read_body
-from shared.errors import InvalidRequest, PermissionDenied
+from shared.errors import InvalidRequest, NotFound, PermissionDenied
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -34,7 +34,10 @@ def router(gateway: Gateway) -> APIRouter:
         check_batch(body)
         if not caller.may_use(gateway.model.name):
             raise PermissionDenied(f"this API key does not allow the model {gateway.model.name!r}", param="model")
-        file = await asyncio.to_thread(gateway.files.get, body.input_file_id, caller.tenant)
+        try:
+            file = await asyncio.to_thread(gateway.files.get, body.input_file_id, caller.tenant)
+        except NotFound as exc:
+            raise NotFound(exc.message, param="input_file_id") from exc
         if file.purpose != "batch":
             raise InvalidRequest(f"the file's purpose is {file.purpose!r}, not 'batch'", param="input_file_id")
         return _json((await records.create(body, caller)).content)

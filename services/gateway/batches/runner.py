@@ -129,8 +129,14 @@ class BatchRunner:
         try:
             set_caller(await self._caller_of(record))
             path = await asyncio.to_thread(self._files.path, record.content["input_file_id"], record.tenant)
-            limit = self._settings.max_batch_requests
-            lines, errors = await asyncio.to_thread(read_lines, path, record.content["endpoint"], limit)
+            lines, errors = await asyncio.to_thread(
+                read_lines,
+                path,
+                record.content["endpoint"],
+                max_lines=self._settings.max_batch_requests,
+                max_line_bytes=self._settings.max_body_bytes,
+                unknown_fields=self._settings.unknown_fields,
+            )
         except NotFound as exc:
             lines, errors = [], [{"code": exc.code, "line": None, "message": exc.message, "param": "input_file_id"}]
         except NotAuthenticated as exc:

@@ -60,8 +60,12 @@ def parse_body(raw: bytes, schema: type[B], unknown_fields: UnknownFields) -> B:
     return validate(parse_object(raw), schema, unknown_fields)
 
 
-def parse_object(raw: bytes) -> dict[str, object]:
+def parse_object(raw: bytes, *, what: str = "the request body") -> dict[str, object]:
     """The body as a JSON object.
+
+    Args:
+        raw: The body.
+        what: It is, for errors.
 
     Raises:
         InvalidRequest: Not JSON, not an object, or too deep.
@@ -69,11 +73,11 @@ def parse_object(raw: bytes) -> dict[str, object]:
     try:
         content = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
-        raise InvalidRequest(f"the request body is not valid JSON: {exc}") from exc
+        raise InvalidRequest(f"{what} is not valid JSON: {exc}") from exc
     if not isinstance(content, dict):
-        raise InvalidRequest("the request body must be a JSON object")
+        raise InvalidRequest(f"{what} must be a JSON object")
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and (depth := depth_of(content)) > MAX_DEPTH:
-        raise InvalidRequest(f"the request body is {depth} levels deep, at most {MAX_DEPTH} are read")
+        raise InvalidRequest(f"{what} is {depth} levels deep, at most {MAX_DEPTH} are read")
     return content
 
 

@@ -74,6 +74,10 @@ async def test_uploads_that_cannot_be_kept_say_why(start):
             assert caught.value.status_code == status
         reply = await running.http.post("/v1/files", data={"purpose": "batch"})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "file")
+        no_form = {"content": b"a", "headers": {"content-type": "multipart/form-data; boundary=b"}}
+        reply = await running.http.post("/v1/files", **no_form)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_request")
+        assert "the form cannot be read" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -154,11 +158,38 @@ async def test_other_endpoints_run_in_batches_too(start, endpoint, body, where):
 
 
 async def test_an_input_that_cannot_be_run_fails_the_batch_line_by_line(start):
-    async with start() as running:
-        lines = [line("a"), "{", line("a"), line("b", "/v1/embeddings"), line("c", stream=True), "[]"]
-        batch = await ended(running, (await create(running, lines)).id, "failed")
-        assert [error.line for error in batch.errors.data] == [2, 3, 4, 5, 6]
+    wrong = [
+        ("{", "invalid_json_line"),
+        ("[]", "invalid_json_line"),
+        (line("a"), "duplicate_custom_id"),
+        (line("b", "/v1/embeddings"), "url_mismatch"),
+        (line("c") | {"method": "GET"}, "invalid_method"),
+        (line("d") | {"custom_id": 5}, "invalid_request"),
+        (line("e") | {"body": "x"}, "invalid_request"),
+        (line("f", stream=True), "invalid_request"),
+        (line("g") | {"priority": 1}, "invalid_request"),
+        (line("h", prompt="x" * 5000), "request_too_large"),
+    ]
+    async with start(max_body_bytes=4096) as running:
+        batch = await create(running, [line("a"), *(sent for sent, _ in wrong), "", line("z")])
+        batch = await ended(running, batch.id, "failed")
+        assert [(error.line, error.code) for error in batch.errors.data] == [
+            (number, code) for number, (_, code) in enumerate(wrong, start=2)
+        ]
+        assert "4096" in batch.errors.data[-1].message
+        assert (batch.output_file_id, batch.request_counts.total) == (None, 0)
         assert not running.worker.submits
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+async def test_a_file_without_requests_fails_the_batch(start, content):
+    async with start() as running:
+        file = await running.openai.files.create(file=("a.jsonl", content), purpose="batch")
+        make = running.openai.batches.create
+        batch = await make(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+        batch = await ended(running, batch.id, "failed")
+        [error] = batch.errors.data
+        assert (error.code, error.param, error.line) == ("empty_file", "input_file_id", None)
 
 
 async def test_a_batch_that_is_refused_says_why(start):
@@ -173,8 +204,9 @@ async def test_a_batch_that_is_refused_says_why(start):
             arguments = {"input_file_id": file.id, "endpoint": "/v1/completions", "completion_window": "24h", **change}
             with pytest.raises(openai.BadRequestError, match=told):
                 await make(**arguments)
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError) as missing:
             await make(input_file_id="file-nope", endpoint="/v1/completions", completion_window="24h")
+        assert missing.value.param == "input_file_id"
         batch = await make(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
         assert "more than 2" in (await ended(running, batch.id, "failed")).errors.data[0].message
 
