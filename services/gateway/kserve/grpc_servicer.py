@@ -19,7 +19,15 @@ from protos import kserve_pb2_grpc as rpc
 from services.gateway.access.authentication import caller_of
 from services.gateway.access.caller import Caller, set_caller
 from services.gateway.gateway import Gateway
-from services.gateway.kserve.inference import MODEL_VERSION, InferRequest, check_model, infer, infer_stream
+from services.gateway.kserve.inference import (
+    MODEL_VERSION,
+    InferRequest,
+    by_name,
+    check_model,
+    check_parameters,
+    infer,
+    infer_stream,
+)
 from services.gateway.kserve.metadata import model_config, model_metadata, repository_index, server_metadata
 from services.gateway.kserve.tensors import Tensor, tensor_from, tensor_from_raw
 from shared.errors import InternalError, InvalidRequest, Overloaded, TandemError
@@ -176,17 +184,20 @@ def _from_wire(wire: pb.ModelInferRequest) -> InferRequest:
     raw = wire.raw_input_contents
     if raw and len(raw) != len(wire.inputs):
         raise InvalidRequest(f"{len(raw)} raw_input_contents for {len(wire.inputs)} inputs")
-    inputs: dict[str, Tensor] = {}
+    tensors: list[Tensor] = []
     for index, tensor in enumerate(wire.inputs):
+        check_parameters(tensor.name, tensor.parameters)
         if raw:
-            inputs[tensor.name] = tensor_from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index])
+            tensors.append(tensor_from_raw(tensor.name, tensor.datatype, tensor.shape, raw[index]))
         else:
             elements = getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "bytes_contents"))
-            inputs[tensor.name] = tensor_from(tensor.name, tensor.datatype, tensor.shape, list(elements))
+            tensors.append(tensor_from(tensor.name, tensor.datatype, tensor.shape, list(elements)))
+    for output in wire.outputs:
+        check_parameters(output.name, output.parameters)
     return InferRequest(
         model_name=wire.model_name,
         model_version=wire.model_version,
-        inputs=inputs,
+        inputs=by_name(tensors),
         parameters={name: _parameter(value) for name, value in wire.parameters.items()},
         outputs=[output.name for output in wire.outputs],
         request_id=wire.id,

@@ -14,7 +14,15 @@ from starlette.responses import Response, StreamingResponse
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.gateway import Gateway
-from services.gateway.kserve.inference import MODEL_VERSION, InferRequest, check_model, infer, infer_stream
+from services.gateway.kserve.inference import (
+    MODEL_VERSION,
+    InferRequest,
+    by_name,
+    check_model,
+    check_parameters,
+    infer,
+    infer_stream,
+)
 from services.gateway.kserve.metadata import model_config, model_metadata, repository_index, server_metadata
 from services.gateway.kserve.schemas import GenerateBody, GenerateReply, InferBody, InferReply, KServeError
 from services.gateway.kserve.tensors import Tensor, column, tensor_from, tensor_from_raw
@@ -114,6 +122,7 @@ def _add_model(routes: APIRouter, gateway: Gateway) -> None:
 
 
 _FIELDS = ("id", "parameters", "inputs", "outputs")
+_INPUT_FIELDS, _OUTPUT_FIELDS = ("name", "datatype", "shape", "parameters", "data"), ("name", "parameters")
 
 
 def _parsed(
@@ -127,22 +136,27 @@ def _parsed(
         length = int(header_length)
     content: dict[str, Any] = parse_object(raw[:length])
     check_names(content, _FIELDS, "", unknown_fields)
-    position, inputs = length, dict[str, Tensor]()
-    for item in _objects(content, "inputs"):
+    position, inputs = length, list[Tensor]()
+    for i, item in enumerate(_objects(content, "inputs")):
+        check_names(item, _INPUT_FIELDS, f"inputs[{i}]", unknown_fields)
         tensor_name, datatype, shape = _head(item)
+        check_parameters(tensor_name, _parameters(item), ("binary_data_size",))
         size = _parameters(item).get("binary_data_size")
         if size is None:
-            inputs[tensor_name] = tensor_from(tensor_name, datatype, shape, _flat(item.get("data")))
+            inputs.append(tensor_from(tensor_name, datatype, shape, _flat(item.get("data"))))
             continue
         if type(size) is not int or not 0 <= size <= len(raw) - position:
             raise InvalidRequest(f"input {tensor_name!r}: binary_data_size is {size!r:.32}", param=tensor_name)
-        inputs[tensor_name] = tensor_from_raw(tensor_name, datatype, shape, raw[position : position + size])
+        inputs.append(tensor_from_raw(tensor_name, datatype, shape, raw[position : position + size]))
         position += size
     if position != len(raw):
         raise InvalidRequest(f"{len(raw) - position} bytes follow the last input")
     request_id = content.get("id", "")
     outputs = [str(item.get("name")) for item in _objects(content, "outputs")]
-    return content, InferRequest(name, version, inputs, _parameters(content), outputs, str(request_id)[:256])
+    for i, item in enumerate(_objects(content, "outputs")):
+        check_names(item, _OUTPUT_FIELDS, f"outputs[{i}]", unknown_fields)
+        check_parameters(outputs[i], _parameters(item), ("binary_data",))
+    return content, InferRequest(name, version, by_name(inputs), _parameters(content), outputs, str(request_id)[:256])
 
 
 def _objects(content: dict[str, Any], field: str) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ return_finish_reason, return_num_input_tokens, return_num_output_tokens  BOOL [1
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -43,6 +43,22 @@ _REFUSED_INPUTS = {
     "return_cumulative_logprob": "sums of log-probabilities are not built",
     "return_logprobs": "log-probabilities are not built on this endpoint; /v1/completions has them",
 }
+_ONE_OUTPUT = "there is one output per prompt"
+_TEXT_ONLY = "outputs are texts; /v1/completions has more"
+_REFUSED_FIELDS = {
+    "model": "the request names it beside its inputs",
+    "prompt": "it is the input 'text_input'",
+    "stream": "it is an input",
+    "n": _ONE_OUTPUT,
+    "best_of": _ONE_OUTPUT,
+    "echo": "see the input 'exclude_input_in_output'",
+    **dict.fromkeys(
+        ("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "stream_options", "timing"),
+        _TEXT_ONLY,
+    ),
+}
+"""Of a completion, that no output would show or that something else says."""
+_TEXT_FIELDS = {name for name, field in CompletionBody.model_fields.items() if str in get_args(field.annotation)}
 _TRANSPORT_PARAMETERS = ("triton_enable_empty_final_response", "binary_data_output")
 
 
@@ -66,6 +82,32 @@ class InferRequest:
         """A BOOL input."""
         tensor = self.inputs.get(name)
         return bool(tensor.elements[0]) if tensor is not None and tensor.elements else default
+
+
+def by_name(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Inputs by their names.
+
+    Raises:
+        InvalidRequest: Two have one name.
+    """
+    inputs: dict[str, Tensor] = {}
+    for tensor in tensors:
+        if tensor.name in inputs:
+            raise InvalidRequest(f"there are two inputs {tensor.name[:64]!r}", param=tensor.name[:64])
+        inputs[tensor.name] = tensor
+    return inputs
+
+
+def check_parameters(tensor: str, parameters: Iterable[str], known: Collection[str] = ()) -> None:
+    """Refuses what the protocol's extensions may say of a tensor (shared memory, classification) and is not served.
+
+    Raises:
+        UnsupportedField: It says so.
+    """
+    for name in parameters:
+        if name not in known:
+            message = f"{tensor[:64]!r}: the parameter {name[:64]!r} of a tensor is not supported"
+            raise UnsupportedField(message, param=tensor[:64])
 
 
 def check_model(gateway: Gateway, name: str, version: str) -> None:
@@ -126,10 +168,13 @@ async def _started(gateway: Gateway, request: InferRequest, received_s: float, *
         if name not in OUTPUTS:
             raise InvalidRequest(f"there is no output {name[:64]!r}, only {', '.join(OUTPUTS)}", param=name[:64])
     _check_inputs(request)
-    content: dict[str, Any] = {**_sampling(request), "model": request.model_name, "stream": stream}
+    content: dict[str, Any] = _sampling(request)
+    for name, reason in _REFUSED_FIELDS.items():
+        value = content.get(name)
+        if not (value is None or value is False or (reason is _ONE_OUTPUT and value == 1)):
+            raise UnsupportedField(f"{name!r} is not supported here: {reason}", param=name)
+    content |= {"model": request.model_name, "stream": stream}
     content["prompt"] = [_decoded(element) for element in request.inputs["text_input"].elements]
-    if content.get("n") not in (None, 1):
-        raise UnsupportedField("'n' is not supported here: there is one output per prompt", param="n")
     body = validate(content, CompletionBody, gateway.settings.unknown_fields)
     return await gateway.pipeline.completion_generation(body, received_s)
 
@@ -161,13 +206,13 @@ def _sampling(request: InferRequest) -> dict[str, object]:
             ) from exc
         if not isinstance(content, dict):
             raise InvalidRequest("'sampling_parameters' must be a JSON object", param="sampling_parameters")
-        fields |= {name: _plain(value) for name, value in content.items()}
+        fields |= content
     fields |= {name: value for name, value in request.parameters.items() if name not in _TRANSPORT_PARAMETERS}
-    return fields
+    return {name: _plain(name, value) for name, value in fields.items()}
 
 
-def _plain(value: object) -> object:
-    if not isinstance(value, str):
+def _plain(name: str, value: object) -> object:
+    if not isinstance(value, str) or name in _TEXT_FIELDS:
         return value
     try:
         parsed = orjson.loads(value)

@@ -17,6 +17,7 @@ from services.gateway.kserve.tensors import column, tensor_from_raw
 from shared.errors import CapacityExceeded, InvalidRequest
 from shared.rpc import open_channel
 
+TEXT = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["a"]}
 SCENARIOS = Path(__file__).with_name("triton_scenarios.py")
 
 
@@ -107,6 +108,18 @@ async def test_generate_and_its_stream_say_the_same(speaking):
         ("pydoc-mini/generate", {"text_input": "a", "stream": True}, 400, "generate_stream"),
         ("pydoc-mini/generate", {"text_input": "a", "parameters": {"max_tokens": 0}}, 400, "max_tokens"),
         ("pydoc-mini/generate", {"text_input": "a", "parameters": {"n": 2}}, 400, "one output"),
+        ("pydoc-mini/generate", {"text_input": "a", "parameters": {"best_of": 2}}, 400, "one output"),
+        ("pydoc-mini/generate", {"text_input": "a", "parameters": {"logprobs": 0}}, 400, "'logprobs'"),
+        ("pydoc-mini/generate", {"text_input": "a", "parameters": {"prompt": "b"}}, 400, "text_input"),
+        ("pydoc-mini/infer", {"inputs": [TEXT, TEXT]}, 400, "two inputs 'text_input'"),
+        ("pydoc-mini/infer", {"inputs": [TEXT | {"foo": 1}]}, 400, "unknown field 'inputs[0].foo'"),
+        ("pydoc-mini/infer", {"inputs": [TEXT | {"parameters": {"shared_memory_region": "r"}}]}, 400, "shared_memory"),
+        (
+            "pydoc-mini/infer",
+            {"inputs": [TEXT], "outputs": [{"name": "text_output", "parameters": {"classification": 2}}]},
+            400,
+            "classification",
+        ),
     ],
 )
 async def test_refusals_have_the_protocols_shape(running, path, body, status, told):
@@ -114,6 +127,37 @@ async def test_refusals_have_the_protocols_shape(running, path, body, status, to
     assert reply.status_code == status
     assert list(reply.json()) == ["error"]
     assert told in reply.json()["error"]
+
+
+async def test_numbers_may_be_text_and_texts_stay_what_they_are(running):
+    parameters = {"temperature": "0.5", "max_tokens": "3", "stop": "1", "user": "7", "best_of": 1, "logprobs": None}
+    sampling = TEXT | {"name": "sampling_parameters", "data": [json.dumps(parameters)]}
+    for body in ({"inputs": [TEXT, sampling]}, {"inputs": [TEXT], "parameters": parameters}):
+        reply = await running.http.post("/v2/models/pydoc-mini/infer", json=body)
+        assert reply.status_code == 200, reply.text
+    for submit in running.worker.submits:
+        assert (submit.sampling.temperature, submit.sampling.max_tokens) == (0.5, 3)
+
+
+async def test_what_grpc_says_of_a_tensor_and_is_not_served_is_refused(start_gateway):
+    async with start_gateway(grpc_port=0) as running, serve_grpc(running.gateway) as address:
+        request = pb.ModelInferRequest(model_name="pydoc-mini")
+        for _ in range(2):
+            text = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+            text.contents.bytes_contents.append(b"hi")
+        async with open_channel(address) as channel:
+            call = rpc.GRPCInferenceServiceStub(channel).ModelInfer
+            for told in ("two inputs", "classification", "shared_memory_region"):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call(request)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert told in caught.value.details()
+                if told == "two inputs":
+                    del request.inputs[1]
+                    request.outputs.add(name="text_output").parameters["classification"].int64_param = 2
+                else:
+                    del request.outputs[:]
+                    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
 
 
 async def test_a_stream_that_fails_at_once_has_a_status(running):
