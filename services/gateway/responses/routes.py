@@ -108,7 +108,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def delete_response(response_id: str) -> Response:
         """Forgets a response; one that still runs is ended first."""
         if run := background.get(response_id):
-            run.cancel()
+            run.delete()
             await run.finished()
         await store.delete(response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})

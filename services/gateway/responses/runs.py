@@ -26,6 +26,7 @@ class ResponseRun:
         builder: What there is of it.
         error: Why it failed, if it did.
         tenant: Whose it is.
+        is_deleted: Nobody finds it any more.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ResponseRun:
         self.builder = builder
         self.error: TandemError | None = None
         self.tenant = current_caller().tenant
+        self.is_deleted = False
         self._asked = asked
         self._context = context
         self._store = store
@@ -56,6 +58,11 @@ class ResponseRun:
         """Ends the work; what there is stays."""
         if self._task is not None:
             self._task.cancel()
+
+    def delete(self) -> None:
+        """Ends the work; nobody will ask what there is."""
+        self.is_deleted = True
+        self.cancel()
 
     def stop(self, reason: str) -> None:
         """Likewise, but that is no wish of its client: it has failed then, for a reason."""
@@ -131,7 +138,7 @@ class BackgroundRuns:
     def get(self, response_id: str) -> ResponseRun | None:
         """The run, if it is here, not over, and the caller's."""
         run = self._runs.get(response_id)
-        return run if run is not None and run.tenant == current_caller().tenant else None
+        return run if run is not None and run.tenant == current_caller().tenant and not run.is_deleted else None
 
     async def launch(self, run: ResponseRun) -> None:
         """Stores the response as queued, and begins.
@@ -174,6 +181,7 @@ class BackgroundRuns:
                         await self._store.put(run.record)
                     await self._store.renew(response_id)
                     if await self._store.is_cancel_asked(response_id):
+                        run.is_deleted = await self._store.is_deleted(response_id)
                         run.cancel()
                 except TandemError as exc:
                     log.warning("response_not_renewed", response_id=response_id, error=exc.message)

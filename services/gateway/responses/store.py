@@ -20,6 +20,7 @@ KIND = "response"
 ALIVE = "response-alive"
 CANCEL = "response-cancel"
 EVENTS = "response-events"
+DELETED = "response-deleted"
 IN_WORK = ("queued", "in_progress")
 
 
@@ -82,6 +83,8 @@ class ResponseStore:
         if found is None or found["tenant"] != current_caller().tenant:
             raise NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
         response = found["response"]
+        if response["background"] and await self.is_deleted(response_id):  # by now, whoever made it wrote it again
+            raise NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
         if response["status"] in IN_WORK and not await self._objects.exists(ALIVE, response_id):
             again = await self._objects.get(KIND, response_id)  # it may have ended between the two looks
             response = again["response"] if again else response
@@ -109,13 +112,23 @@ class ResponseStore:
         return True
 
     async def delete(self, response_id: str) -> None:
-        """Forgets it.
+        """Forgets it; whoever still works on it ends, and what that writes is forgotten too.
 
         Raises:
             NotFound: There is none, or no more.
             Unavailable: Redis does not answer.
         """
-        await self.get(response_id)
+        record = await self.get(response_id)
+        if record.response["background"]:
+            await self._objects.claim(DELETED, response_id, "client", ttl_s=self._ttl_s)
+            await self.ask_to_cancel(response_id)
+        await self._forget(response_id)
+
+    async def is_deleted(self, response_id: str) -> bool:
+        """Whether somebody deleted a background response."""
+        return await self._objects.exists(DELETED, response_id)
+
+    async def _forget(self, response_id: str) -> None:
         await self._objects.delete(KIND, response_id)
         await self._objects.delete(EVENTS, response_id)
 
@@ -124,7 +137,9 @@ class ResponseStore:
         await self._objects.claim(ALIVE, response_id, "gateway", ttl_s=self.alive_s)
 
     async def released(self, response_id: str) -> None:
-        """Says that nobody does any more."""
+        """Says that nobody does any more; the last that whoever worked on it writes."""
+        if await self.is_deleted(response_id):
+            await self._forget(response_id)
         await self._objects.delete(ALIVE, response_id)
         await self._objects.delete(CANCEL, response_id)
 

@@ -122,6 +122,26 @@ async def test_store_false_keeps_nothing_and_delete_forgets(running):
     assert caught.value.param == "previous_response_id"
 
 
+@pytest.mark.parametrize("at", ["where it runs", "elsewhere"])
+async def test_a_running_response_that_was_deleted_never_comes_back(start_gateway, at):
+    async with start_gateway() as one, start_gateway(background_alive_s=0.4) as other:
+        other.worker.script.hold = one.worker.script.hold = True
+        response = await other.openai.responses.create(model="pydoc-mini", input="hi", background=True)
+        await other.worker.wait_for(lambda: one.worker.submits or other.worker.submits)
+        deleting = other if at == "where it runs" else one
+        await deleting.openai.responses.delete(response.id)
+        async with asyncio.timeout(20):
+            while other.gateway.background._runs:
+                with pytest.raises(openai.NotFoundError):
+                    await deleting.openai.responses.retrieve(response.id)
+                await asyncio.sleep(0.02)
+        for running in (one, other):
+            with pytest.raises(openai.NotFoundError):
+                await running.openai.responses.retrieve(response.id)
+        for kind in ("response", "response-events", "response-alive"):
+            assert await other.gateway.responses._objects.get(kind, response.id) is None
+
+
 async def test_a_limit_makes_it_incomplete(running, text_ids):
     running.worker.script.token_ids = text_ids("one two three four")
     response = await running.openai.responses.create(model="pydoc-mini", input="hi", max_output_tokens=2)
