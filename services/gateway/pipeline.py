@@ -25,7 +25,7 @@ from services.gateway.requests.chat_prompt import chat_prompt
 from services.gateway.requests.grammar_check import GrammarCheck
 from services.gateway.requests.request import Endpoint, GenerationRequest
 from services.gateway.requests.text_work import INLINE_CHARS, TextWork
-from services.gateway.requests.validation import chat_request, completion_request, output_limit, truncated
+from services.gateway.requests.validation import chat_request, check_length, completion_request, output_limit, truncated
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.served_model import ServedModel
@@ -142,8 +142,11 @@ class Pipeline:
         if request.sampling.grammar:
             await self._grammar_check.check(request.sampling.grammar, request.grammar_field)
         special = request.add_special_tokens
-        prompts = [await self.tokenize(prompt, add_special_tokens=special) for prompt in request.prompts]
         context_len = self._workers.context_len(self._model.max_model_len)
+        for text in request.prompts:
+            if isinstance(text, str):
+                check_length(self._model.tokenizer.least_tokens(text), request, context_len)
+        prompts = [await self.tokenize(prompt, add_special_tokens=special) for prompt in request.prompts]
         prompts = [truncated(prompt, request, context_len) for prompt in prompts]
         stamps.tokenized_s = time.monotonic()
         mailbox = Mailbox()

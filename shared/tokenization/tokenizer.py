@@ -26,6 +26,7 @@ class Tokenizer:
         self._raw = raw
         self._bytes = token_byte_table(raw)
         self._known_words = KnownWords.of(raw)
+        self._max_token_bytes = max(map(len, self._bytes), default=1)
         self.special_ids = frozenset(i for i, token in raw.get_added_tokens_decoder().items() if token.special)
         self.texts: list[str | None] = [_whole_text(raw_bytes) for raw_bytes in self._bytes]
         for token_id in self.special_ids:
@@ -65,6 +66,11 @@ class Tokenizer:
         if self._known_words is None:
             return None
         return self._known_words.encode(text, add_special_tokens=add_special_tokens)
+
+    def least_tokens(self, text: str) -> int:
+        """So many tokens a text has at least, at no cost; 0 where nothing is known of how the tokenizer cuts it."""
+        cuts_as_it_is = self._known_words is not None and text.isascii()
+        return len(text) // self._max_token_bytes if cuts_as_it_is else 0
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of a whole run of tokens."""

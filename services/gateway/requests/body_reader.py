@@ -32,6 +32,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         Cancelled: The client left before it was sent.
     """
     encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() in ("", "identity"):  # compressed on the way, or as it is
+        encoding = request.headers.get("transfer-encoding", "chunked").lower().replace("chunked", "").strip(", \t")
     if encoding.lower() not in ("", "identity"):
         raise InvalidRequest(f"a request body in {encoding[:32]!r} is not read: send it uncompressed")
     announced = request.headers.get("content-length", "")

@@ -24,7 +24,7 @@ _NOT_WITH_BEAMS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "logit_bias", "min_tokens", "stop",
 )  # fmt: skip
-_TOKEN_ID = re.compile(r"\d{1,10}")
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def sampling_of(body: GenerationBody, model: ServedModel, *, grammar: str, thinking: Thinking | None) -> SamplingParams:
@@ -46,6 +46,8 @@ def sampling_of(body: GenerationBody, model: ServedModel, *, grammar: str, think
         raise InvalidRequest("'ignore_eos' would run on after the end of a structured output", param="ignore_eos")
     if grammar and body.allowed_token_ids is not None:
         raise InvalidRequest("'allowed_token_ids' and structured output exclude each other", param="allowed_token_ids")
+    if body.length_penalty not in (None, 1.0) and not body.use_beam_search:
+        raise InvalidRequest("'length_penalty' compares beams: it needs 'use_beam_search'", param="length_penalty")
     default, allowed, vocab_size = model.defaults, body.allowed_token_ids, model.vocab_size
     return SamplingParams(
         max_tokens=limit or 1,

@@ -178,6 +178,20 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len:
     return request.max_tokens
 
 
+def check_length(least_tokens: int, request: GenerationRequest, context_len: int) -> None:
+    """Refuses a text before it is tokenized, which takes seconds for one of megabytes, if it can never fit.
+
+    Raises:
+        ContextLengthExceeded: It has so many tokens at least, and nothing is to be cut off.
+    """
+    if request.truncate_prompt_tokens is None and least_tokens >= context_len:
+        raise ContextLengthExceeded(
+            f"the prompt has at least {least_tokens} tokens; this model's maximum context length is {context_len} "
+            "tokens, of which one must be left for the reply",
+            param="messages" if request.endpoint is Endpoint.CHAT else "prompt",
+        )
+
+
 def truncated(prompt: list[int], request: GenerationRequest, context_len: int) -> list[int]:
     """The part of a prompt that the request wants kept: all of it, unless `truncate_prompt_tokens` says otherwise."""
     limit = request.truncate_prompt_tokens

@@ -57,6 +57,12 @@ async def test_what_is_no_http_is_refused_in_openais_shape(running, sent):
     assert_error(await reply_to(running, sent), 400, "no HTTP request")
 
 
+async def test_body_in_another_transfer_coding_is_refused(running):
+    head = POST + b"connection: close\r\ntransfer-encoding: gzip, chunked\r\n\r\n"
+    status, _, body = await reply_to(running, head + LAST_CHUNK + b"\r\n")
+    assert (status, "'gzip'" in json.loads(body)["error"]["message"]) == (400, True)
+
+
 async def test_a_head_without_end_is_refused_and_a_long_one_is_not(running):
     start = b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-long: "
     assert (await reply_to(running, start + b"a" * (32 << 10), b"\r\n\r\n"))[0] == 200

@@ -121,6 +121,20 @@ async def test_a_schema_whose_values_never_end_is_refused_by_the_keyword(running
     assert not running.worker.submits
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (COMPLETION, {"prompt": ["short", "long " * 200_000]}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": "long " * 200_000}]}, "messages"),
+    ],
+)
+async def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(running, monkeypatch, path, fields, param):
+    monkeypatch.setattr(type(running.gateway.pipeline), "tokenize", None)
+    reply = await running.http.post(path, json={"model": "pydoc-mini", **fields})
+    error = assert_openai_error(reply, 400, "context_length_exceeded")
+    assert (error["param"], "at least" in error["message"], "1024" in error["message"]) == (param, True, True)
+
+
 async def test_a_batch_with_a_line_that_is_too_deep_fails_and_says_which(start_gateway, tmp_path):
     line = {"custom_id": "a", "method": "POST", "url": COMPLETION, "body": {"guided_json": nested(400)}}
     async with start_gateway(files_dir=tmp_path / "files", batch_poll_s=0.05) as running:
