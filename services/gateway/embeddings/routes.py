@@ -82,10 +82,15 @@ async def _token_ids(gateway: Gateway, body: EmbeddingBody) -> list[list[int]]:
     prompts = prompts_of(body.input, model.vocab_size, "input")
     if len(prompts) > limit:
         raise InvalidRequest(f"{len(prompts)} inputs, at most {limit} are embedded in one request", param="input")
-    special = body.add_special_tokens is not False
-    inputs = [await gateway.pipeline.tokenize(prompt, add_special_tokens=special) for prompt in prompts]
     room = gateway.health.workers.context_len(model.max_model_len)
     room = min(room, model.embedding.max_tokens or room)
+    for index, prompt in enumerate(prompts):  # before it is tokenized, which takes seconds for one of megabytes
+        if isinstance(prompt, str) and (least := model.tokenizer.least_tokens(prompt)) > room:
+            raise ContextLengthExceeded(
+                f"input {index} has at least {least} tokens; at most {room} are embedded", param="input"
+            )
+    special = body.add_special_tokens is not False
+    inputs = [await gateway.pipeline.tokenize(prompt, add_special_tokens=special) for prompt in prompts]
     for index, token_ids in enumerate(inputs):
         if not token_ids:
             raise InvalidRequest(f"input {index} is empty: it has no tokens", param="input")

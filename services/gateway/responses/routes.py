@@ -77,6 +77,8 @@ def router(gateway: Gateway) -> APIRouter:
         """A stored response; or, of one that was streamed in the background, its events once more."""
         run = background.get(response_id)
         if not stream:
+            if starting_after >= 0:
+                raise InvalidRequest("'starting_after' counts events: it needs 'stream': true", param="starting_after")
             return _json(run.builder.as_json() if run else (await store.get(response_id)).response)
         if run is not None and run.builder.events:
             return ResponseEvents(run, cancels=False, position=starting_after + 1)

@@ -122,6 +122,12 @@ async def test_store_false_keeps_nothing_and_delete_forgets(running):
     assert caught.value.param == "previous_response_id"
 
 
+async def test_a_position_without_a_stream_is_refused(running):
+    response = await running.openai.responses.create(model="pydoc-mini", input="hi")
+    reply = await running.http.get(f"/v1/responses/{response.id}?starting_after=1")
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "starting_after")
+
+
 @pytest.mark.parametrize("at", ["where it runs", "elsewhere"])
 async def test_a_running_response_that_was_deleted_never_comes_back(start_gateway, at):
     async with start_gateway() as one, start_gateway(background_alive_s=0.4) as other:

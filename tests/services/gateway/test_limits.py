@@ -126,6 +126,7 @@ async def test_a_schema_whose_values_never_end_is_refused_by_the_keyword(running
     [
         (COMPLETION, {"prompt": ["short", "long " * 200_000]}, "prompt"),
         (CHAT, {"messages": [{"role": "user", "content": "long " * 200_000}]}, "messages"),
+        ("/v1/embeddings", {"input": ["short", "long " * 200_000]}, "input"),
     ],
 )
 async def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(running, monkeypatch, path, fields, param):
