@@ -225,15 +225,19 @@ def _tile(target: Target, d_pad: int, cache_bytes: int, rows: int) -> tuple[int,
     return max(16, min(128, 16384 // (d_pad * cache_bytes))), 8 if rows >= 64 and d_pad >= 128 else 4
 
 
-def _stages(target: Target, d_pad: int, programs: int, slots: int) -> int:
+def _stages(target: Target, head_dim: int, programs: int, slots: int) -> int:
     """Return the pipeline depth: deeper where programs queue for their turn, if shared memory for two of them allows.
 
     Two programs with four stages hold as much of a Hopper multiprocessor as three with three do; the third helps while
     everything runs at once and is a ragged last wave after that.
+    A padded head on Blackwell takes four also where everything runs at once: with three it spills registers (Triton
+    3.7.1), and two programs with four have more tiles on the way than two with three.
     """
     if target.is_amd:
         return 2
-    is_deep = programs > slots or d_pad < 128  # small heads spill registers with three, by the compiler's whim
+    d_pad = triton.next_power_of_2(head_dim)
+    spills_with_three = d_pad < 128 or (target.arch >= 100 and head_dim < d_pad)  # by the compiler's whim
+    is_deep = programs > slots or spills_with_three
     return 4 if is_deep and target.shared_bytes > 200 * 1024 else 3
 
 
@@ -254,7 +258,7 @@ def choose_plan(
     slots = num_processors(query.device) * _PROGRAMS_PER_PROCESSOR
     programs = num_seqs * kv_cache.shape[3]
     splits = choose_num_splits(programs, triton.cdiv(max_seq_len, 256) * 256, tokens, slots)
-    return DecodePlan(tokens, warps, _stages(target, d_pad, programs * splits, slots), splits)
+    return DecodePlan(tokens, warps, _stages(target, query.shape[2], programs * splits, slots), splits)
 
 
 def decode_attention(
