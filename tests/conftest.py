@@ -3,10 +3,15 @@
 import socket
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shared.directory.redis_server import RedisServer
 
 pytest_plugins = ["tests.side_by_side"]
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -109,13 +109,42 @@ class _LoopbackEndpoint:
             self._feed_readers()
         return future
 
-    def send_blocks(self, blocks: Sequence[Block], tag_base: int) -> asyncio.Future[None]:
-        return self._post(self._outbox, blocks, tag_base)
+    def send_blocks(
+        self, blocks: Sequence[Block], tag_base: int, last: Callable[[], bytes] | None = None
+    ) -> asyncio.Future[None]:
+        sending = self._post(self._outbox, blocks, tag_base)
+        return sending if last is None else self._then(sending, lambda: self.send(last()))
 
     def receive_blocks(
-        self, blocks: Sequence[Block], tag_base: int, on_arrival: Callable[[int], None] | None = None
-    ) -> asyncio.Future[None]:
-        return self._post(self._inbox, blocks, tag_base, on_arrival)
+        self,
+        blocks: Sequence[Block],
+        tag_base: int,
+        on_arrival: Callable[[int], None] | None = None,
+        *,
+        request: bytes = b"",
+        last_bytes: int = 0,
+    ) -> asyncio.Future[bytes]:
+        arriving = self._post(self._inbox, blocks, tag_base, on_arrival)
+        if request:
+            self.send(request)
+        return self._then(arriving, lambda: self.receive(last_bytes))
+
+    def _then(self, first: asyncio.Future[None], follow: Callable[[], asyncio.Future[Any]]) -> asyncio.Future[Any]:
+        """What follows once the first has succeeded, whether or not somebody waits for it."""
+        both = self._future()
+
+        def hand_on(done: asyncio.Future[Any]) -> None:
+            if both.done() or done.cancelled():
+                return
+            if (error := done.exception()) is not None:
+                both.set_exception(error)
+            elif done is first:
+                follow().add_done_callback(hand_on)
+            else:
+                both.set_result(done.result())
+
+        first.add_done_callback(hand_on)
+        return both
 
     async def close(self) -> None:
         peer = self.peer

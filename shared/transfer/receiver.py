@@ -112,14 +112,15 @@ class BlockReceiver:
         checks = ArrivalChecks(slots, self._executor)
         try:
             header = Header.signed(offer.claims, new_tag_base(), offer.key)
-            # Every slot is in place before the holder hears of it.
-            arriving = endpoint.receive_blocks(slots, header.tag_base, checks.arrived)
-            ending = endpoint.receive(trailer_bytes(len(slots)))
-            asking = endpoint.send(header.encode())
-            await arriving
+            ending = await endpoint.receive_blocks(
+                slots,
+                header.tag_base,
+                checks.arrived,
+                request=header.encode(),
+                last_bytes=trailer_bytes(len(slots)),
+            )
             checksums = await checks.finish()
-            await asking
-            trailer = Trailer.decode(await ending, offer.claims.transfer_id, offer.key)
+            trailer = Trailer.decode(ending, offer.claims.transfer_id, offer.key)
             is_done = True
         finally:
             if not (is_done and self._keep_idle(offer, endpoint)):

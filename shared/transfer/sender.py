@@ -73,10 +73,11 @@ class BlockSender:
                 self.refused += 1
                 log.warning("endpoint_refused", endpoints=len(self._serving), limit=self._max_endpoints)
                 return
-            patience_s = self._handshake_s
+            patience_s, coming = self._handshake_s, endpoint.receive(HEADER_BYTES)
             while True:
                 async with asyncio.timeout(patience_s):
-                    header = Header.decode(await endpoint.receive(HEADER_BYTES))
+                    header = Header.decode(await coming)
+                coming = endpoint.receive(HEADER_BYTES)  # already now: the transport's thread is woken once for both
                 await self._transfer(endpoint, self._grants.claim(header, endpoint), header.tag_base)
                 patience_s = self._idle_s
         except (ProtocolError, GrantRefused) as exc:
@@ -91,12 +92,10 @@ class BlockSender:
     async def _transfer(self, endpoint: Endpoint, grant: Grant, tag_base: int) -> None:
         """Sends a claimed grant; `grant.finished` is done only when nothing reads its sources any more."""
         is_sent = False
-        blocks = [source.block for source in grant.sources]
         unknown = [source.block for source in grant.sources if source.checksum is None or source.is_suspect]
         checking = checksums_of(unknown, self._executor)
         try:
-            await endpoint.send_blocks(blocks, tag_base)
-            await endpoint.send(self._trailer(grant, await settle(checking)).encode(grant.key))
+            await self._send(endpoint, grant, tag_base, checking)
             is_sent = True
             self.sent_bytes += grant.block_bytes * len(grant.sources)
         finally:
@@ -104,6 +103,15 @@ class BlockSender:
                 await settle(_stop_reading(endpoint, checking))
             if not grant.finished.done():
                 grant.finished.set_result(is_sent)
+
+    async def _send(self, endpoint: Endpoint, grant: Grant, tag_base: int, checking: asyncio.Future[list[int]]) -> None:
+        blocks = [source.block for source in grant.sources]
+        if checking.done():  # the trailer can follow without a way through the event loop
+            computed = checking.result()
+            await endpoint.send_blocks(blocks, tag_base, lambda: self._trailer(grant, computed).encode(grant.key))
+            return
+        await endpoint.send_blocks(blocks, tag_base)
+        await endpoint.send(self._trailer(grant, await settle(checking)).encode(grant.key))
 
     def _trailer(self, grant: Grant, computed: list[int]) -> Trailer:
         """Names what was sent. A stored checksum wins over what the bytes say now: so the receiver sees damage too."""

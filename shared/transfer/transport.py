@@ -37,17 +37,30 @@ class Endpoint(Protocol):
         """Starts receiving exactly `size` bytes from the stream."""
         ...
 
-    def send_blocks(self, blocks: Sequence[Block], tag_base: int) -> Awaitable[None]:
-        """Starts sending block `i` under `tag_base + i`; done when the memory is not read any more."""
+    def send_blocks(
+        self, blocks: Sequence[Block], tag_base: int, last: Callable[[], bytes] | None = None
+    ) -> Awaitable[None]:
+        """Starts sending block `i` under `tag_base + i`; done when the memory is not read any more.
+
+        `last` is called then, and what it makes is sent on the stream; the result is there when it was handed over. It
+        is called perhaps from the thread that carries all transfers: it must be quick, and must not raise. It may be
+        called although nobody waits any more, as long as `close` has not returned.
+        """
         ...
 
     def receive_blocks(
-        self, blocks: Sequence[Block], tag_base: int, on_arrival: Callable[[int], None] | None = None
-    ) -> Awaitable[None]:
-        """Posts memory for the blocks tagged `tag_base + i`; done when all have arrived.
+        self,
+        blocks: Sequence[Block],
+        tag_base: int,
+        on_arrival: Callable[[int], None] | None = None,
+        *,
+        request: bytes = b"",
+        last_bytes: int = 0,
+    ) -> Awaitable[bytes]:
+        """Posts memory for the blocks tagged `tag_base + i`, then sends `request` on the stream.
 
-        Posted in the order of the calls: a `send` that follows finds the memory in place. A block that is shorter than
-        its memory counts as arrived; checksums tell.
+        Done when all have arrived, and after them `last_bytes` bytes on the stream: its result. A block that is shorter
+        than its memory counts as arrived; checksums tell.
 
         `on_arrival` is called with each `i`, in order, while later blocks may still be under way; perhaps from a thread
         that carries all transfers, so it must take no longer than to read the block does, and must not raise. It is not

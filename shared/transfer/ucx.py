@@ -106,19 +106,56 @@ class _UcxEndpoint:
         return self._link.is_open
 
     def send(self, payload: bytes) -> asyncio.Future[None]:
-        return self._post(Kind.SEND, [np.frombuffer(payload, dtype=np.uint8)])
+        future = self._engine.new_future()
+        return self._post_all(
+            future, Operation(Kind.SEND, self._link, future, [np.frombuffer(payload, dtype=np.uint8)])
+        )
 
     def receive(self, size: int) -> asyncio.Future[bytes]:
-        memory = np.empty(size, dtype=np.uint8)
-        return self._post(Kind.RECEIVE, [memory], result=memory.tobytes)
+        future, memory = self._engine.new_future(), np.empty(size, dtype=np.uint8)
+        return self._post_all(future, Operation(Kind.RECEIVE, self._link, future, [memory], result=memory.tobytes))
 
-    def send_blocks(self, blocks: Sequence[Block], tag_base: int) -> asyncio.Future[None]:
-        return self._post(Kind.SEND_BLOCKS, blocks, tag_base)
+    def send_blocks(
+        self, blocks: Sequence[Block], tag_base: int, last: Callable[[], bytes] | None = None
+    ) -> asyncio.Future[None]:
+        link, future = self._link, self._engine.new_future()
+
+        def follow() -> Operation:
+            assert last is not None
+            return Operation(Kind.SEND, link, future, [np.frombuffer(last(), dtype=np.uint8)])
+
+        sending = Operation(Kind.SEND_BLOCKS, link, future, blocks, tag_base, then=follow if last else None)
+        return self._post_all(future, sending)
 
     def receive_blocks(
-        self, blocks: Sequence[Block], tag_base: int, on_arrival: Callable[[int], None] | None = None
-    ) -> asyncio.Future[None]:
-        return self._post(Kind.RECEIVE_BLOCKS, blocks, tag_base, on_arrival=on_arrival)
+        self,
+        blocks: Sequence[Block],
+        tag_base: int,
+        on_arrival: Callable[[int], None] | None = None,
+        *,
+        request: bytes = b"",
+        last_bytes: int = 0,
+    ) -> asyncio.Future[bytes]:
+        link, future = self._link, self._engine.new_future()
+        memory = np.empty(last_bytes, dtype=np.uint8)
+
+        def follow() -> Operation:
+            return Operation(Kind.RECEIVE, link, future, [memory], result=memory.tobytes)
+
+        arriving = Operation(
+            Kind.RECEIVE_BLOCKS,
+            link,
+            future,
+            blocks,
+            tag_base,
+            memory.tobytes,
+            on_arrival,
+            follow if last_bytes else None,
+        )
+        if not request:
+            return self._post_all(future, arriving)
+        asking = Operation(Kind.SEND, link, future, [np.frombuffer(request, dtype=np.uint8)], is_aside=True)
+        return self._post_all(future, arriving, asking)
 
     async def close(self) -> None:
         engine, link = self._engine, self._link
@@ -134,20 +171,17 @@ class _UcxEndpoint:
         except TransportError:
             await asyncio.shield(engine.finished)  # a stopping engine closes every endpoint
 
-    def _post(
-        self,
-        kind: Kind,
-        buffers: Sequence[Block],
-        tag_base: int = 0,
-        *,
-        result: Callable[[], object] | None = None,
-        on_arrival: Callable[[int], None] | None = None,
-    ) -> asyncio.Future[Any]:
+    def _post_all(self, future: asyncio.Future[Any], *operations: Operation) -> asyncio.Future[Any]:
+        """Has operations posted in this order, all of them with `future`, in one turn of the engine."""
         # UCX would send a strided view's first bytes in a row, without an error.
-        assert all(is_contiguous(buffer) for buffer in buffers), "blocks must be contiguous"
-        future = self._engine.new_future()
-        operation = Operation(kind, self._link, future, buffers, tag_base, result, on_arrival)
-        self._engine.command(lambda: self._engine.post(operation), future)
+        assert all(is_contiguous(buffer) for operation in operations for buffer in operation.buffers), "not contiguous"
+        engine = self._engine
+
+        def run() -> None:
+            for operation in operations:
+                engine.post(operation)
+
+        engine.command(run, future)
         return future
 
 

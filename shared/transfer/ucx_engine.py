@@ -20,6 +20,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -242,6 +243,9 @@ class UcxEngine(threading.Thread):
         self._worker.progress()  # always once before sleeping: only here ucxx cancels what it was asked to
         return False
 
+    def _post_next(self, make: Callable[[], Operation]) -> None:
+        self.post(make())
+
     def _run_commands(self) -> bool:
         ran = False
         while self._commands:
@@ -276,7 +280,9 @@ class UcxEngine(threading.Thread):
             self._reject(operation.future, error)
         elif operation.requests:
             return False
-        else:
+        elif operation.then is not None:
+            self._commands.append((partial(self._post_next, operation.then), operation.future))
+        elif not operation.is_aside:
             self.resolve(operation.future, operation.result() if operation.result else None)
         return True
 

@@ -40,9 +40,13 @@ class Operation:
         tag_base: Of the first block; the stream has no tags.
         result: Makes the future's result from what arrived.
         on_arrival: See `Endpoint.receive_blocks`.
+        then: Makes what follows it on the same connection; `future` is for that one's success, then.
+        is_aside: Another operation's success is what `future` is for. A failure of any of them fails it.
     """
 
-    __slots__ = ("buffers", "future", "kind", "link", "on_arrival", "requests", "result", "tag_base")
+    __slots__ = (
+        "buffers", "future", "is_aside", "kind", "link", "on_arrival", "requests", "result", "tag_base", "then",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -53,6 +57,8 @@ class Operation:
         tag_base: int = 0,
         result: Callable[[], object] | None = None,
         on_arrival: Callable[[int], None] | None = None,
+        then: Callable[[], Operation] | None = None,
+        is_aside: bool = False,
     ) -> None:
         self.kind = kind
         self.link = link
@@ -61,6 +67,8 @@ class Operation:
         self.tag_base = tag_base
         self.result = result
         self.on_arrival = on_arrival
+        self.then = then
+        self.is_aside = is_aside
         self.requests: list[Any] = []  # last first, so that finished ones pop off the end
 
     def post(self, endpoint: Any) -> None:

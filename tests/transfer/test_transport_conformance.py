@@ -70,6 +70,48 @@ async def test_blocks_land_in_the_memory_posted_for_their_tag(pair, num_blocks, 
     assert (source == target).all()
 
 
+async def test_a_request_finds_its_memory_in_place_and_what_follows_the_blocks_is_the_result(pair):
+    near, far = await pair.connect()
+    source, target = random_blocks(3, 300_000), np.zeros((3, 300_000), np.uint8)
+    base = new_tag_base()
+    ending = near.receive_blocks(list(target), base, request=b"three", last_bytes=4)
+    assert await far.receive(5) == b"three"
+    lasts = []
+
+    def last():
+        lasts.append(b"last")
+        return lasts[-1]
+
+    await far.send_blocks(list(source), base, last)
+    assert await ending == b"last"
+    assert (source == target).all()
+    assert len(lasts) == 1
+
+
+async def test_a_peer_that_goes_before_the_last_word_fails_the_whole(pair):
+    near, far = await pair.connect()
+    source, target = random_blocks(3, 300_000), np.zeros((3, 300_000), np.uint8)
+    base = new_tag_base()
+    ending = near.receive_blocks(list(target), base, request=b"three", last_bytes=4)
+    assert await far.receive(5) == b"three"
+    await far.send_blocks(list(source), base)
+    await far.close()
+    with pytest.raises(TransportError):
+        await asyncio.wait_for(ending, 30)
+    await near.close()
+
+
+async def test_no_last_word_is_made_for_blocks_that_were_not_taken(pair):
+    near, far = await pair.connect()
+    source = random_blocks(2, 2 << 20)
+    sending = far.send_blocks(list(source), new_tag_base(), lambda: pytest.fail("nobody took the blocks"))
+    await asyncio.sleep(0.1)
+    await far.close()
+    with pytest.raises(TransportError):
+        await asyncio.wait_for(sending, 30)
+    await near.close()
+
+
 async def test_arrivals_are_told_in_order_and_each_with_its_bytes_in_place(pair):
     near, far = await pair.connect()
     source, target = random_blocks(12, 2 << 20), np.zeros((12, 2 << 20), np.uint8)

@@ -40,30 +40,32 @@ if "services.kv_transfer" in sys.orig_argv and "TANDEM_CHAOS_CONTROL" in os.envi
         copy.reshape(-1)[rng.randrange(copy.size)] ^= 1 << rng.randrange(8)
         return copy
 
-    async def late(endpoint, blocks, tag_base, seconds):
+    async def late(endpoint, blocks, tag_base, last, seconds):
         await asyncio.sleep(seconds)
-        await send_as_is(endpoint, blocks, tag_base)
+        await send_as_is(endpoint, blocks, tag_base, last)
 
-    async def never():
-        """Says that all was sent, and sends nothing."""
+    async def never(endpoint, last):
+        """Says that all was sent, and sends no block."""
+        if last is not None:
+            await endpoint.send(last())
 
     async def cut(endpoint):
         await endpoint.close()
         raise TransportError("cut by the chaos harness")
 
-    def send_blocks(endpoint, blocks, tag_base):
+    def send_blocks(endpoint, blocks, tag_base, last=None):
         chances = faults()
         if rng.random() < chances.get("cut", 0):
             return asyncio.ensure_future(cut(endpoint))
         if rng.random() < chances.get("drop", 0):
-            return asyncio.ensure_future(never())
+            return asyncio.ensure_future(never(endpoint, last))
         if rng.random() < chances.get("corrupt", 0):
             victim = rng.randrange(len(blocks))
             blocks = [flipped(block) if i == victim else block for i, block in enumerate(blocks)]
         if len(blocks) > 1 and rng.random() < chances.get("reorder", 0):
             blocks = [*blocks[1:], blocks[0]]
         if rng.random() < chances.get("delay", 0):
-            return asyncio.ensure_future(late(endpoint, blocks, tag_base, rng.uniform(0.05, 1.0)))
-        return send_as_is(endpoint, blocks, tag_base)
+            return asyncio.ensure_future(late(endpoint, blocks, tag_base, last, rng.uniform(0.05, 1.0)))
+        return send_as_is(endpoint, blocks, tag_base, last)
 
     ucx._UcxEndpoint.send_blocks = send_blocks
