@@ -76,29 +76,28 @@ class KvTransferServicer(rpc.KvTransferServicer):
         if self.is_draining:
             raise Unavailable("draining")
         attachment = Attachment(request)
-        previous = self._holdings.attachment
-        await self._holdings.attach(attachment)
-        self._hints.arena_replaced([])
-        if previous is not None:
-            previous.ended.set()
-        checking = self._start_checking(attachment)
-        if isinstance(attachment.arena, SharedArena):
-            Thread(target=prefault, args=(attachment.arena,), name="prefault", daemon=True).start()
-        log.info("worker_attached", incarnation=attachment.incarnation, blocks=attachment.arena.num_blocks)
-        self._on_attachment()
         try:
-            await context.write(
-                pb.Attached(
-                    transfer_incarnation=self._incarnation,
-                    fetch_address=self._fetch_address,
-                    tier_blocks=len(self._holdings.tiers.memory),
-                    disk_blocks=len(self._holdings.tiers.disk),
+            self._hints.arena_replaced([])
+            await self._holdings.attach(attachment)
+            checking = self._start_checking(attachment)
+            if isinstance(attachment.arena, SharedArena):
+                Thread(target=prefault, args=(attachment.arena,), name="prefault", daemon=True).start()
+            log.info("worker_attached", incarnation=attachment.incarnation, blocks=attachment.arena.num_blocks)
+            self._on_attachment()
+            try:
+                await context.write(
+                    pb.Attached(
+                        transfer_incarnation=self._incarnation,
+                        fetch_address=self._fetch_address,
+                        tier_blocks=len(self._holdings.tiers.memory),
+                        disk_blocks=len(self._holdings.tiers.disk),
+                    )
                 )
-            )
-            await attachment.ended.wait()
-        finally:
-            if checking is not None:
-                checking.cancel()
+                await attachment.ended.wait()
+            finally:
+                if checking is not None:
+                    checking.cancel()
+        finally:  # also of a worker that was gone before it had its answer
             if self._holdings.detach(attachment):
                 orphaned = self._holdings.orphan.hashes() if self._holdings.orphan is not None else []
                 self._hints.arena_replaced(orphaned)

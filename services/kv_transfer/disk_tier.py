@@ -24,6 +24,7 @@ from pathlib import Path
 
 import structlog
 
+from services.kv_transfer.free_slots import FreeSlots
 from services.kv_transfer.host_tier import HostTier, TierBlock
 from services.kv_transfer.slot_store import SlotStore, StoredBlock
 from services.kv_transfer.two_queue import TwoQueue
@@ -35,6 +36,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_S = 30.0
 """A disk that refused a write is tried again after this long."""
+LOOK_FOR_ROOM_S = 60.0
+"""A disk that was full is asked for room this often."""
 MAX_READ_FAILURES = 3
 """In a row; then the disk is left alone until the next start."""
 _BATCH_BYTES = 16 << 20
@@ -100,12 +103,14 @@ class DiskTier:
         self._kind: tuple[Fingerprint, int] | None = None
         self._index: dict[BlockHash, StoredBlock] = {}
         self._order: TwoQueue[BlockHash] = TwoQueue(0)
-        self._free: list[int] = []
+        self._free = FreeSlots()
         self._readings: collections.Counter[BlockHash] = collections.Counter()
         self._wanted: dict[BlockHash, None] = {}
         self._stamp = 0
         self._read_failures = 0
         self._resume_s = 0.0
+        self._look_for_room_s = 0.0
+        self._adopting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -131,13 +136,23 @@ class DiskTier:
     # Life
 
     async def adopt(self, fingerprint: Fingerprint, block_bytes: int) -> None:
-        """Opens the store of one kind of blocks, with what an earlier life left in it; other kinds are deleted."""
-        if self._root is None or not self.budget_bytes or self._kind == (fingerprint, block_bytes):
-            return
-        await self._close_store()
-        self._kind = (fingerprint, block_bytes)
+        """Opens the store of one kind of blocks, with what an earlier life left in it; other kinds are deleted.
+
+        Cancelled, it goes through with it all the same: the next worker of this kind finds the store open.
+        """
+        if self._root is not None and self.budget_bytes:
+            await settle(self._adopt(self._root, fingerprint, block_bytes))
+
+    async def _adopt(self, root: Path, fingerprint: Fingerprint, block_bytes: int) -> None:
+        async with self._adopting:  # another worker may take the first one's place meanwhile
+            if self._kind != (fingerprint, block_bytes):
+                await self._close_store()
+                self._kind = (fingerprint, block_bytes)
+                await self._open(root, fingerprint, block_bytes)
+
+    async def _open(self, root: Path, fingerprint: Fingerprint, block_bytes: int) -> None:
         started_s = time.monotonic()
-        root, capacity = self._root, self.budget_bytes // block_bytes
+        capacity = self.budget_bytes // block_bytes
         loop = asyncio.get_running_loop()
         try:
             store, blocks = await loop.run_in_executor(
@@ -154,7 +169,7 @@ class DiskTier:
             self._index[stored.block_hash] = stored
             self._order.add(stored.block_hash)
         taken = {stored.slot for stored in self._index.values()}
-        self._free = [slot for slot in range(capacity - 1, -1, -1) if slot not in taken]
+        self._free = FreeSlots(slot for slot in range(capacity) if slot not in taken)
         self._stamp = blocks[-1].stamp if blocks else 0
         self._on_change(list(self._index), [])
         log.info(
@@ -169,7 +184,9 @@ class DiskTier:
                 self._wake.clear()
                 self._idle.set()
                 continue
-            await settle(self._write_some())
+            await self._find_room()
+            if self._wanted:
+                await settle(self._write_some())
 
     async def flush(self) -> None:
         """Waits until everything offered is on disk or given up."""
@@ -228,13 +245,13 @@ class DiskTier:
         finally:
             self._memory.unpin(entry for _, entry in batch)
             self._written([stored for stored, _ in batch], written, store)
-        if error is not None:
+        if error is not None and store is self._store:
             self._refused(error)
 
     def _written(self, batch: Sequence[StoredBlock], count: int, store: SlotStore) -> None:
         if store is not self._store:
             return  # another model's blocks by now
-        self._free.extend(stored.slot for stored in batch[count:])
+        self._free.give(stored.slot for stored in batch[count:])
         for stored in batch[:count]:
             self._index[stored.block_hash] = stored
             self._order.add(stored.block_hash)
@@ -247,19 +264,35 @@ class DiskTier:
             victim = self._order.evict(lambda block_hash: not self._readings[block_hash])
             if victim is None:
                 return None
-            self._free.append(self._index.pop(victim).slot)
+            self._free.give([self._index.pop(victim).slot])
             self._on_change([], [victim])
-        return self._free.pop()
+        return self._free.take()
 
     def _refused(self, error: OSError) -> None:
         self.counts.failures += 1
         self._resume_s = self._clock() + RETRY_S
         self._wanted.clear()
-        if is_full := error.errno in _FULL:  # from then on with the slots that have their space already
-            self._free.clear()
+        if is_full := error.errno in _FULL:  # until there is room, with the slots that have their space already
+            self._free.set_aside()
             self._order.capacity = len(self._index)
+            self._look_for_room_s = self._clock() + LOOK_FOR_ROOM_S
         what = "disk_tier_full" if is_full else "disk_tier_write_failed"
         log.error(what, path=str(self._root), error=str(error), retry_s=RETRY_S)
+
+    async def _find_room(self) -> None:
+        """Now and then after the disk was full: takes up again what it has room for."""
+        store = self._store
+        if store is None or not self._free.num_without_room or self._clock() < self._look_for_room_s:
+            return
+        self._look_for_room_s = self._clock() + LOOK_FOR_ROOM_S
+        try:
+            room = await asyncio.get_running_loop().run_in_executor(self._writer, store.room)
+        except OSError as exc:
+            log.warning("disk_room_unknown", path=str(self._root), error=str(exc))
+            return
+        if store is self._store:
+            self._free.take_back(room)
+            self._order.capacity = store.capacity - self._free.num_without_room
 
     # Giving out
 
@@ -322,7 +355,7 @@ class DiskTier:
         """Drops blocks from the index; their slots are written again some day."""
         dropped = [h for h in hashes if h in self._index and only in (None, self._index[h])]
         for block_hash in dropped:
-            self._free.append(self._index.pop(block_hash).slot)
+            self._free.give([self._index.pop(block_hash).slot])
             self._order.remove(block_hash)
         if dropped:
             self._on_change([], dropped)

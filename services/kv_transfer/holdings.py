@@ -52,12 +52,14 @@ class Holdings:
         self.fingerprint = Fingerprint("")
 
     async def attach(self, attachment: Attachment) -> None:
-        """Takes a worker's arena into account.
+        """Takes a worker's arena into account, in the place of another's if there is one. Cancelled, it may have.
 
         Raises:
             Unavailable: Transfers of the life before do not end.
         """
         await self.end_orphan()
+        if self.attachment is not None:
+            self.attachment.ended.set()
         self.attachment = attachment
         self.fingerprint = attachment.fingerprint
         await self.tiers.adopt(attachment.fingerprint, attachment.block_bytes)

@@ -122,6 +122,15 @@ class SlotStore:
             target.write_from(memory)
         return block_checksum(target)
 
+    def room(self) -> int:
+        """Slots that the file system has space for now, beyond those that have theirs already.
+
+        Raises:
+            OSError: It does not say.
+        """
+        space = os.fstatvfs(self._data)
+        return space.f_bavail * space.f_frsize // self.block_bytes
+
     def close(self) -> None:
         """Gives the files and their lock back."""
         os.close(self._data)

@@ -1,6 +1,7 @@
 """Host tier and disk together: demotion, promotion, restart, and disks that fail."""
 
 import asyncio
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ import pytest
 
 from services.kv_transfer import disk_tier
 from services.kv_transfer.disk_tier import DiskState
+from services.kv_transfer.slot_store import SlotStore
 from services.kv_transfer.tiers import Tiers
 from shared.identity import BlockHash, Fingerprint
 
@@ -159,6 +161,61 @@ async def test_a_full_disk_is_no_error_and_serves_on(tmp_path, monkeypatch):
         assert (await bench.copy_out(0, 3))[0] == [0, 3]
         assert await bench.save(4) == [True]
         assert bench.tiers.disk.counts.failures == 1  # left alone for a while
+
+
+async def test_a_disk_that_was_full_is_used_once_it_has_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_tier, "RETRY_S", 0.0)
+    monkeypatch.setattr(disk_tier, "LOOK_FOR_ROOM_S", 0.0)
+    is_full = True
+
+    def write(store, stored, block):
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_write(store, stored, block)
+
+    real_write = SlotStore.write
+    monkeypatch.setattr(SlotStore, "write", write)
+    monkeypatch.setattr(SlotStore, "room", lambda store: 0 if is_full else 6)
+    async with running(tmp_path) as bench:
+        await bench.save(0, 1, 2, 3)
+        await bench.save(4, 5)
+        assert (len(bench.tiers.disk), bench.tiers.disk.counts.failures) == (0, 1)  # nothing to try it with
+        is_full = False
+        for first in range(6, 22, 4):
+            await bench.save(*range(first, first + 4))
+        assert len(bench.tiers.disk) == 16
+        bench.held()
+
+
+async def test_on_a_full_disk_new_blocks_take_the_place_of_old_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_tier, "RETRY_S", 0.0)
+
+    def write(store, stored, block):
+        if stored.slot >= 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_write(store, stored, block)
+
+    real_write = SlotStore.write
+    monkeypatch.setattr(SlotStore, "write", write)
+    async with running(tmp_path) as bench:
+        for first in range(0, 16, 4):
+            await bench.save(*range(first, first + 4))
+        assert len(bench.tiers.disk) == 4
+        assert bench.tiers.disk.counts.failures == 1
+        assert {12, 13, 14, 15} <= set(bench.held())
+
+
+async def test_a_worker_that_goes_while_its_disk_is_opened_leaves_it_open_for_the_next(tmp_path):
+    with ThreadPoolExecutor(2) as executor:
+        tiers = Tiers(4 * BLOCK_BYTES, 16 * BLOCK_BYTES, tmp_path, executor, lambda added, dropped: None)
+        first = asyncio.create_task(tiers.adopt(MODEL, BLOCK_BYTES))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait({first})
+        assert first.cancelled()
+        await tiers.adopt(MODEL, BLOCK_BYTES)
+        assert tiers.disk.state is DiskState.ON
+        await tiers.disk.close()
 
 
 async def test_a_disk_that_fails_to_write_is_tried_again_later(tmp_path, monkeypatch):

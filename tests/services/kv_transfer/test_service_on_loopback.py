@@ -197,3 +197,32 @@ async def test_a_peer_that_never_claims_its_grant_loses_it(sides, make_hashes, m
             await asyncio.wait_for(call.read(), 30)
     assert len(holder.service._grants) == 0
     assert holder.service.status().active_transfers == 0
+
+
+async def test_a_worker_that_dies_before_its_attach_is_answered_is_not_attached(
+    tmp_path_factory, fresh_redis_url, network
+):
+    """Its next life would be told that the last one is still there."""
+    directory = tmp_path_factory.mktemp("lo")
+    async with side("holder", directory, fresh_redis_url, network) as holder:
+        service, opening, opened = holder.service, asyncio.Event(), asyncio.Event()
+
+        async def adopt(fingerprint, block_bytes):
+            opening.set()
+            await opened.wait()
+
+        service._tiers.adopt = adopt
+        request = pb.AttachRequest(
+            worker_id="holder",
+            fingerprint="model",
+            arena_path=str(holder.arena.path),
+            num_blocks=NUM_BLOCKS,
+            block_bytes=BLOCK_BYTES,
+            host_socket=str(directory / "holder.host"),
+        )
+        call = holder.stub.Attach(request)
+        async with asyncio.timeout(10):
+            await opening.wait()
+            call.cancel()
+            while service.status().attached:
+                await asyncio.sleep(0.01)
