@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import RedisCluster
@@ -12,6 +13,40 @@ from redis.backoff import NoBackoff
 CLUSTER_MARK = "+cluster"
 
 _DEFAULT_PORT = 6379
+
+
+class ClusterMap:
+    """Which node has which slots, as a client learns it before its first command.
+
+    A task of its own reads it. Of a large cluster, or on a busy machine, that takes longer than a command may, and were
+    it cut off with each command it would begin anew for ever.
+    """
+
+    def __init__(self, client: RedisCluster) -> None:
+        self._client = client
+        self._reading: asyncio.Task[RedisCluster] | None = None
+
+    @property
+    def is_being_read(self) -> bool:
+        """Its reader has not ended; it does, because it waits for no answer longer than the client does."""
+        return self._reading is not None and not self._reading.done()
+
+    async def known(self) -> None:
+        """Returns once the client knows the map; whoever gives up leaves the reader alone.
+
+        Raises:
+            RedisError, RedisClusterException, OSError: No node could be asked.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._client.initialize(), name="cluster-map")
+        await asyncio.shield(self._reading)
+
+    async def forget(self) -> None:
+        """The next command has it read anew: a master may be gone."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
 def connect_cluster(url: str, timeout_s: float) -> RedisCluster:

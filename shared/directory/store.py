@@ -18,7 +18,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from shared.directory.breaker import CircuitBreaker
 from shared.directory.lookup_connections import LookupConnections
-from shared.directory.redis_cluster import CLUSTER_MARK, connect_cluster
+from shared.directory.redis_cluster import CLUSTER_MARK, ClusterMap, connect_cluster
 from shared.directory.sentinel import SENTINEL_MARK, connect_sentinel
 from shared.errors import ConfigurationError
 
@@ -66,6 +66,7 @@ class RedisStore:
             self._client = self._connect()
         except (ValueError, RedisError) as exc:
             raise ConfigurationError(f"redis_url: {exc}") from exc
+        self._map = ClusterMap(self._client) if isinstance(self._client, RedisCluster) else None
         # Behind Sentinels, and on a cluster, the client knows which server is to be asked now.
         self._lookups: LookupConnections | None = None
         if isinstance(self._client, Redis) and SENTINEL_MARK not in url.partition("://")[0]:
@@ -104,7 +105,7 @@ class RedisStore:
                 replies = await self._pipeline(commands)
         except (*_FAILURES, TimeoutError) as exc:
             self._failed(exc)
-            if self._is_cluster:
+            if self._map is not None and not self._map.is_being_read:
                 await self._close_connections()  # the client finds out anew who has which slots: a master may be gone
             raise StoreDown(str(exc) or type(exc).__name__) from exc
         if self._breaker.succeeded():
@@ -134,6 +135,8 @@ class RedisStore:
             async with asyncio.timeout(self._background_timeout_s):
                 if self._lookups is not None:
                     await self._lookups.close()
+                if self._map is not None:
+                    await self._map.forget()
                 await self._client.aclose()
         except (*_FAILURES, TimeoutError) as exc:
             _log.debug("directory_close_failed", error=str(exc))
@@ -152,6 +155,8 @@ class RedisStore:
         for command in commands:
             pipeline.execute_command(*command)
         async with self._turns:
+            if self._map is not None:
+                await self._map.known()
             replies: list[Any] = await pipeline.execute()
         return replies
 

@@ -8,6 +8,7 @@ import socket
 import time
 
 import pytest
+from redis.asyncio.cluster import NodesManager
 
 from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
@@ -30,7 +31,7 @@ def command(url, *arguments):
 
 
 class Cluster:
-    """Masters with every third slot each, then as many replicas of them, in order."""
+    """Masters with a third of the slots each, then as many replicas of them, in order."""
 
     def __init__(self, folder, stack, num_masters=3, num_replicas=0, **settings):
         settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", **settings}
@@ -38,7 +39,8 @@ class Cluster:
         self.urls = [server.start(folder / str(index)) for index, server in enumerate(self.servers)]
         for index, url in enumerate(self.urls):
             if index < num_masters:
-                assert command(url, "CLUSTER", "ADDSLOTS", *range(index, NUM_SLOTS, num_masters)) == "+OK\r\n"
+                first, end = (NUM_SLOTS * number // num_masters for number in (index, index + 1))
+                assert command(url, "CLUSTER", "ADDSLOTS", *range(first, end)) == "+OK\r\n"
             if index:
                 host, port = self.urls[0].removeprefix("redis://").removesuffix("/0").split(":")
                 assert command(url, "CLUSTER", "MEET", host, port) == "+OK\r\n"
@@ -54,7 +56,7 @@ class Cluster:
         return f"redis+cluster://{addresses}"
 
     def master_of(self, key):
-        return int(command(self.urls[0], "CLUSTER", "KEYSLOT", key)[1:]) % 3
+        return 3 * int(command(self.urls[0], "CLUSTER", "KEYSLOT", key)[1:]) // NUM_SLOTS
 
     def until_replicated(self):
         masters = self.urls[:3]
@@ -116,6 +118,19 @@ async def test_any_node_that_lives_leads_to_the_cluster(make_cluster):
         dead = taken.getsockname()[1]
     url = cluster.url(2).replace("redis+cluster://", f"redis+cluster://127.0.0.1:{dead},")
     async with Directory(url, heartbeat_s=0.3, lookup_timeout_s=0.5) as directory:
+        await until(lambda: directory.healthy)
+
+
+async def test_a_map_that_takes_longer_to_read_than_a_command_may_is_read_all_the_same(make_cluster, monkeypatch):
+    learn = NodesManager.initialize
+
+    async def learn_late(*args, **options):
+        await asyncio.sleep(1.5)
+        await learn(*args, **options)
+
+    monkeypatch.setattr(NodesManager, "initialize", learn_late)
+    async with Directory(make_cluster().url(0), heartbeat_s=0.3, background_timeout_s=0.5) as directory:
+        assert not directory.healthy
         await until(lambda: directory.healthy)
 
 

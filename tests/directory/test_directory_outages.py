@@ -94,7 +94,8 @@ async def test_lookups_after_a_time_out_never_see_the_late_reply_of_another(redi
         await until(lambda: directory.healthy)
         for _ in range(50):
             assert await directory.longest_prefixes(other) == {}
-            assert await directory.longest_prefixes(HASHES) == {holder.index: 6}
+            assert await directory.longest_prefixes(HASHES) in ({holder.index: 6}, {})  # {}: this machine was busy
+        await until_found(directory, {holder.index: 6})
 
 
 async def test_connections_that_redis_closed_while_they_were_idle_cost_no_lookup(redis_server):
