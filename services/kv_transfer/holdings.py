@@ -58,8 +58,10 @@ class Holdings:
             Unavailable: Transfers of the life before do not end.
         """
         await self.end_orphan()
-        if self.attachment is not None:
-            self.attachment.ended.set()
+        if (previous := self.attachment) is not None:
+            # A worker whose connection broke comes with the same arena, into which its old pulls may still be ending.
+            attachment.destinations = previous.destinations
+            previous.ended.set()
         self.attachment = attachment
         self.fingerprint = attachment.fingerprint
         await self.tiers.adopt(attachment.fingerprint, attachment.block_bytes)
