@@ -3,7 +3,8 @@
     tandem up --detach --prefill 1 --decode 2
     python -m loadtest.detection_bench [--run-dir DIR] [--rounds 5] [--busy-s 30]
 
-Processes are stopped with SIGSTOP, which looks like a hang to everybody else: sockets stay open, nothing answers.
+Processes are stopped with SIGSTOP, which looks like a hang to everybody else: sockets stay open, nothing answers. Of a
+kv_transfer also UCX's thread alone is stopped: the process notices by itself and ends, and a successor takes its place.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from loadtest.frozen_thread import data_plane_thread, frozen
 
 TIMEOUT_S = 30.0
 _LOOK_S = 0.02
@@ -108,6 +111,23 @@ def hung_sidecar(cluster: Cluster, worker: str) -> tuple[float, float]:
     return detected_s, seconds_until(lambda: cluster.ready(worker)[0])
 
 
+def wedged_data_plane(cluster: Cluster, worker: str) -> tuple[float, float]:
+    """UCX's thread hangs: until its kv_transfer says that it is not ready, and until a successor says that it is."""
+    name = f"{worker}.transfer"
+    pid = cluster.process(name)["pid"]
+    with frozen(data_plane_thread(pid)) as has_ended:
+        detected_s = seconds_until(lambda: not cluster.ready(name)[0])
+        ended_s = seconds_until(has_ended)
+    return detected_s, ended_s + seconds_until(lambda: cluster.process(name)["pid"] != pid and _is_ready(cluster, name))
+
+
+def _is_ready(cluster: Cluster, name: str) -> bool:
+    try:
+        return cluster.ready(name)[0]
+    except httpx.HTTPError:  # between two lives
+        return False
+
+
 def false_alarms(cluster: Cluster, names: list[str], seconds: float, streams: int) -> tuple[int, int]:
     """Looks at `/ready` of busy processes; gives looks and alarms."""
     over = threading.Event()
@@ -140,7 +160,12 @@ def main(run_dir: Path, rounds: int, busy_s: float) -> None:
     prefill = [p["name"] for p in cluster.state["processes"] if p["role"] == "prefill"]
     engines = [hung_engine(cluster, decode[-1]) for _ in range(rounds)]
     sidecars = [hung_sidecar(cluster, prefill[0]) for _ in range(rounds)]
-    for what, times in (("decode worker stopped", engines), ("kv_transfer stopped", sidecars)):
+    measured = {"decode worker stopped": engines, "kv_transfer stopped": sidecars}
+    try:
+        measured["its UCX thread stopped"] = [wedged_data_plane(cluster, prefill[0]) for _ in range(rounds)]
+    except PermissionError as exc:
+        print(f"its UCX thread stopped   not measured: {exc}")
+    for what, times in measured.items():
         detected, back = zip(*times, strict=True)
         print(
             f"{what:24} known after {statistics.median(detected):.2f} s (max {max(detected):.2f}), "
