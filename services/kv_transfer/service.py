@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -65,10 +65,26 @@ async def transfer_main(settings: TransferSettings, stop: asyncio.Event) -> None
     log.info("starting", **settings.masked())
     async with locked_socket(settings.socket), _data_plane(settings) as transport:
         service = TransferService(settings, transport)
-        async with service.running():
-            await stop.wait()
+        async with service.running() as tasks:
+            await stopped_or_failed(tasks, stop)
             await service.drain()
     log.info("stopped")
+
+
+async def stopped_or_failed(tasks: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Returns when the process was told to stop.
+
+    Raises:
+        Exception: That ended one of the tasks, none of which ends by itself: without it this process would seem well.
+    """
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+    for task in tasks:
+        if task.done():
+            task.result()
 
 
 @contextlib.asynccontextmanager
@@ -145,8 +161,8 @@ class TransferService:
         self.fetch_address = ""
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Everything up, in order; on exit down again, in reverse.
+    async def running(self) -> AsyncIterator[Sequence[asyncio.Task[None]]]:
+        """Everything up, in order; on exit down again, in reverse. Gives the background tasks.
 
         Raises:
             ConfigurationError: A port or a UCX option cannot be had.
@@ -212,7 +228,7 @@ class TransferService:
                 ucx_port=self._transport.port,
                 metrics=http.url,
             )
-            yield
+            yield demoting, housekeeping, watching
 
     async def drain(self) -> None:
         """Lets owed transfers finish: until the worker is gone or nobody asked for a second, within the bound.
