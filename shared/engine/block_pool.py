@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from shared.engine.pins import Pins
 from shared.errors import InternalError
 from shared.identity import BlockHash, BlockId
 
@@ -69,7 +70,7 @@ class BlockPool:
         self.block_size = block_size
         self._free = [BlockId(i) for i in range(num_blocks - 1, -1, -1)]
         self._references = [0] * num_blocks
-        self._pins = [0] * num_blocks
+        self._pins = Pins(num_blocks)
         self._hashes: list[BlockHash | None] = [None] * num_blocks
         self._index: dict[BlockHash, BlockId] = {}
         self._cached: OrderedDict[BlockId, None] = OrderedDict()  # least recently used first
@@ -100,13 +101,18 @@ class BlockPool:
             quarantined=len(self._quarantined),
         )
 
+    @property
+    def oldest_pin_s(self) -> float:
+        """For how long the block that is pinned longest has been; 0.0 if none is."""
+        return self._pins.oldest_age_s
+
     def references(self, block: BlockId) -> int:
         """How many sequences hold the block."""
         return self._references[block]
 
     def is_idle(self, block: BlockId) -> bool:
         """Neither referenced nor pinned: taking a reference makes one block fewer allocatable."""
-        return not self._references[block] and not self._pins[block]
+        return not self._references[block] and not self._pins.counts[block]
 
     def adopt(self, blocks: Sequence[tuple[BlockId, BlockHash]]) -> None:
         """Takes over sealed blocks of an earlier life, least valuable first; only before anything else happened.
@@ -152,7 +158,7 @@ class BlockPool:
         self._references[block] -= 1
         if not self._references[block]:
             self._num_used -= 1
-            if not self._pins[block]:
+            if not self._pins.counts[block]:
                 self._retire(block)
 
     # Copy on write
@@ -173,7 +179,7 @@ class BlockPool:
         fresh = self.allocate(1)
         if fresh is None:
             return None
-        self._pins[block] += 1
+        self._pins.add(block)
         self.unref(block)
         return fresh[0]
 
@@ -240,13 +246,12 @@ class BlockPool:
             return MISSING
         if self.is_idle(block):
             self._leave_cache(block)
-        self._pins[block] += 1
+        self._pins.add(block)
         return block
 
     def unpin(self, block: BlockId) -> None:
         """Undoes one `pin`."""
-        assert self._pins[block] > 0, f"block {block} is not pinned"
-        self._pins[block] -= 1
+        self._pins.remove(block)
         if self.is_idle(block):
             self._retire(block)
 
@@ -271,7 +276,7 @@ class BlockPool:
             block, _ = self._cached.popitem(last=False)
             name = self._hashes[block]
             assert name is not None, f"cached block {block} has no name"
-            self._pins[block] += 1
+            self._pins.add(block)
             self._saving.add(block)
             taken.append((name, block))
         return taken
@@ -282,7 +287,7 @@ class BlockPool:
         A failed copy leaves it the least recently used block: offered again, or lost if room is needed first.
         """
         self._saving.remove(block)
-        self._pins[block] -= 1
+        self._pins.remove(block)
         if not self.is_idle(block):
             return
         if ok:
@@ -344,21 +349,21 @@ class BlockPool:
         _require(len(free) == len(self._free), "a block is free twice")
         _require(len(cached) == len(self._cached) + len(self._saved_ahead), "a block is cached twice")
         used = {b for b in self._all_blocks() if self._references[b]}
-        pinned = {b for b in self._all_blocks() if self._pins[b] and not self._references[b]}
+        pinned = {b for b in self._all_blocks() if self._pins.counts[b] and not self._references[b]}
         states = (free, cached, used, pinned, self._quarantined)
         _require(
             sum(map(len, states)) == self.num_blocks, f"states hold {[len(s) for s in states]} of {self.num_blocks}"
         )
         _require(set().union(*states) == set(self._all_blocks()), "a block is in two states and another in none")
         _require(len(used) == self._num_used, f"{len(used)} blocks used, {self._num_used} counted")
-        _require(min(self._references, default=0) >= 0 and min(self._pins, default=0) >= 0, "a negative count")
+        _require(min(self._references, default=0) >= 0 and min(self._pins.counts, default=0) >= 0, "a negative count")
         sealed = {b for b in self._all_blocks() if self._hashes[b] is not None}
         _require(
             {b: self._hashes[b] for b in sealed} == {b: h for h, b in self._index.items()}, "index and names differ"
         )
         _require(cached <= sealed, "a cached block has no name")
         _require(not sealed & (free | self._quarantined), "a free or quarantined block has a name")
-        _require(all(self._pins[b] for b in self._saving), "a block being saved is not pinned")
+        _require(all(self._pins.counts[b] for b in self._saving), "a block being saved is not pinned")
         _require(not self._sealed_events.keys() & self._evicted_events.keys(), "a name is both sealed and evicted")
 
     def _all_blocks(self) -> Iterable[BlockId]:

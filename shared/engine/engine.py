@@ -243,6 +243,7 @@ class Engine:
             scheduler, meter = self._scheduler, self._meter
             return EngineStats(
                 blocks=self._pool.counts(),
+                oldest_pin_s=self._pool.oldest_pin_s,
                 running=len(scheduler.running),
                 waiting=scheduler.num_waiting,
                 waiting_for_kv=scheduler.num_acquiring,

@@ -20,6 +20,7 @@ class EngineStats:
 
     Attributes:
         blocks: Pool by state.
+        oldest_pin_s: For how long the block that is pinned longest has been; 0.0 if none is.
         running, waiting, waiting_for_kv: Sequences.
         queued_prefill_tokens: Tokens to compute before everything present decodes.
         steps: Forward passes so far.
@@ -38,6 +39,7 @@ class EngineStats:
     """
 
     blocks: BlockCounts
+    oldest_pin_s: float
     running: int
     waiting: int
     waiting_for_kv: int

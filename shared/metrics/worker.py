@@ -25,6 +25,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is full.", lambda s: _cache_usage(s)),
     ("vllm:gpu_cache_usage_perc", "The same under its older name.", lambda s: _cache_usage(s)),
     ("tandem_kv_slot_utilization", "Used / allocated token slots, over all steps.", lambda s: s.slot_utilization),
+    ("tandem_kv_oldest_pin_seconds", "Age of the oldest pin of a KV block; 0 without any.", lambda s: s.oldest_pin_s),
     ("tandem_queued_prefill_tokens", "Prompt tokens still to compute.", lambda s: s.queued_prefill_tokens),
     ("tandem_prefill_tokens_per_second", "Measured lately; 0 before any.", lambda s: s.prefill_tokens_per_s),
     (

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(30)
 
 STATS = EngineStats(
     blocks=BlockCounts(total=100, free=50, cached=30, used=12, pinned=5, quarantined=3),
+    oldest_pin_s=1.5,
     running=2,
     waiting=1,
     waiting_for_kv=4,
@@ -70,6 +71,7 @@ def test_worker_metrics_show_the_engine_under_vllms_names():
     assert found["vllm:num_preemptions_total",] == 6
     assert found["vllm:prefix_cache_hits_total",] == 400
     assert found["tandem_kv_slot_utilization",] == 0.97
+    assert found["tandem_kv_oldest_pin_seconds",] == 1.5
     assert [found["tandem_kv_blocks", state] for state in ("free", "cached", "used", "pinned", "quarantined")] == [
         50,
         30,

@@ -147,6 +147,7 @@ class EncoderQueue:
         running = len(self._running)
         return EngineStats(
             blocks=_NO_BLOCKS,
+            oldest_pin_s=0.0,
             running=running,
             waiting=len(self._waiting),
             waiting_for_kv=0,
