@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -120,7 +122,10 @@ def test_a_draw_takes_the_token_that_the_cpu_takes(vocabulary):
     assert drawn_whole(logits, temperature, keys) == scores.argmax(-1).tolist()
 
 
-def test_a_cut_draw_takes_the_token_that_the_cpu_takes():
+@pytest.mark.parametrize("pivot_block", [1024, 512])
+def test_a_cut_draw_takes_the_token_that_the_cpu_takes(monkeypatch, pivot_block):
+    """With as many values at a time as some target takes."""
+    monkeypatch.setattr(sys.modules["kernels.triton.sample"], "_pivot_block", lambda target: pivot_block)
     logits, keys = torch.randn(12, VOCABULARY) * 2, on_device(noise_keys(list(range(12)), [0] * 12, [7] * 12))
     tokens, _ = draw(logits, temperature=0.8, keys=keys, top_k=60, top_p=0.9, min_p=0.01)
     rows = torch.ones(12)
