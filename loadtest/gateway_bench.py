@@ -3,11 +3,12 @@
     python -m loadtest.gateway_bench [--workers 1 2] [--streams 64] [--step-ms 10] [--tokens 200] [--prompts 100]
 
 Nothing is computed behind the gateway, so these are no figures of serving a model. Added latency is the whole way of a
-prompt of 4,000 tokens from the client to its first event, the fake worker's own time included. The text's words are few
-and soon known to the gateway, as those of documents about one matter are; a new one costs it some microseconds, and a
-text that is not ASCII is tokenized by the library, which takes about four times as long. Tokens per gateway core are
-tokens over the CPU seconds of the gateway's processes: cores that share their work with others slow the clock more than
-this figure. The worker takes one step for all sequences at a time, as an engine does; `--step-ms 0`: as fast as it can.
+prompt of 4,000 tokens from the client to its first event, the fake worker's own time included, one after the other on
+one connection, as clients keep theirs. The text's words are few and soon known to the gateway, as those of documents
+about one matter are; a new one costs it some microseconds, and a text that is not ASCII is tokenized by the library,
+which takes about four times as long. Tokens per gateway core are tokens over the CPU seconds of the gateway's
+processes: cores that share their work with others slow the clock more than this figure. The worker takes one step for
+all sequences at a time, as an engine does; `--step-ms 0`: as fast as it can.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ MAX_MODEL_LEN = 16_384
 WORD_IDS = range(300, 6000)
 CONNECTIONS_AT_A_TIME = 32
 WARM_UP = 10
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 class FakeWorker(rpc.WorkerServicer):
@@ -167,30 +169,42 @@ async def wait_for(log_file: Path, count: int) -> str:
             await asyncio.sleep(0.1)
 
 
-async def events(url: str, body: dict[str, object]) -> AsyncIterator[bytes]:
-    """What a streamed completion's connection brings, piece by piece; a client that costs little itself."""
+@contextlib.asynccontextmanager
+async def connection(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """To the gateway; for a client that costs little itself."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
-    content = orjson.dumps(body)
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
-    writer.write(head.encode() + content)
     try:
-        while piece := await reader.read(1 << 16):
-            yield piece
+        yield reader, writer
     finally:
         writer.close()
 
 
-async def first_event_s(url: str, body: dict[str, object]) -> float:
-    """Seconds from sending to the first event."""
+def ask(writer: asyncio.StreamWriter, body: dict[str, object]) -> None:
+    """Sends a request."""
+    content = orjson.dumps(body)
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+
+
+async def events(url: str, body: dict[str, object]) -> AsyncIterator[bytes]:
+    """What a streamed completion brings, piece by piece, on a connection of its own."""
+    async with connection(url) as (reader, writer):
+        ask(writer, body)
+        tail = b""
+        while not tail.endswith(LAST_CHUNK) and (piece := await reader.read(1 << 16)):
+            yield piece
+            tail = (tail + piece)[-len(LAST_CHUNK) :]
+
+
+async def first_event_s(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, object]) -> float:
+    """Seconds from sending to the first event, on a connection that is kept as clients keep theirs."""
     started = time.perf_counter()
-    first = 0.0
-    async for piece in events(url, body):
-        if not first and b"data: {" in piece:
-            first = time.perf_counter() - started
-    return first
+    ask(writer, body)
+    await reader.readuntil(b"data: {")
+    first_s = time.perf_counter() - started
+    await reader.readuntil(LAST_CHUNK)
+    return first_s
 
 
 async def count_events(url: str, body: dict[str, object], room: asyncio.Semaphore) -> int:
@@ -256,10 +270,11 @@ def prompt_text() -> str:
 
 async def prompt_cost(url: str, gateway_pid: int, bodies: list[dict[str, object]]) -> PromptCost:
     """Of one after the other; the first ones find caches cold and do not count."""
-    for body in bodies[:WARM_UP]:
-        await first_event_s(url, body)
-    before, counted = cpu_s(gateway_pid), bodies[WARM_UP:]
-    timings = [await first_event_s(url, body) for body in counted]
+    async with connection(url) as ends:
+        for body in bodies[:WARM_UP]:
+            await first_event_s(*ends, body)
+        before, counted = cpu_s(gateway_pid), bodies[WARM_UP:]
+        timings = [await first_event_s(*ends, body) for body in counted]
     return PromptCost(statistics.median(timings) * 1e3, (cpu_s(gateway_pid) - before) / len(counted) * 1e3)
 
 
