@@ -94,7 +94,7 @@ def install() -> None:
     _repair_arithmetic()
     _repair_loop_bounds()
     _repair_types()
-    _patch_once()
+    _spare_repetition()
     _check_memory()
     _watch_launches()
 
@@ -155,8 +155,12 @@ def _repair_types() -> None:
     stock._patch_lang_core = patch_lang_core
 
 
-def _patch_once() -> None:
-    patch = stock._patch_lang
+def _spare_repetition() -> None:
+    patch, known = stock._patch_lang, functools.cache(stock._get_np_dtype)  # which makes a table each time
+
+    def np_dtype(dtype: Any) -> Any:
+        scalar = dtype.scalar
+        return np.dtype(np.uint64) if isinstance(scalar, tl.pointer_type) else known(scalar)
 
     @functools.cache
     def languages(fn: Any) -> frozenset[str]:
@@ -169,6 +173,7 @@ def _patch_once() -> None:
         return patch(fn)
 
     stock._patch_lang = patch_lang
+    stock._get_np_dtype = np_dtype
 
 
 def _check_memory() -> None:
