@@ -56,7 +56,6 @@ class RedisStore:
             ConfigurationError: Not such a URL.
         """
         self._url = url
-        self._is_cluster = CLUSTER_MARK in url.partition("://")[0]
         self._lookup_timeout_s = lookup_timeout_s
         self._background_timeout_s = background_timeout_s
         self._breaker = CircuitBreaker(open_s=_BREAK_S)
@@ -120,7 +119,7 @@ class RedisStore:
         """
         if not keys:
             return []
-        if self._is_cluster:
+        if self._map is not None:
             return await self.run([("GET", key) for key in keys])
         replies = await self.run([("MGET", *keys)])
         values: list[bytes | None] = replies[0]
@@ -142,7 +141,7 @@ class RedisStore:
             _log.debug("directory_close_failed", error=str(exc))
 
     async def _get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        if self._is_cluster:
+        if self._map is not None:
             return await self._pipeline([("GET", key) for key in keys])
         async with self._turns:
             if self._lookups is not None:
@@ -151,7 +150,7 @@ class RedisStore:
         return values
 
     async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        pipeline = self._client.pipeline() if self._is_cluster else self._client.pipeline(transaction=False)
+        pipeline = self._client.pipeline() if self._map is not None else self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         async with self._turns:
@@ -165,7 +164,7 @@ class RedisStore:
             _log.warning("directory_unreachable", error=str(exc) or type(exc).__name__)
 
     def _connect(self) -> Redis | RedisCluster:
-        if self._is_cluster:
+        if CLUSTER_MARK in self._url.partition("://")[0]:
             return connect_cluster(self._url, self._background_timeout_s)
         if SENTINEL_MARK in self._url.partition("://")[0]:
             return connect_sentinel(self._url, self._background_timeout_s)

@@ -107,24 +107,22 @@ class _UcxEndpoint:
 
     def send(self, payload: bytes) -> asyncio.Future[None]:
         future = self._engine.new_future()
-        return self._post_all(
-            future, Operation(Kind.SEND, self._link, future, [np.frombuffer(payload, dtype=np.uint8)])
-        )
+        return self._post_all(future, self._sending(payload, future))
 
     def receive(self, size: int) -> asyncio.Future[bytes]:
-        future, memory = self._engine.new_future(), np.empty(size, dtype=np.uint8)
-        return self._post_all(future, Operation(Kind.RECEIVE, self._link, future, [memory], result=memory.tobytes))
+        future = self._engine.new_future()
+        return self._post_all(future, self._receiving(size, future))
 
     def send_blocks(
         self, blocks: Sequence[Block], tag_base: int, last: Callable[[], bytes] | None = None
     ) -> asyncio.Future[None]:
-        link, future = self._link, self._engine.new_future()
+        future = self._engine.new_future()
 
         def follow() -> Operation:
             assert last is not None
-            return Operation(Kind.SEND, link, future, [np.frombuffer(last(), dtype=np.uint8)])
+            return self._sending(last(), future)
 
-        sending = Operation(Kind.SEND_BLOCKS, link, future, blocks, tag_base, then=follow if last else None)
+        sending = Operation(Kind.SEND_BLOCKS, self._link, future, blocks, tag_base, then=follow if last else None)
         return self._post_all(future, sending)
 
     def receive_blocks(
@@ -136,26 +134,20 @@ class _UcxEndpoint:
         request: bytes = b"",
         last_bytes: int = 0,
     ) -> asyncio.Future[bytes]:
-        link, future = self._link, self._engine.new_future()
-        memory = np.empty(last_bytes, dtype=np.uint8)
-
-        def follow() -> Operation:
-            return Operation(Kind.RECEIVE, link, future, [memory], result=memory.tobytes)
-
+        future = self._engine.new_future()
         arriving = Operation(
             Kind.RECEIVE_BLOCKS,
-            link,
+            self._link,
             future,
             blocks,
             tag_base,
-            memory.tobytes,
+            bytes,  # the result where nothing follows
             on_arrival,
-            follow if last_bytes else None,
+            (lambda: self._receiving(last_bytes, future)) if last_bytes else None,
         )
         if not request:
             return self._post_all(future, arriving)
-        asking = Operation(Kind.SEND, link, future, [np.frombuffer(request, dtype=np.uint8)], is_aside=True)
-        return self._post_all(future, arriving, asking)
+        return self._post_all(future, arriving, self._sending(request, future, is_aside=True))
 
     async def close(self) -> None:
         engine, link = self._engine, self._link
@@ -170,6 +162,13 @@ class _UcxEndpoint:
             await future
         except TransportError:
             await asyncio.shield(engine.finished)  # a stopping engine closes every endpoint
+
+    def _sending(self, payload: bytes, future: asyncio.Future[Any], *, is_aside: bool = False) -> Operation:
+        return Operation(Kind.SEND, self._link, future, [np.frombuffer(payload, dtype=np.uint8)], is_aside=is_aside)
+
+    def _receiving(self, size: int, future: asyncio.Future[Any]) -> Operation:
+        memory = np.empty(size, dtype=np.uint8)
+        return Operation(Kind.RECEIVE, self._link, future, [memory], result=memory.tobytes)
 
     def _post_all(self, future: asyncio.Future[Any], *operations: Operation) -> asyncio.Future[Any]:
         """Has operations posted in this order, all of them with `future`, in one turn of the engine."""

@@ -20,7 +20,6 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import structlog
@@ -243,9 +242,6 @@ class UcxEngine(threading.Thread):
         self._worker.progress()  # always once before sleeping: only here ucxx cancels what it was asked to
         return False
 
-    def _post_next(self, make: Callable[[], Operation]) -> None:
-        self.post(make())
-
     def _run_commands(self) -> bool:
         ran = False
         while self._commands:
@@ -280,8 +276,8 @@ class UcxEngine(threading.Thread):
             self._reject(operation.future, error)
         elif operation.requests:
             return False
-        elif operation.then is not None:
-            self._commands.append((partial(self._post_next, operation.then), operation.future))
+        elif (follow := operation.then) is not None:
+            self._commands.append((lambda: self.post(follow()), operation.future))
         elif not operation.is_aside:
             self.resolve(operation.future, operation.result() if operation.result else None)
         return True

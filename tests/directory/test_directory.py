@@ -10,6 +10,7 @@ from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord, TransferRecord, WorkerLoad, WorkerRecord
 from shared.errors import ConfigurationError
 from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
+from tests.directory.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -36,13 +37,6 @@ def worker_record(worker_id="decode-0", **changes):
 
 def transfer_record(holder, worker_id="decode-0"):
     return TransferRecord(worker_id, new_incarnation(), "f" * 32, "127.0.0.1:7002", holder.index, 2)
-
-
-async def until(condition, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.01)
 
 
 async def until_published(*holders):

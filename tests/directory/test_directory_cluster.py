@@ -14,6 +14,7 @@ from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
 from shared.directory.redis_server import RedisServer
 from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
+from tests.directory.waiting import until, until_found
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -80,21 +81,6 @@ def make_cluster(tmp_path):
         yield lambda **options: Cluster(tmp_path, stack, **options)
 
 
-async def until(condition, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.01)
-
-
-async def until_found(directory, expected, timeout_s=20.0):
-    """A lookup that a busy machine delays past its time-out finds nothing, by design: the next one does."""
-    deadline = time.monotonic() + timeout_s
-    while (found := await directory.longest_prefixes(HASHES)) != expected:
-        assert time.monotonic() < deadline, f"found {found}, not {expected}"
-        await asyncio.sleep(0.05)
-
-
 async def test_records_hints_and_farewell_work_across_slots(make_cluster):
     cluster_url = make_cluster().url(0)
     record = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
@@ -107,9 +93,9 @@ async def test_records_hints_and_farewell_work_across_slots(make_cluster):
             await until(lambda: reader.gateways() == (record,) and holder.num_unpublished == 0)
             holder.publish(HASHES[200:250], HASHES[230:240])
             await until(lambda: holder.num_unpublished == 0)
-            await until_found(reader, {holder.index: 230})
+            await until_found(reader, HASHES, {holder.index: 230}, timeout_s=20)
         await until(lambda: not reader.gateways() and reader.healthy)
-        await until_found(reader, {})
+        await until_found(reader, HASHES, {}, timeout_s=20)
 
 
 async def test_any_node_that_lives_leads_to_the_cluster(make_cluster):
@@ -168,4 +154,4 @@ async def test_after_the_death_of_a_master_the_directory_lives_on_with_its_repli
         assert directory.gateways() == (record,)
         await until(lambda: directory.healthy, timeout_s=30)
         assert directory.gateways() == (record,)
-        await until_found(directory, {holder.index: 200})
+        await until_found(directory, HASHES, {holder.index: 200}, timeout_s=20)

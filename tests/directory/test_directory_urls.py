@@ -25,24 +25,12 @@ from shared.directory.redis_server import find_redis_binary
 from shared.errors import ConfigurationError
 from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
 from shared.rpc import PeerRole
+from tests.directory.waiting import until, until_found
 
 pytestmark = pytest.mark.timeout(90)
 
 HASHES = extend_hashes(namespace_hash(Fingerprint("model")), list(range(160)), 16)
 GATEWAY = GatewayRecord("gw", new_incarnation(), "127.0.0.1:8000", 4)
-
-
-async def until(condition, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.02)
-
-
-async def until_found(directory, expected):
-    async with asyncio.timeout(20):
-        while await directory.longest_prefixes(HASHES) != expected:
-            await asyncio.sleep(0.05)
 
 
 def until_linked(replica_port, timeout_s=20.0):
@@ -74,7 +62,7 @@ async def member(url):
         await directory.announce(lambda: GATEWAY)
         holder = await directory.claim_holder(new_incarnation(), lambda: HASHES[:6])
         await until(lambda: directory.gateways() and holder.index >= 0)
-        await until_found(directory, {holder.index: 6})
+        await until_found(directory, HASHES, {holder.index: 6}, timeout_s=20)
         yield directory, holder
 
 
@@ -169,7 +157,7 @@ async def test_after_a_failover_the_directory_lives_on_at_the_new_master(sentine
         await until(lambda: not directory.healthy)
         assert directory.gateways() == (GATEWAY,)
         await until(lambda: directory.healthy, timeout_s=30)
-        await until_found(directory, {holder.index: 6})
+        await until_found(directory, HASHES, {holder.index: 6}, timeout_s=20)
 
 
 @pytest.mark.parametrize(

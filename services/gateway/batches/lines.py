@@ -50,15 +50,15 @@ def read_lines(
                     raise _WrongLine("request_too_large", f"the line has more than {max_line_bytes} bytes, the limit")
                 line = _line(raw, endpoint, seen, unknown_fields)
             except _WrongLine as exc:
-                errors.append(_error(exc.code, exc.message, line=number, param=exc.param))
+                errors.append(file_error(exc.code, exc.message, line=number, param=exc.param))
             else:
                 lines.append(line)
                 seen.add(line.custom_id)
     if len(lines) > max_lines:
         message = f"the file has more than {max_lines} requests, the limit"
-        errors.append(_error("too_many_tasks", message, param="input_file_id"))
+        errors.append(file_error("too_many_tasks", message, param="input_file_id"))
     elif not lines and not errors:
-        errors.append(_error("empty_file", "the file has no requests", param="input_file_id"))
+        errors.append(file_error("empty_file", "the file has no requests", param="input_file_id"))
     return lines, errors
 
 
@@ -77,7 +77,8 @@ def _raw_lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes]:
         yield raw
 
 
-def _error(code: str, message: str, *, line: int | None = None, param: str | None = None) -> dict[str, Any]:
+def file_error(code: str, message: str, *, line: int | None = None, param: str | None = None) -> dict[str, Any]:
+    """What is wrong with an input file, in OpenAI's shape."""
     return {"code": code, "line": line, "message": message, "param": param}
 
 

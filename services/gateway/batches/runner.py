@@ -23,6 +23,7 @@ from services.gateway.batches.lines import (
     BatchLine,
     ResultFile,
     error_line,
+    file_error,
     read_lines,
     success_line,
     unmade_line,
@@ -138,9 +139,9 @@ class BatchRunner:
                 unknown_fields=self._settings.unknown_fields,
             )
         except NotFound as exc:
-            lines, errors = [], [{"code": exc.code, "line": None, "message": exc.message, "param": "input_file_id"}]
+            lines, errors = [], [file_error(exc.code, exc.message, param="input_file_id")]
         except NotAuthenticated as exc:
-            lines, errors = [], [{"code": exc.code, "line": None, "message": exc.message, "param": None}]
+            lines, errors = [], [file_error(exc.code, exc.message)]
         if errors:
             record.content["errors"] = {"object": "list", "data": errors}
             record.enter("failed")

@@ -140,8 +140,9 @@ def _parsed(
     for i, item in enumerate(_objects(content, "inputs")):
         check_names(item, _INPUT_FIELDS, f"inputs[{i}]", unknown_fields)
         tensor_name, datatype, shape = _head(item)
-        check_parameters(tensor_name, _parameters(item), ("binary_data_size",))
-        size = _parameters(item).get("binary_data_size")
+        parameters = _parameters(item)
+        check_parameters(tensor_name, parameters, ("binary_data_size",))
+        size = parameters.get("binary_data_size")
         if size is None:
             inputs.append(tensor_from(tensor_name, datatype, shape, _flat(item.get("data"))))
             continue
@@ -152,9 +153,10 @@ def _parsed(
     if position != len(raw):
         raise InvalidRequest(f"{len(raw) - position} bytes follow the last input")
     request_id = content.get("id", "")
-    outputs = [str(item.get("name")) for item in _objects(content, "outputs")]
+    outputs: list[str] = []
     for i, item in enumerate(_objects(content, "outputs")):
         check_names(item, _OUTPUT_FIELDS, f"outputs[{i}]", unknown_fields)
+        outputs.append(str(item.get("name")))
         check_parameters(outputs[i], _parameters(item), ("binary_data",))
     return content, InferRequest(name, version, by_name(inputs), _parameters(content), outputs, str(request_id)[:256])
 

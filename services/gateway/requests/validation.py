@@ -156,16 +156,12 @@ def output_limit(request: GenerationRequest, prompt_tokens: int, *, context_len:
         ContextLengthExceeded: The prompt, or prompt and `max_tokens` together, do not fit.
         InvalidRequest: The prompt is empty.
     """
-    param = "messages" if request.endpoint is Endpoint.CHAT else "prompt"
+    param = _prompt_field(request)
     if not prompt_tokens:
         raise InvalidRequest("the prompt is empty: it has no tokens", param=param)
     room = context_len - prompt_tokens
     if room < 1:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt_tokens} tokens; this model's maximum context length is {context_len} tokens, "
-            "of which one must be left for the reply",
-            param=param,
-        )
+        raise _too_long(str(prompt_tokens), request, context_len)
     if request.max_tokens is None:
         return _default_limit(request, min(room, max(1, cache_len - prompt_tokens)))
     if request.max_tokens > room:
@@ -185,11 +181,19 @@ def check_length(least_tokens: int, request: GenerationRequest, context_len: int
         ContextLengthExceeded: It has so many tokens at least, and nothing is to be cut off.
     """
     if request.truncate_prompt_tokens is None and least_tokens >= context_len:
-        raise ContextLengthExceeded(
-            f"the prompt has at least {least_tokens} tokens; this model's maximum context length is {context_len} "
-            "tokens, of which one must be left for the reply",
-            param="messages" if request.endpoint is Endpoint.CHAT else "prompt",
-        )
+        raise _too_long(f"at least {least_tokens}", request, context_len)
+
+
+def _too_long(num_tokens: str, request: GenerationRequest, context_len: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        f"the prompt has {num_tokens} tokens; this model's maximum context length is {context_len} tokens, "
+        "of which one must be left for the reply",
+        param=_prompt_field(request),
+    )
+
+
+def _prompt_field(request: GenerationRequest) -> str:
+    return "messages" if request.endpoint is Endpoint.CHAT else "prompt"
 
 
 def truncated(prompt: list[int], request: GenerationRequest, context_len: int) -> list[int]:

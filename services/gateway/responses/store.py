@@ -81,10 +81,10 @@ class ResponseStore:
         """
         found = await self._objects.get(KIND, response_id)
         if found is None or found["tenant"] != current_caller().tenant:
-            raise NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
+            raise _not_found(response_id)
         response = found["response"]
         if response["background"] and await self.is_deleted(response_id):  # by now, whoever made it wrote it again
-            raise NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
+            raise _not_found(response_id)
         if response["status"] in IN_WORK and not await self._objects.exists(ALIVE, response_id):
             again = await self._objects.get(KIND, response_id)  # it may have ended between the two looks
             response = again["response"] if again else response
@@ -160,3 +160,7 @@ class ResponseStore:
         """They; none if it was not streamed."""
         found = await self._objects.get(EVENTS, response_id)
         return [event.encode() for event in found["events"]] if found else []
+
+
+def _not_found(response_id: str) -> NotFound:
+    return NotFound(f"there is no response {response_id[:64]!r}, or no more", param="response_id")
