@@ -32,6 +32,8 @@ class AttachRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     SEAL_TABLE_FIELD_NUMBER: _builtins.int
     DEVICE_HANDLE_FIELD_NUMBER: _builtins.int
+    DEVICE_OFFSET_FIELD_NUMBER: _builtins.int
+    CHECKSUM_KERNELS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     incarnation: _builtins.str
     fingerprint: _builtins.str
@@ -46,6 +48,12 @@ class AttachRequest(_message.Message):
     """shared memory file: which slot holds which sealed block; "" = there is none"""
     device_handle: _builtins.bytes
     """CUDA IPC handle of the arena; "" = it is the file `arena_path`"""
+    device_offset: _builtins.int
+    """of the arena in what the handle names, in bytes"""
+    @_builtins.property
+    def checksum_kernels(self) -> Global___ChecksumKernels:
+        """with a `device_handle`"""
+
     def __init__(
         self,
         *,
@@ -59,14 +67,90 @@ class AttachRequest(_message.Message):
         role: _builtins.str = ...,
         seal_table: _builtins.str = ...,
         device_handle: _builtins.bytes = ...,
+        device_offset: _builtins.int = ...,
+        checksum_kernels: Global___ChecksumKernels | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checksum_kernels", b"checksum_kernels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "device_handle", b"device_handle", "fingerprint", b"fingerprint", "host_socket", b"host_socket", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "role", b"role", "seal_table", b"seal_table", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_path", b"arena_path", "block_bytes", b"block_bytes", "checksum_kernels", b"checksum_kernels", "device_handle", b"device_handle", "device_offset", b"device_offset", "fingerprint", b"fingerprint", "host_socket", b"host_socket", "incarnation", b"incarnation", "num_blocks", b"num_blocks", "role", b"role", "seal_table", b"seal_table", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class ChecksumKernels(_message.Message):
+    """Takes the xxh3-64 of blocks where they lie. Compiled by the worker, which has the compiler, for its device and blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMS_FIELD_NUMBER: _builtins.int
+    FOLD_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    PROGRAMS_PER_BLOCK_FIELD_NUMBER: _builtins.int
+    SCRATCH_BYTES_PER_BLOCK_FIELD_NUMBER: _builtins.int
+    keys: _builtins.bytes
+    programs_per_block: _builtins.int
+    scratch_bytes_per_block: _builtins.int
+    @_builtins.property
+    def sums(self) -> Global___DeviceKernel:
+        """grid (block, programs_per_block); arena, block ids (int32), keys, scratch"""
+
+    @_builtins.property
+    def fold(self) -> Global___DeviceKernel:
+        """grid (block), after it; scratch, keys, checksums"""
+
+    def __init__(
+        self,
+        *,
+        sums: Global___DeviceKernel | None = ...,
+        fold: Global___DeviceKernel | None = ...,
+        keys: _builtins.bytes = ...,
+        programs_per_block: _builtins.int = ...,
+        scratch_bytes_per_block: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fold", b"fold", "sums", b"sums"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fold", b"fold", "keys", b"keys", "programs_per_block", b"programs_per_block", "scratch_bytes_per_block", b"scratch_bytes_per_block", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChecksumKernels: _TypeAlias = ChecksumKernels  # noqa: Y015
+
+@_typing.final
+class DeviceKernel(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINARY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_PARAMETERS_FIELD_NUMBER: _builtins.int
+    binary: _builtins.bytes
+    """cubin"""
+    name: _builtins.str
+    threads: _builtins.int
+    """of a program"""
+    shared_bytes: _builtins.int
+    """likewise"""
+    num_parameters: _builtins.int
+    """pointers all; those beyond the ones named above are null"""
+    def __init__(
+        self,
+        *,
+        binary: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        shared_bytes: _builtins.int = ...,
+        num_parameters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary", b"binary", "name", b"name", "num_parameters", b"num_parameters", "shared_bytes", b"shared_bytes", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceKernel: _TypeAlias = DeviceKernel  # noqa: Y015
 
 @_typing.final
 class AdoptRequest(_message.Message):

@@ -1,8 +1,7 @@
 """A worker's KV blocks in device memory, shared with its kv_transfer by a CUDA IPC handle.
 
 The worker owns the memory; kv_transfer maps it under an address of its own. A block is then what array libraries take
-for device memory, and UCX sends from it and receives into it. CUDA's bindings are imported when they are used: a worker
-on a CPU does without.
+for device memory, and UCX sends from it and receives into it.
 
 What outlives a worker. The driver frees a process's memory with the process, so the next life starts with an empty
 cache: a drained worker has copied everything to kv_transfer's host tier before, a killed one what it had time for (see
@@ -13,38 +12,21 @@ with it the worker, along; as it is a crash of the transport costs no KV.
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from protos import kv_transfer_pb2 as pb
+from shared.cuda import checked, cuda_driver, cuda_runtime, page_locked
+from shared.device_checksum import DeviceChecksums
 from shared.errors import ConfigurationError
 
 HANDLE_BYTES = 64
-
-
-def _runtime() -> Any:
-    try:
-        from cuda.bindings import runtime
-    except ImportError as exc:
-        raise ConfigurationError(f"device memory is shared through cuda.bindings, which is missing: {exc}") from exc
-    return runtime
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call.
-
-    Raises:
-        ConfigurationError: It failed.
-    """
-    if int(result[0]) != 0:
-        raise ConfigurationError(f"CUDA: {result[0].name}")
-    return result[1] if len(result) > 1 else None
 
 
 def open_device(device: int = 0) -> None:
@@ -53,20 +35,21 @@ def open_device(device: int = 0) -> None:
     Raises:
         ConfigurationError: There is no such device.
     """
-    runtime = _runtime()
-    _checked(runtime.cudaSetDevice(device))
-    _checked(runtime.cudaFree(0))
+    runtime = cuda_runtime()
+    checked(runtime.cudaSetDevice(device))
+    checked(runtime.cudaFree(0))
 
 
 class DeviceBlock:
     """One block of a `DeviceArena`, as array libraries and UCX see device memory; keeps the mapping alive."""
 
-    __slots__ = ("__cuda_array_interface__", "_arena", "nbytes", "pointer")
+    __slots__ = ("__cuda_array_interface__", "arena", "index", "nbytes", "pointer")
 
-    def __init__(self, arena: DeviceArena, pointer: int, nbytes: int) -> None:
-        self._arena = arena
-        self.pointer = pointer
-        self.nbytes = nbytes
+    def __init__(self, arena: DeviceArena, index: int) -> None:
+        self.arena = arena
+        self.index = index
+        self.nbytes = nbytes = arena.block_bytes
+        self.pointer = pointer = arena.pointer + index * nbytes
         self.__cuda_array_interface__ = {
             "shape": (nbytes,),
             "typestr": "|u1",
@@ -77,39 +60,30 @@ class DeviceBlock:
 
     def read_into(self, target: npt.NDArray[np.uint8]) -> None:
         """Copies the block to the host; blocks until it is there."""
-        runtime = _runtime()
+        runtime = cuda_runtime()
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _checked(runtime.cudaMemcpy(target.ctypes.data, self.pointer, self.nbytes, kind))
+        checked(runtime.cudaMemcpy(target.ctypes.data, self.pointer, self.nbytes, kind))
 
     def write_from(self, source: npt.NDArray[np.uint8]) -> None:
         """Copies the block from the host; blocks until it is on the device."""
-        runtime = _runtime()
+        runtime = cuda_runtime()
         kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _checked(runtime.cudaMemcpy(self.pointer, source.ctypes.data, self.nbytes, kind))
-        _checked(runtime.cudaStreamSynchronize(0))
+        checked(runtime.cudaMemcpy(self.pointer, source.ctypes.data, self.nbytes, kind))
+        checked(runtime.cudaStreamSynchronize(0))
 
     def staging(self) -> npt.NDArray[np.uint8]:
         """A page-locked buffer of the block's size; the calling thread's until its next call."""
         return _staging(self.nbytes)
-
-    def host_copy(self) -> npt.NDArray[np.uint8]:
-        """The block's bytes in a page-locked buffer of the calling thread, until its next call."""
-        buffer = _staging(self.nbytes)
-        self.read_into(buffer)
-        return buffer
 
 
 _local = threading.local()
 
 
 def _staging(size: int) -> npt.NDArray[np.uint8]:
-    """Page-locked host memory of this thread: copies from and to it run at the speed of the bus."""
+    """Page-locked memory of this thread."""
     buffer: npt.NDArray[np.uint8] | None = getattr(_local, "buffer", None)
     if buffer is None or buffer.nbytes < size:
-        runtime = _runtime()
-        pointer = int(_checked(runtime.cudaHostAlloc(size, 0)))
-        buffer = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
-        _local.buffer = buffer
+        _local.buffer = buffer = page_locked(size)
     return buffer[:size]
 
 
@@ -122,11 +96,12 @@ class _Blocks:
     def __getitem__(self, index: int) -> DeviceBlock:
         arena = self._arena()
         assert arena is not None, "the arena lives as long as its blocks are asked for"
-        return DeviceBlock(arena, arena.pointer + int(index) * arena.block_bytes, arena.block_bytes)
+        return DeviceBlock(arena, int(index))
 
     def __iter__(self) -> Iterator[DeviceBlock]:
         arena = self._arena()
-        return iter(()) if arena is None else (self[index] for index in range(arena.num_blocks))
+        assert arena is not None, "the arena lives as long as its blocks are asked for"
+        return (DeviceBlock(arena, index) for index in range(arena.num_blocks))
 
 
 class DeviceArena:
@@ -135,45 +110,71 @@ class DeviceArena:
     Attributes:
         path: None: there is no file.
         handle: Names the allocation to other processes of this machine.
+        offset: Of the arena in the allocation, in bytes: an allocator cuts small ones out of larger ones.
+        checksum_kernels: For its blocks.
         pointer: Where it begins, in this process.
         blocks: By number.
     """
 
     path: Path | None = None
 
-    def __init__(self, pointer: int, num_blocks: int, block_bytes: int, handle: bytes) -> None:
+    def __init__(
+        self,
+        pointer: int,
+        num_blocks: int,
+        block_bytes: int,
+        handle: bytes,
+        offset: int,
+        checksum_kernels: pb.ChecksumKernels,
+    ) -> None:
         self.pointer = pointer
         self.num_blocks = num_blocks
         self.block_bytes = block_bytes
         self.handle = handle
+        self.offset = offset
+        self.checksum_kernels = checksum_kernels
         self.blocks = _Blocks(self)
 
+    @functools.cached_property
+    def _checksums(self) -> DeviceChecksums:
+        return DeviceChecksums(self.checksum_kernels, self.pointer, self.block_bytes)
+
+    def checksums(self, blocks: Sequence[DeviceBlock]) -> list[int]:
+        """The xxh3-64 of each of its blocks; waits for the device."""
+        return self._checksums.of([block.index for block in blocks])
+
     @classmethod
-    def export(cls, pointer: int, num_blocks: int, block_bytes: int) -> DeviceArena:
-        """The worker's side: memory that it allocated and keeps, from the beginning of the allocation.
+    def export(
+        cls, pointer: int, num_blocks: int, block_bytes: int, checksum_kernels: pb.ChecksumKernels
+    ) -> DeviceArena:
+        """The worker's side: memory that it allocated and keeps.
 
         Raises:
             ConfigurationError: The device or its driver shares no memory between processes.
         """
-        runtime = _runtime()
-        handle = bytes(_checked(runtime.cudaIpcGetMemHandle(pointer)).reserved)
-        return cls(pointer, num_blocks, block_bytes, handle)
+        runtime = cuda_runtime()
+        handle = bytes(checked(runtime.cudaIpcGetMemHandle(pointer)).reserved)
+        offset = pointer - int(checked(cuda_driver().cuMemGetAddressRange(pointer))[0])
+        return cls(pointer, num_blocks, block_bytes, handle, offset, checksum_kernels)
 
     @classmethod
-    def open(cls, handle: bytes, num_blocks: int, block_bytes: int) -> DeviceArena:
+    def open(
+        cls, handle: bytes, offset: int, num_blocks: int, block_bytes: int, checksum_kernels: pb.ChecksumKernels
+    ) -> DeviceArena:
         """kv_transfer's side; unmapped when neither the arena nor a block of it is used any more.
 
         Raises:
-            ConfigurationError: The handle is not valid here.
+            ConfigurationError: The handle, or a kernel, is not valid here.
         """
         if len(handle) != HANDLE_BYTES:
             raise ConfigurationError(f"a device handle has {HANDLE_BYTES} bytes, this one {len(handle)}")
-        runtime = _runtime()
+        runtime = cuda_runtime()
         wanted = runtime.cudaIpcMemHandle_t()
         wanted.reserved = handle
-        pointer = int(_checked(runtime.cudaIpcOpenMemHandle(wanted, runtime.cudaIpcMemLazyEnablePeerAccess)))
-        arena = cls(pointer, num_blocks, block_bytes, handle)
-        weakref.finalize(arena, runtime.cudaIpcCloseMemHandle, pointer)
+        base = int(checked(runtime.cudaIpcOpenMemHandle(wanted, runtime.cudaIpcMemLazyEnablePeerAccess)))
+        arena = cls(base + offset, num_blocks, block_bytes, handle, offset, checksum_kernels)
+        weakref.finalize(arena, runtime.cudaIpcCloseMemHandle, base)
+        _ = arena._checksums  # now, so that a kernel that cannot be loaded is refused
         return arena
 
     def unlink(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import xxhash
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +125,9 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 def checksum(block: torch.Tensor) -> int:
-    """Return the checksum of one uint8 `[block_bytes]` as a signed 64-bit integer, in Python integers."""
-    modulus = 1 << 64
-    total = 0
-    data = bytes(block.cpu().numpy())
-    for i in range(len(data) // 8):
-        t = (int.from_bytes(data[8 * i : 8 * i + 8], "little") + (i + 1) * 0x9E3779B97F4A7C15) % modulus
-        t = (t ^ (t >> 32)) * 0xD6E8FEB86659FD93 % modulus
-        total = (total + (t ^ (t >> 29))) % modulus
-    return total - modulus if total >= modulus // 2 else total
+    """Return the xxh3-64 of one uint8 `[block_bytes]` as a signed 64-bit integer."""
+    found = xxhash.xxh3_64_intdigest(block.cpu().numpy().data)
+    return found - (1 << 64) if found >> 63 else found
 
 
 def kept_tokens(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:

@@ -188,7 +188,13 @@ def held_slot(arena: SharedArena, table: SealTable, slot: SealedSlot) -> HeldBlo
 def _open_arena(request: pb.AttachRequest) -> SharedArena | DeviceArena:
     try:
         if request.device_handle:
-            return DeviceArena.open(request.device_handle, request.num_blocks, request.block_bytes)
+            return DeviceArena.open(
+                request.device_handle,
+                request.device_offset,
+                request.num_blocks,
+                request.block_bytes,
+                request.checksum_kernels,
+            )
         return SharedArena.open(Path(request.arena_path), request.num_blocks, request.block_bytes)
     except (OSError, ConfigurationError) as exc:
         raise InvalidRequest(f"cannot map the KV arena {request.arena_path or 'on the device'}: {exc}") from exc

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from shared.transfer.checksum import Block, block_checksum, copy_block
+from shared.device_arena import DeviceBlock
+from shared.transfer.checksum import Block, block_checksum, block_checksums, copy_block
 from shared.transfer.settle import settle
 
 PIECE_BYTES = 16 << 20
@@ -36,8 +37,10 @@ async def copy_and_checksum(
 
 
 def _copy(sources: Sequence[Block], targets: Sequence[Block], checksum_source: bool) -> list[int]:
+    checked = sources if checksum_source else targets
     checksums = []
-    for source, target in zip(sources, targets, strict=True):
+    for source, target, block in zip(sources, targets, checked, strict=True):
         copy_block(source, target)
-        checksums.append(block_checksum(source if checksum_source else target))
-    return checksums
+        if not isinstance(block, DeviceBlock):
+            checksums.append(block_checksum(block))  # in the cache still
+    return checksums or block_checksums(checked)

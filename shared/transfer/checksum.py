@@ -24,9 +24,9 @@ _AT_ONCE_BYTES = 1 << 20
 
 
 def block_checksum(block: Block) -> int:
-    """xxh3-64 of a block; releases the GIL while it reads. One in device memory is copied to the host for it."""
+    """xxh3-64 of a block; releases the GIL while it reads. For one in device memory the device does it."""
     if isinstance(block, DeviceBlock):
-        return xxhash.xxh3_64_intdigest(block.host_copy().data)
+        return block.arena.checksums([block])[0]
     return xxhash.xxh3_64_intdigest(block.data)
 
 
@@ -47,15 +47,26 @@ def copy_block(source: Block, target: Block) -> None:
 
 
 def block_checksums(blocks: Sequence[Block]) -> list[int]:
-    """The checksum of each block. Blocks the calling thread: megabytes belong in a worker thread."""
-    return [block_checksum(block) for block in blocks]
+    """The checksum of each block; those in device memory, all of one arena, in one go.
+
+    Blocks the calling thread: megabytes belong in a worker thread.
+    """
+    on_device = [block for block in blocks if isinstance(block, DeviceBlock)]
+    found = iter(on_device[0].arena.checksums(on_device) if on_device else ())
+    return [next(found) if isinstance(block, DeviceBlock) else block_checksum(block) for block in blocks]
 
 
 def checksums_of(blocks: Sequence[Block], executor: Executor) -> asyncio.Future[list[int]]:
     """Starts on the checksum of each block, on the event loop; what is sooner done than handed over is done at once."""
     loop = asyncio.get_running_loop()
-    if sum(block.nbytes for block in blocks) > _AT_ONCE_BYTES:
-        return loop.run_in_executor(executor, block_checksums, blocks)
-    done: asyncio.Future[list[int]] = loop.create_future()
-    done.set_result(block_checksums(blocks))
-    return done
+    if _is_soon_done(blocks):
+        done: asyncio.Future[list[int]] = loop.create_future()
+        done.set_result(block_checksums(blocks))
+        return done
+    return loop.run_in_executor(executor, block_checksums, blocks)
+
+
+def _is_soon_done(blocks: Sequence[Block]) -> bool:
+    return sum(block.nbytes for block in blocks) <= _AT_ONCE_BYTES and not any(
+        isinstance(block, DeviceBlock) for block in blocks
+    )

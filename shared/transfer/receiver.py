@@ -124,7 +124,7 @@ class BlockReceiver:
             is_done = True
         finally:
             if not (is_done and self._keep_idle(offer, endpoint)):
-                await settle(_let_go(endpoint, checks))
+                await settle(_let_go(endpoint))
         self.received_bytes += sum(slot.nbytes for slot in slots)
         found = zip(hashes, checksums, strict=True)
         verified = [sent == block for sent, block in zip(trailer.blocks, found, strict=True)]
@@ -145,8 +145,7 @@ class BlockReceiver:
         return True
 
 
-async def _let_go(endpoint: Endpoint, checks: ArrivalChecks) -> None:
-    """On return nothing writes or reads the slots."""
+async def _let_go(endpoint: Endpoint) -> None:
+    """On return nothing writes the slots."""
     with contextlib.suppress(TransportError):
         await endpoint.close()
-    await checks.settled()

@@ -12,13 +12,14 @@ from shared.engine.device_runner import DeviceRunner
 from shared.errors import ConfigurationError
 from shared.kv_arena import KvLayout
 from shared.models.decoder import Decoder
+from shared.worker.checksum_kernels import checksum_kernels
 from shared.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
 
 def load_on_device(model: Decoder, layout: KvLayout, settings: WorkerSettings) -> tuple[DeviceRunner, DeviceArena]:
-    """Measures what steps need, gives the rest to the KV cache, compiles and captures every step.
+    """Measures what steps need, gives the rest to the KV cache, compiles and captures every step, and the checksum.
 
     Raises:
         ConfigurationError: The model does not fit, said with the sums; or device memory cannot be shared.
@@ -52,7 +53,8 @@ def load_on_device(model: Decoder, layout: KvLayout, settings: WorkerSettings) -
     torch.cuda.synchronize(model.device)
     runner = DeviceRunner(model, cache, **limits)
     runner.warm_up(_log_progress)
-    return runner, DeviceArena.export(cache.tensor.data_ptr(), cache.num_blocks, layout.block_bytes)
+    kernels = checksum_kernels(layout.block_bytes)
+    return runner, DeviceArena.export(cache.tensor.data_ptr(), cache.num_blocks, layout.block_bytes, kernels)
 
 
 def _log_progress(done: int, total: int) -> None:

@@ -243,6 +243,8 @@ def attach_request(
         fingerprint=fingerprint,
         arena_path=str(arena.path or ""),
         device_handle=arena.handle if isinstance(arena, DeviceArena) else b"",
+        device_offset=arena.offset if isinstance(arena, DeviceArena) else 0,
+        checksum_kernels=arena.checksum_kernels if isinstance(arena, DeviceArena) else None,
         seal_table=str(seal_table or ""),
         num_blocks=arena.num_blocks,
         block_bytes=arena.block_bytes,

@@ -32,15 +32,8 @@ def test_copies_within_the_arena_equal_the_reference_bit_by_bit():
     assert torch.equal(arena.view(torch.uint8), expected.view(torch.uint8))
 
 
-def test_checksum_is_the_documented_sum():
-    arena = torch.randint(0, 256, (4, 66_000), dtype=torch.uint8)
+@pytest.mark.parametrize("size", [248, 1016, 1024, 1032, 33 * 1024, 34 * 1024 + 64, 66_000, 98_304])
+def test_checksum_is_the_xxh3_of_the_block(size):
+    arena = torch.randint(0, 256, (4, size), dtype=torch.uint8)
     found = ops.block_checksum(arena, torch.tensor([2, 0, 2], dtype=torch.int32))
     assert found.tolist() == [oracles.checksum(arena[i]) for i in (2, 0, 2)]
-
-
-def test_checksum_sees_one_changed_bit_and_two_exchanged_words():
-    arena = torch.randint(0, 256, (3, 4096), dtype=torch.uint8)
-    arena[1], arena[2] = arena[0], arena[0]
-    arena[1, 4095] ^= 128
-    arena[2, 0:8], arena[2, 800:808] = arena[0, 800:808], arena[0, 0:8]
-    assert len(set(ops.block_checksum(arena, torch.arange(3)).tolist())) == 3
