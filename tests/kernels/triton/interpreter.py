@@ -1,9 +1,10 @@
 """Makes Triton's CPU interpreter trustworthy for these kernels, and a stricter machine than a GPU.
 
 Repaired: bf16 and fp8 arithmetic, casts and `tl.dot` (the stock interpreter computes on the raw bit patterns, or
-truncates where the hardware rounds to nearest even), the fnuz encoding of e4m3, which it does not know, scalars used as
-loop bounds under numpy >= 2.4, and device functions, each call of which patched the whole language anew, which took a
-third of the time.
+truncates where the hardware rounds to nearest even), the fnuz encoding of e4m3, which it does not know, and scalars used
+as loop bounds under numpy >= 2.4.
+Spared, as it took most of the time: patching the whole language at each call of a device function, working out types
+and shapes for each result, and watching for overflows that nobody is told of.
 Added: a load or store outside every tensor of the launch raises instead of touching foreign memory, and two programs of
 one launch that store different bytes to one address raise instead of leaving the later value.
 
@@ -13,7 +14,9 @@ a process of their own.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -33,6 +36,7 @@ _FP8 = {
 _FP8_VALUES = {
     kind: torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype).float().numpy() for kind, dtype in _FP8.items()
 }
+_NARROW = {kind.name for kind in (tl.bfloat16, *_FP8)}
 
 
 class MemoryFault(Exception):
@@ -60,7 +64,7 @@ class Products:
 
 
 def is_narrow(dtype: Any) -> bool:
-    return dtype.scalar == tl.bfloat16 or dtype.scalar in _FP8
+    return dtype.scalar.name in _NARROW
 
 
 def decode(data: np.ndarray, dtype: Any) -> np.ndarray:
@@ -95,6 +99,7 @@ def install() -> None:
     _repair_loop_bounds()
     _repair_types()
     _spare_repetition()
+    _remember_shapes()
     _check_memory()
     _watch_launches()
 
@@ -174,6 +179,29 @@ def _spare_repetition() -> None:
 
     stock._patch_lang = patch_lang
     stock._get_np_dtype = np_dtype
+    # Whether an integer overflowed is worked out with every sum and product, and dropped unless `debug` is set.
+    stock.interpreter_builder.options = dataclasses.replace(stock.interpreter_builder.options, sanitize_overflow=False)
+
+
+def _remember_shapes() -> None:
+    make, blocks = tl.block_type.__init__, {}
+
+    def block_init(self: Any, element_ty: Any, shape: Any) -> None:
+        key = str(element_ty), *(n.value if isinstance(n, tl.constexpr) else n for n in shape)
+        if key not in blocks:
+            make(self, element_ty, shape)
+            blocks[key] = vars(self)
+        vars(self).update(blocks[key])
+
+    @functools.cache
+    def extent(*shape: int) -> tuple[Any, Any]:
+        return tl.tuple([tl.constexpr(n) for n in shape]), tl.constexpr(math.prod(shape))
+
+    def tensor_init(self: Any, handle: Any, kind: Any) -> None:
+        self.handle, self.type, self.dtype = handle, kind, kind.scalar
+        self.shape, self.numel = extent(*kind.shape) if kind.is_block() else extent()
+
+    tl.block_type.__init__, tl.tensor.__init__ = block_init, tensor_init
 
 
 def _check_memory() -> None:
