@@ -1,8 +1,8 @@
 """Makes Triton's CPU interpreter trustworthy for these kernels, and a stricter machine than a GPU.
 
 Repaired: bf16 and fp8 arithmetic, casts and `tl.dot` (the stock interpreter computes on the raw bit patterns, or
-truncates where the hardware rounds to nearest even), the fnuz encoding of e4m3, which it does not know, and scalars used
-as loop bounds under numpy >= 2.4.
+truncates where the hardware rounds to nearest even), the fnuz encoding of e4m3, which it does not know, and scalars
+used as loop bounds under numpy >= 2.4.
 Spared, as it took most of the time: patching the whole language at each call of a device function, working out types
 and shapes for each result, and watching for overflows that nobody is told of.
 Added: a load or store outside every tensor of the launch raises instead of touching foreign memory, and two programs of

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from tests.kernels.triton.forks import Command
 from tests.kernels.triton.offline_compiler import TARGETS, fits
 from tests.kernels.triton.resource_table import VERSION, checked_in, parse, regressions, versions
 
@@ -29,14 +30,14 @@ SAME_BITS = [
 
 
 def command(target):
-    return ["-m", "tests.kernels.triton.resource_table", target], {}
+    return Command("tests.kernels.triton.resource_table", [target], {})
 
 
 @pytest.mark.timeout(660)
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_kernels_compile_and_stay_within_the_checked_in_resources(runs, target):
     run = runs(target)
-    assert run.returncode == 0, run.stderr[-4000:]
+    assert run.code == 0, run.stderr[-4000:]
     found = parse(run.stdout)
     for name, resources in found.items():
         assert resources.spill_bytes == 0, f"{name}: {resources}"
