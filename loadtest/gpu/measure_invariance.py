@@ -32,8 +32,8 @@ def check_bits(device: str, *, small: bool) -> Iterator[Check]:
         halves = torch.cat([invariant_matmul(part, weight, None, whole=True) for part in x.split(64)])
         yield Check(f"bits, product {name}, whole in parts", float(not torch.equal(halves, together)), 0.0)
     for cache in (torch.bfloat16, torch.float8_e4m3fn):
-        lens = [70, 33] if small else [5000, 700, 1300]
-        chunk = 17 if small else 600
+        lens = [37, 20] if small else [5000, 700, 1300]
+        chunk = 5 if small else 600
         batch = make_batch(device, lens, chunk, 16, 1, cache)
         together = _invariant(batch, 0)
         differ = 0
@@ -68,7 +68,7 @@ def measure_invariant_attention(watch: Stopwatch, limits: Limits, *, small: bool
             invariant_attention.RUN_TOKENS = served
             name = f"{len(lens)} x {lens[0]}, runs of {run}"
             yield Row(group, name, time_us, batch.kv_bytes / time_us / 1e6, "TB/s", limits.read, "usual", usual_us)
-    for seqs, chunk, context in [(1, 20, 10)] if small else [(1, 8192, 0), (4, 2048, 0), (1, 2048, 14336)]:
+    for seqs, chunk, context in [(1, 9, 10)] if small else [(1, 8192, 0), (4, 2048, 0), (1, 2048, 14336)]:
         batch = make_batch(watch.device, [chunk + context] * seqs, chunk, 16, 2)
         usual_us = watch.graph_microseconds(batch.calls())
         time_us = watch.graph_microseconds([functools.partial(_invariant, batch, i) for i in range(2)])

@@ -29,7 +29,7 @@ from loadtest.gpu.timing import Stopwatch
 from shared.engine.config import EngineConfig
 
 _LIMITS = {"max_batch_tokens": 8192, "max_sequences": 512, "max_model_len": 8192}
-_SMALL = {"max_batch_tokens": 32, "max_sequences": 3, "max_model_len": 128}
+_SMALL = {"max_batch_tokens": 24, "max_sequences": 2, "max_model_len": 128}
 _STEP_TOKENS = 2048
 """Of the requests' steps: the largest that is captured."""
 

@@ -28,7 +28,7 @@ from loadtest.gpu.report import Check, Report, Row
 from loadtest.gpu.timing import Stopwatch
 
 _LIMITS = {"max_batch_tokens": 8192, "max_sequences": 256, "max_model_len": 8192}
-_SMALL = {"max_batch_tokens": 32, "max_sequences": 3, "max_model_len": 128}
+_SMALL = {"max_batch_tokens": 24, "max_sequences": 2, "max_model_len": 128}
 _MODES = [("fast", "bfloat16"), ("fast", "float8_e4m3fn"), ("invariant", "bfloat16"), ("invariant", "float8_e4m3fn")]
 """Numerics and KV dtype of whole steps."""
 

@@ -70,7 +70,7 @@ def measure_decode_steps(
     """Yield one row per batch."""
     cases = [(2, 20, None)] if small else [(1, 128, 0.75), (1, 4096, None), (8, 1024, None), (64, 1024, 0.75),
                                            (64, 4096, None), (256, 512, None)]  # fmt: skip
-    steps = 2 if small else _STEPS
+    steps = 1 if small else _STEPS
     for num_sequences, context, goal in cases:
         sequences = make_sequences(num_sequences, context, steps + 8, layout, num_blocks)
         time_us = time_decode(runner, sequences, steps) * 1e6
@@ -83,14 +83,14 @@ def measure_prefill_steps(
     runner: DeviceRunner, config: ModelConfig, layout: KvLayout, num_blocks: int, limits: Limits, *, small: bool
 ) -> Iterator[Row]:
     """Yield one row per chunk; the rate counts the products with weights and the attention scores."""
-    cases = [(20, 0)] if small else [(512, 0), (2048, 0), (8192, 0), (2048, 6144 - 64)]
+    cases = [(17, 0)] if small else [(512, 0), (2048, 0), (8192, 0), (2048, 6144 - 64)]
     for chunk, context in cases:
         (one,) = make_sequences(1, context + chunk, 1, layout, num_blocks)
         one.num_computed_tokens = context
         del one.token_ids[context + chunk :]
         one.num_prompt_tokens = context + chunk
         times = []
-        for _ in range(2 if small else 8):
+        for _ in range(1 if small else 8):
             started_s = time.perf_counter()
             runner.launch(StepBatch([ScheduledSequence(one, context, chunk, True)])).result()
             times.append(time.perf_counter() - started_s)

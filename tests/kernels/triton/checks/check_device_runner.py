@@ -105,10 +105,10 @@ def runners(host_by_default):
     return device, lambda: ModelRunner(decoder("cpu", CPU), DeviceKvCache(NUM_BLOCKS, LAYOUT, CPU), **LIMITS)
 
 
-GREEDY = SamplingParams(max_tokens=7, temperature=0.0)
+GREEDY = SamplingParams(max_tokens=5, temperature=0.0)
 CASES = {
-    "greedy and drawn": [GREEDY, SamplingParams(max_tokens=6, seed=5), SamplingParams(max_tokens=9, temperature=0.7)],
-    "cut": [SamplingParams(max_tokens=5, top_k=5, seed=1), SamplingParams(max_tokens=5, top_p=0.7, seed=2), GREEDY],
+    "greedy and drawn": [GREEDY, SamplingParams(max_tokens=4, seed=5), SamplingParams(max_tokens=3, temperature=0.7)],
+    "cut": [SamplingParams(max_tokens=4, top_k=5, seed=1), SamplingParams(max_tokens=4, top_p=0.7, seed=2), GREEDY],
     "edited": [
         SamplingParams(max_tokens=5, temperature=0.0, num_logprobs=2),
         SamplingParams(max_tokens=6, seed=4, frequency_penalty=0.5),
@@ -135,13 +135,13 @@ def test_over_an_fp8_cache_the_device_runner_says_what_the_reference_says():
     layout = dataclasses.replace(LAYOUT, dtype="float8_e4m3fn")
     device = DeviceRunner(decoder("triton", DEVICE), DeviceKvCache(NUM_BLOCKS, layout, DEVICE), **LIMITS)
     eager = ModelRunner(decoder("reference", CPU), DeviceKvCache(NUM_BLOCKS, layout, CPU), **LIMITS)
-    several = [GREEDY, SamplingParams(max_tokens=6, seed=5)]
+    several = [GREEDY, SamplingParams(max_tokens=4, seed=5)]
     assert [tokens for tokens, _ in serve(device, several)] == [tokens for tokens, _ in serve(eager, several)]
 
 
 def test_choices_copy_the_block_that_the_first_one_has_begun_while_it_runs_on(runners):
     device, eager = runners
-    params = [SamplingParams(max_tokens=9, seed=5)] * 3
+    params = [SamplingParams(max_tokens=4, seed=5)] * 3
     copies = []
     launch = device.launch
     device.launch = lambda batch: copies.extend(batch.copies) or launch(batch)
