@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos.cases import LONG_EVERY, make_cases
-from tests.chaos.faults import Saboteur, possible_kinds, small_disk
+from tests.chaos.faults import KINDS, Saboteur, small_disk
+from tests.chaos.partitions import own_network
 from tests.chaos.rounds import Chaos
 from tests.e2e.conftest import Suite, local_gateway, start_suite, stop_suite
 
@@ -56,6 +57,15 @@ def chaotic_suite(scratch: Path) -> Iterator[tuple[Suite, Saboteur]]:
             undo()
 
 
+@contextlib.contextmanager
+def possible_kinds() -> Iterator[list[str]]:
+    """Kinds of faults that this machine lets us do as long as the context is open; says why not the others."""
+    with own_network() as reason:
+        if reason:
+            print(f"without partition: {reason}")
+        yield [kind for kind in KINDS if not (reason and kind == "partition")]
+
+
 def main() -> None:
     """Runs, prints, exits with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,11 +78,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--logs", type=Path, help="keep the processes' logs here")
     options = parser.parse_args()
-    kinds, reasons = possible_kinds()
-    for kind, reason in reasons.items():
-        print(f"without {kind}: {reason}")
     print(f"seed {options.seed}", flush=True)
     with (
+        possible_kinds() as kinds,
         tempfile.TemporaryDirectory(prefix="tandem-chaos-") as folder,
         chaotic_suite(Path(folder)) as (suite, saboteur),
     ):

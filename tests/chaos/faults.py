@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.cli.state_file import read_state
+from tests.chaos.partitions import partition
 from tests.e2e.conftest import Suite
 
 DECODERS = ("decode-0", "decode-1")
@@ -106,17 +106,12 @@ class Saboteur:
         self.calm()
 
     async def partition(self, fault: Fault) -> None:
-        """Packets to a process's gRPC port vanish, or are answered with resets."""
-        if fault.target not in self._addresses:
-            return
-        port = str(urlsplit(f"//{self._addresses[fault.target]}").port)
-        how = ["DROP"] if fault.for_s > 1 else ["REJECT", "--reject-with", "tcp-reset"]
-        rule = ["-p", "tcp", "-d", "127.0.0.1", "--dport", port, "-j", *how]
-        await _iptables("-I", rule)
-        try:
-            await asyncio.sleep(fault.for_s)
-        finally:
-            await _iptables("-D", rule)
+        """Packets to and from a process's gRPC port vanish."""
+        if fault.target in self._addresses:
+            port = urlsplit(f"//{self._addresses[fault.target]}").port
+            assert port is not None
+            with partition(port, is_refused=fault.for_s > 1):
+                await asyncio.sleep(fault.for_s)
 
     def _set_flight(self, chances: dict[str, float]) -> None:
         scratch = self._control.with_suffix(".new")
@@ -167,20 +162,6 @@ def _target(kind: str, rng: random.Random) -> str:
             return rng.choice([*ENGINES, *DECODERS, *SIDECARS, "redis"])
 
 
-def possible_kinds() -> tuple[list[str], dict[str, str]]:
-    """Kinds that this machine lets us do, and why not the others."""
-    kinds, reasons = list(KINDS), {}
-    rule = ["-p", "tcp", "-d", "127.0.0.1", "--dport", "1", "-j", "DROP"]
-    allowed = bool(shutil.which("iptables")) and os.geteuid() == 0
-    if allowed:
-        tried = [subprocess.run(["iptables", flag, "OUTPUT", *rule], capture_output=True) for flag in ("-I", "-D")]
-        allowed = all(result.returncode == 0 for result in tried)
-    if not allowed:
-        kinds.remove("partition")
-        reasons["partition"] = "iptables needs root and a kernel with netfilter"
-    return kinds, reasons
-
-
 def small_disk(size: str = "16m") -> tuple[Path | None, Callable[[], None]]:
     """A file system that a tier soon fills, where root may mount one; and what undoes it."""
     path = Path(tempfile.mkdtemp(prefix="tandem-small-disk-"))
@@ -199,8 +180,3 @@ def small_disk(size: str = "16m") -> tuple[Path | None, Callable[[], None]]:
 def _send(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-async def _iptables(flag: str, rule: list[str]) -> None:
-    process = await asyncio.create_subprocess_exec("iptables", "-w", flag, "OUTPUT", *rule)
-    await process.wait()
