@@ -5,6 +5,8 @@
 
 Processes are stopped with SIGSTOP, which looks like a hang to everybody else: sockets stay open, nothing answers. Of a
 kv_transfer also UCX's thread alone is stopped: the process notices by itself and ends, and a successor takes its place.
+Of a decode worker also the thread that computes, in the middle of a stream: the process says so, and the stream goes on
+at another worker.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from loadtest.frozen_thread import data_plane_thread, frozen
+from loadtest.frozen_thread import busiest_thread, cpu_share, data_plane_thread, frozen
 
 TIMEOUT_S = 30.0
 _LOOK_S = 0.02
@@ -121,6 +123,43 @@ def wedged_data_plane(cluster: Cluster, worker: str) -> tuple[float, float]:
     return detected_s, ended_s + seconds_until(lambda: cluster.process(name)["pid"] != pid and _is_ready(cluster, name))
 
 
+def hung_step(cluster: Cluster, names: Sequence[str]) -> tuple[float, float]:
+    """A step does not end: until its stream goes on at another worker, and until the worker gets work again."""
+    stream = _Stream(cluster)
+    stream.start()
+    seconds_until(lambda: stream.num_events > 20)
+    worker = max(names, key=lambda name: cpu_share(cluster.process(name)["pid"]))
+    worker_id = cluster.process(worker)["worker_id"]
+    with frozen(busiest_thread(cluster.process(worker)["pid"])):
+        time.sleep(1)  # what was on its way has arrived
+        before, started_s = stream.num_events, time.monotonic()
+        seconds_until(lambda: stream.num_events > before)
+        moved_s = 1 + time.monotonic() - started_s
+        seconds_until(lambda: worker_id not in cluster.decode_workers())
+    back_s = seconds_until(lambda: worker_id in cluster.decode_workers())
+    stream.join(TIMEOUT_S)
+    return moved_s, back_s
+
+
+class _Stream(threading.Thread):
+    """A long stream of a client, read as it comes."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(daemon=True)
+        self._cluster = cluster
+        self.num_events = 0
+        self.text = ""
+
+    def run(self) -> None:
+        body = {"model": self._cluster.state["model"], "prompt": "What does json.dumps do?", "max_tokens": 3000,
+                "ignore_eos": True, "stream": True, "temperature": 0}  # fmt: skip
+        with httpx.stream("POST", f"{self._cluster.state['url']}/v1/completions", json=body, timeout=60) as reply:
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    self.text += json.loads(line[6:])["choices"][0]["text"]
+                    self.num_events += 1
+
+
 def _is_ready(cluster: Cluster, name: str) -> bool:
     try:
         return cluster.ready(name)[0]
@@ -163,8 +202,9 @@ def main(run_dir: Path, rounds: int, busy_s: float) -> None:
     measured = {"decode worker stopped": engines, "kv_transfer stopped": sidecars}
     try:
         measured["its UCX thread stopped"] = [wedged_data_plane(cluster, prefill[0]) for _ in range(rounds)]
+        measured["a step does not end"] = [hung_step(cluster, decode) for _ in range(rounds)]
     except PermissionError as exc:
-        print(f"its UCX thread stopped   not measured: {exc}")
+        print(f"single threads           not measured: {exc}")
     for what, times in measured.items():
         detected, back = zip(*times, strict=True)
         print(

@@ -15,7 +15,14 @@ from protos import worker_pb2 as pb
 from shared.engine.admission import check_token_ids
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepOutputs
-from shared.errors import FingerprintMismatch, InvalidRequest, StaleIncarnation, WorkerDraining
+from shared.errors import (
+    FingerprintMismatch,
+    InvalidRequest,
+    StaleIncarnation,
+    TandemError,
+    WorkerDraining,
+    WorkerLost,
+)
 from shared.identity import SequenceId, SessionId, namespace_hash
 from shared.worker.drain import RoleServicer
 from shared.worker.kv_acquisition import AcquisitionReport
@@ -119,9 +126,15 @@ class PrefillServicer(RoleServicer):
             if is_last:
                 return
             if sequence.sequence_id in self._handed_back:
-                raise WorkerDraining(f"prefill worker {self._parts.status.identity.worker_id} is draining")
+                raise self._reason_to_hand_back()
             await changed.wait()
             changed.clear()
+
+    def _reason_to_hand_back(self) -> TandemError:
+        status = self._parts.status
+        if status.is_draining:
+            return WorkerDraining(f"prefill worker {status.identity.worker_id} is draining")
+        return WorkerLost(f"prefill worker {status.identity.worker_id} finishes no step")
 
     def _progress(self, sequence: Sequence) -> pb.PrefillProgress:
         scheduled_s = sequence.first_scheduled_s

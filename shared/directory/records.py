@@ -51,6 +51,7 @@ class WorkerRecord:
         block_bytes: Of one KV block, all layers.
         draining: Finishes what it has and takes nothing new.
         ready: What its `/ready` says.
+        hung: It has work, and no step ends.
         started_at: Unix seconds.
     """
 
@@ -69,6 +70,7 @@ class WorkerRecord:
     load: WorkerLoad = field(default_factory=WorkerLoad)
     draining: bool = False
     ready: bool = False
+    hung: bool = False
 
     @property
     def key(self) -> str:

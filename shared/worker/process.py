@@ -32,6 +32,7 @@ from shared.worker.block_host import BlockHostServicer
 from shared.worker.drain import Drain, RoleServicer
 from shared.worker.fetch_cost import FetchCosts
 from shared.worker.guides import Guides
+from shared.worker.hung import hand_back_when_hung
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
 from shared.worker.kv_state import KvLife
 from shared.worker.loading import LoadedEngine, load_engine
@@ -211,7 +212,10 @@ async def _running(
         stack.push_async_callback(directory.close)
         stack.push_async_callback(peers.close)
         saving = save_ahead(engine, link, memory_outlives_worker=loaded.memory.table is not None)
-        tasks = [asyncio.create_task(work) for work in (link.run(), saving, peers.run())]
+        running = [link.run(), saving, peers.run()]
+        if role == "prefill":
+            running.append(hand_back_when_hung(status, servicer))
+        tasks = [asyncio.create_task(work) for work in running]
         for task in tasks:
             stack.callback(task.cancel)
         await server.start()

@@ -58,6 +58,11 @@ class WorkerStatus:
         self._engine = engine
         self._link = link
 
+    @property
+    def is_hung(self) -> bool:
+        """There is work, and no step ends."""
+        return bool(_stall(self._engine.stats()))
+
     def readiness(self) -> tuple[bool, str]:
         """Whether new work is welcome, and if not, why. Busy is ready; hung is not."""
         stats = self._engine.stats()
@@ -68,13 +73,8 @@ class WorkerStatus:
         link = self._link
         if link and not link.is_attached and (self.identity.role == "prefill" or link.incarnation is None):
             return False, "kv_transfer is not attached"
-        pending = stats.running + stats.waiting
-        stalled_s = time.monotonic() - stats.last_progress_s
-        limit_s = max(STALL_S, _STALL_STEPS * stats.last_step_s)
-        if pending and stalled_s > limit_s:
-            return False, (
-                f"no step finished for {stalled_s:.1f} s with {pending} sequences pending (limit {limit_s:.1f} s)"
-            )
+        if stall := _stall(stats):
+            return False, stall
         quarantined, bound = stats.blocks.quarantined, stats.blocks.total // 4
         if quarantined > bound:
             return False, f"{quarantined} blocks quarantined (limit {bound})"
@@ -122,6 +122,7 @@ class WorkerStatus:
             load=self.load(),
             draining=self.is_draining,
             ready=ready,
+            hung=self.is_hung,
             started_at=started_at,
         )
 
@@ -158,3 +159,13 @@ class WorkerStatus:
             cpus=who.cpus,
             threads=who.threads,
         )
+
+
+def _stall(stats: EngineStats) -> str:
+    """Says since when no step has ended although there is work; "" if one has of late."""
+    pending = stats.running + stats.waiting
+    stalled_s = time.monotonic() - stats.last_progress_s
+    limit_s = max(STALL_S, _STALL_STEPS * stats.last_step_s)
+    if not pending or stalled_s <= limit_s:
+        return ""
+    return f"no step finished for {stalled_s:.1f} s with {pending} sequences pending (limit {limit_s:.1f} s)"

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from loadtest.detection_bench import Cluster, false_alarms, hung_engine, hung_sidecar, stopped
+from loadtest.detection_bench import Cluster, false_alarms, hung_engine, hung_sidecar, hung_step, stopped
+from shared.worker.status import STALL_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -20,6 +21,14 @@ def cluster(suite):
 def test_a_hung_decode_worker_gets_no_more_work_and_is_taken_back(cluster):
     detected_s, _ = hung_engine(cluster, "decode-1")
     assert detected_s < DETECTED_WITHIN_S
+
+
+def test_a_stream_whose_step_does_not_end_goes_on_at_another_worker(cluster):
+    try:
+        moved_s, _ = hung_step(cluster, ["decode-0", "decode-1"])
+    except PermissionError as exc:
+        pytest.skip(f"ptrace: {exc}")
+    assert moved_s < STALL_S + DETECTED_WITHIN_S
 
 
 def test_requests_are_served_while_a_decode_worker_hangs(cluster):

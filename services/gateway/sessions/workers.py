@@ -196,8 +196,20 @@ class Workers:
                     keeper = asyncio.create_task(self._keep_open(record))
                     self._keepers[record.incarnation] = keeper
                     keeper.add_done_callback(partial(self._forget_keeper, record.incarnation))
+                if record.hung:
+                    self._leave_hung(record)
             self._sent_prefill = {worker_id: sent for worker_id, sent in self._sent_prefill.items() if sent}
             await asyncio.sleep(FOLLOW_EVERY_S)
+
+    def _leave_hung(self, record: WorkerRecord) -> None:
+        """Has sessions go on elsewhere if there is such a place; else they wait for the step, which may end yet."""
+        stream = self._streams.get(record.incarnation)
+        if stream is None or not stream.num_sessions:
+            return
+        others = self.snapshot(frozenset({record.incarnation}), record.fingerprint).decode_workers
+        if any(can_take_work(worker) for worker in others):
+            log.warning("worker_hung", worker_id=record.worker_id, sessions=stream.num_sessions)
+            stream.give_up_all(WorkerLost(f"worker {record.worker_id} finishes no step"))
 
     def _forget_keeper(self, incarnation: Incarnation, keeper: asyncio.Task[None]) -> None:
         """The record is gone, or a defect ended the keeper; then the next look at the directory makes another."""
