@@ -23,6 +23,7 @@ from services.gateway.openapi import true_openapi
 from services.gateway.replies.error_reply import error_response, framework_error_response
 from services.gateway.responses import routes as responses
 from services.gateway.routes import generation, models, probes, tokens
+from services.gateway.routes.request_route import RequestRoutes
 from shared.errors import InternalError, InvalidRequest, TandemError
 
 DESCRIPTION = "LLM inference with disaggregated prefill and decode, behind the APIs that clients already speak."
@@ -49,7 +50,8 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
-    """Outermost last: an identity for everything, then cross-origin rules, then keys, then HEAD."""
+    """Outermost last: an identity for everything, then cross-origin rules, then keys, then HEAD, then short ways."""
+    app.add_middleware(RequestRoutes, gateway=gateway, routes=app.routes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Authentication, gateway=gateway, keyring=gateway.keyring, admission=gateway.admission)
     if origins := gateway.settings.allowed_origins:

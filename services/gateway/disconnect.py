@@ -6,31 +6,33 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from starlette.types import Receive
+from starlette.types import Scope
 
+from services.gateway.http_protocol import GONE
 from shared.errors import Cancelled
 
 T = TypeVar("T")
 
 
-async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
+async def unless_disconnected(scope: Scope, work: Awaitable[T]) -> T:
     """Waits for `work`, in this task, and cancels it when the client leaves.
 
     Args:
-        receive: Of a request whose body was read: what it still tells is only that the client left.
+        scope: The request's.
         work: When this returns or raises it has ended.
 
     Raises:
         Cancelled: The client left first.
     """
-    task, gone = asyncio.current_task(), asyncio.ensure_future(_gone(receive))
+    task, gone = asyncio.current_task(), scope[GONE]
     assert task is not None
-    has_left, cancels_before = False, task.cancelling()
+    has_ended, has_left, cancels_before = False, False, task.cancelling()
 
     def leave(_: asyncio.Future[None]) -> None:
         nonlocal has_left
-        has_left = True
-        task.cancel()
+        if not has_ended:  # this was on its way already when `work` ended
+            has_left = True
+            task.cancel()
 
     gone.add_done_callback(leave)
     try:
@@ -40,12 +42,7 @@ async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
             raise Cancelled("the client left") from None
         raise
     finally:
+        has_ended = True
         gone.remove_done_callback(leave)
-        gone.cancel()
         if has_left:
             task.uncancel()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

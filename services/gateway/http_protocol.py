@@ -12,6 +12,8 @@ from shared.errors import InvalidRequest, RequestTimeout, RequestTooLarge, Tande
 
 TRANSPORT = "tandem.transport"
 """Where a scope has its connection's transport."""
+GONE = "tandem.gone"
+"""Where a scope has a future that is done once its client's connection is lost."""
 
 MAX_HEAD_BYTES = 64 << 10
 """Of a request's line and headers, as far as they come in more than one piece, and of what lies between the pieces of a
@@ -28,7 +30,9 @@ def chunk(part: bytes) -> bytes:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, which also tells every request its transport, and neither waits nor keeps bytes without end.
+    """uvicorn's, which neither waits nor keeps bytes without end.
+
+    It tells every request its transport, too, and when the connection is lost.
 
     Trailers are read and dropped: uvicorn's would become headers of a request that is being served by them already.
     """
@@ -42,12 +46,14 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
         super().connection_made(transport)
+        self._gone: asyncio.Future[None] = self.loop.create_future()
         self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._wait_no_more()
         super().connection_lost(exc)
+        self._gone.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -67,7 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins on this connection."""
         super().on_message_begin()
-        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
+        self.scope[TRANSPORT], self.scope[GONE] = self.transport, self._gone  # type: ignore[literal-required]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One of the head's, or a trailer."""

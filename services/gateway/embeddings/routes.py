@@ -32,7 +32,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def create_embeddings(request: Request) -> Response:
         """Vectors of texts."""
         raw = await read_body(request, gateway.settings.max_body_bytes)
-        reply = await unless_disconnected(request.receive, embed(gateway, raw))
+        reply = await unless_disconnected(request.scope, embed(gateway, raw))
         return Response(orjson.dumps(reply), media_type="application/json")
 
     return routes

@@ -51,7 +51,7 @@ def router(gateway: Gateway) -> APIRouter:
         """One answer."""
         received_s, raw = time.monotonic(), await read_body(request, gateway.settings.max_body_bytes)
         content, wanted = _parsed(raw, request.headers.get(HEADER_LENGTH), name, version, unknown_fields)
-        tensors = await unless_disconnected(request.receive, infer(gateway, wanted, received_s))
+        tensors = await unless_disconnected(request.scope, infer(gateway, wanted, received_s))
         return _infer_response(content, name, wanted.request_id, tensors)
 
     @routes.post(MODEL + "/generate", **describe(GenerateBody, GenerateReply))
@@ -60,7 +60,7 @@ def router(gateway: Gateway) -> APIRouter:
         """One answer, without tensors."""
         received_s, raw = time.monotonic(), await read_body(request, gateway.settings.max_body_bytes)
         wanted = _generate_request(raw, name, version, unknown_fields)
-        tensors = await unless_disconnected(request.receive, infer(gateway, wanted, received_s))
+        tensors = await unless_disconnected(request.scope, infer(gateway, wanted, received_s))
         return _json(_generate_reply(name, tensors))
 
     @routes.post(MODEL + "/generate_stream", **describe(GenerateBody, None, media_type="text/event-stream"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from starlette.responses import Response
 from starlette.types import Scope, Send
 
 from services.gateway.http_protocol import TRANSPORT
@@ -14,6 +15,18 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Of every event stream: nobody on the way keeps it back."""
 HEARTBEAT = b": heartbeat\n\n"
 """A comment: every client of server-sent events skips it."""
+MEDIA_TYPE = "text/event-stream"
+_RAW_HEADERS = [
+    (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
+    *((name.encode(), value.encode()) for name, value in HEADERS.items()),
+]
+
+
+class EventResponse(Response):
+    """A response whose body is an `EventBody`, which has headers too: there is nothing to prepare for each."""
+
+    def __init__(self) -> None:
+        self.status_code, self.background = 200, None
 
 
 class EventBody:
@@ -28,14 +41,14 @@ class EventBody:
         transport: The connection's; None if the server tells none.
     """
 
-    def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
         self._send_part: Send = scope.get(SERVER_SEND, send)
-        self._headers = headers
         self._opening = asyncio.Lock()
         self.sent_s = time.monotonic()
         self.is_open = False
         self.transport: asyncio.WriteTransport | None = scope.get(TRANSPORT)
+        self._beats: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     async def send(self, part: bytes, *, is_last: bool = False) -> None:
         """Sends a part; an empty one is nothing unless it is the last."""
@@ -49,11 +62,23 @@ class EventBody:
     async def _open(self) -> None:
         async with self._opening:
             if not self.is_open:
-                await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+                await self._send({"type": "http.response.start", "status": 200, "headers": [*_RAW_HEADERS]})
                 self.is_open = True
 
-    async def beat(self, interval_s: float) -> None:
-        """Sends a heartbeat whenever nothing was sent for `interval_s`, until cancelled."""
+    def beat(self, interval_s: float) -> None:
+        """Sends a heartbeat whenever nothing was sent for `interval_s`, until `beat_no_more`."""
+        # Most streams are never silent for so long: these cost a timer, not a task.
+        self._beats = asyncio.get_running_loop().call_later(interval_s, self._begin_to_beat, interval_s)
+
+    def beat_no_more(self) -> None:
+        """The stream ends."""
+        if self._beats is not None:
+            self._beats.cancel()
+
+    def _begin_to_beat(self, interval_s: float) -> None:
+        self._beats = asyncio.create_task(self._beat(interval_s))
+
+    async def _beat(self, interval_s: float) -> None:
         while True:
             silent_s = time.monotonic() - self.sent_s
             if silent_s >= interval_s:

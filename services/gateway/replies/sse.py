@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.last_word import SHUT_DOWN
 from services.gateway.replies.direct_line import lay_lines
 from services.gateway.replies.error_reply import error_response
-from services.gateway.replies.event_body import HEADERS, EventBody
+from services.gateway.replies.event_body import EventBody, EventResponse
 from services.gateway.replies.reply_format import ReplyFormat
 from services.gateway.replies.timing import timing_block
 from services.gateway.sessions.generation import Generation
@@ -22,15 +21,13 @@ from shared.errors import Cancelled, InternalError, TandemError
 log = structlog.get_logger(__name__)
 
 
-class EventStream(Response):
+class EventStream(EventResponse):
     """Sends a generation while it runs, and closes it whatever happens.
 
     Nothing is sent before the first delta, so that a request that fails until then gets a proper status; only a stream
     that is silent for longer than `heartbeat_s` is opened by a comment line, and then a failure becomes an error event
     as it does later on. The stream always ends with `[DONE]`.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -40,8 +37,7 @@ class EventStream(Response):
         *,
         heartbeat_s: float = 0.0,
     ) -> None:
-        super().__init__(headers=HEADERS)
-        del self.headers["content-length"]
+        super().__init__()
         self._generation = generation
         self._reply = reply
         self._on_failure = on_failure
@@ -50,15 +46,16 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call."""
         try:
-            await unless_disconnected(receive, self._serve(scope, receive, send))
+            await unless_disconnected(scope, self._serve(scope, receive, send))
         except Cancelled:
             log.debug("client_left", request_id=self._generation.request.request_id)
         finally:
             self._generation.close()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = EventBody(scope, send, self.raw_headers)
-        beating = asyncio.create_task(body.beat(self._heartbeat_s)) if self._heartbeat_s else None
+        body = EventBody(scope, send)
+        if self._heartbeat_s:
+            body.beat(self._heartbeat_s)
         try:
             last = await self._send_deltas(body)
         except TandemError as exc:
@@ -80,8 +77,7 @@ class EventStream(Response):
                 await body.send(self._reply.failure(SHUT_DOWN), is_last=True)
             raise
         finally:
-            if beating:
-                beating.cancel()
+            body.beat_no_more()
         await body.send(last, is_last=True)
 
     async def _send_deltas(self, body: EventBody) -> bytes:

@@ -191,7 +191,7 @@ async def _foreground(request: Request, run: ResponseRun, stream: bool) -> Respo
     if stream:
         return ResponseEvents(run, cancels=True)
     try:
-        await unless_disconnected(request.receive, run.finished())
+        await unless_disconnected(request.scope, run.finished())
     except asyncio.CancelledError:  # the server, shutting down
         run.stop(SHUT_DOWN.message)
         raise

@@ -12,32 +12,29 @@ from starlette.types import Receive, Scope, Send
 from services.gateway.disconnect import unless_disconnected
 from services.gateway.last_word import SHUT_DOWN
 from services.gateway.replies.error_reply import error_response
-from services.gateway.replies.event_body import HEADERS, EventBody
+from services.gateway.replies.event_body import HEADERS, MEDIA_TYPE, EventBody, EventResponse
 from services.gateway.responses.runs import ResponseRun
 from shared.errors import Cancelled
 
 
-class ResponseEvents(Response):
+class ResponseEvents(EventResponse):
     """Events of a run as they come.
 
     A run that fails before its first event gets a proper status; after that the last event tells, also where the server
     shuts down. A client that leaves cancels a foreground run; one in the background goes on.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(self, run: ResponseRun, *, cancels: bool, position: int = 0) -> None:
-        super().__init__(headers=HEADERS)
-        del self.headers["content-length"]
+        super().__init__()
         self._run = run
         self._cancels = cancels
         self._position = position
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the ASGI call."""
-        body = EventBody(scope, send, self.raw_headers)
+        body = EventBody(scope, send)
         try:
-            await unless_disconnected(receive, self._serve(body, scope, receive, send))
+            await unless_disconnected(scope, self._serve(body, scope, receive, send))
         except Cancelled:
             pass
         except asyncio.CancelledError:  # the server, shutting down
@@ -68,7 +65,7 @@ class ResponseEvents(Response):
 class ReplayedEvents(Response):
     """Events that were kept."""
 
-    media_type = "text/event-stream"
+    media_type = MEDIA_TYPE
 
     def __init__(self, events: Sequence[bytes]) -> None:
         super().__init__(b"".join(events), headers=HEADERS)

@@ -47,12 +47,12 @@ def router(gateway: Gateway) -> APIRouter:
 async def generate(gateway: Gateway, request: Request, start: Open, format_of: FormatOf) -> Response:
     """From the body to a reply that is complete, or about to stream. A client that leaves ends it at any point."""
     raw = await read_body(request, gateway.settings.max_body_bytes)
-    generation = await unless_disconnected(request.receive, start(raw, time.monotonic()))
+    generation = await unless_disconnected(request.scope, start(raw, time.monotonic()))
     reply = format_of(generation)
     if generation.request.stream:
         return EventStream(generation, reply, gateway.note_failure, heartbeat_s=gateway.settings.heartbeat_s)
     try:
-        choices = await unless_disconnected(request.receive, collect(generation))
+        choices = await unless_disconnected(request.scope, collect(generation))
     finally:
         generation.close()
     timing = timing_block(generation) if generation.request.timing else None

@@ -7,23 +7,14 @@ import asyncio
 import pytest
 
 from services.gateway.disconnect import unless_disconnected
+from services.gateway.http_protocol import GONE
 from shared.errors import Cancelled, InvalidRequest
 
 
-class Client:
-    """Leaves when told to."""
-
-    def __init__(self):
-        self.left = asyncio.Event()
-        self.listeners = 0
-
-    async def receive(self):
-        self.listeners += 1
-        try:
-            await self.left.wait()
-        finally:
-            self.listeners -= 1
-        return {"type": "http.disconnect"}
+def client() -> tuple[asyncio.Future[None], dict[str, object]]:
+    """Leaves with the result of the future; and the scope of its request."""
+    gone = asyncio.get_running_loop().create_future()
+    return gone, {GONE: gone}
 
 
 class Work:
@@ -41,29 +32,37 @@ class Work:
             raise
 
 
-async def test_result_of_work_is_returned_and_nobody_listens_any_more():
-    client, work = Client(), Work()
-    waiting = asyncio.create_task(unless_disconnected(client.receive, work.run()))
+@pytest.mark.parametrize("turns", [0, 1], ids=["at once", "a turn later"])
+async def test_client_that_leaves_when_the_work_has_ended_ends_nothing_else(turns):
+    (gone, scope), work = client(), Work()
+
+    async def serve():
+        result = await unless_disconnected(scope, work.run())
+        await asyncio.sleep(0.01)
+        return result
+
+    serving = asyncio.create_task(serve())
     await asyncio.sleep(0)
     work.outcome.set_result(7)
-    assert await waiting == 7
-    await asyncio.sleep(0)
-    assert client.listeners == 0
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    gone.set_result(None)
+    assert await serving == 7
     assert not work.was_ended
 
 
 async def test_error_of_work_is_raised():
-    client, work = Client(), Work()
+    (_, scope), work = client(), Work()
     work.outcome.set_exception(InvalidRequest("no"))
     with pytest.raises(InvalidRequest):
-        await unless_disconnected(client.receive, work.run())
+        await unless_disconnected(scope, work.run())
 
 
 async def test_work_has_ended_when_its_client_has_left():
-    client, work = Client(), Work()
-    waiting = asyncio.create_task(unless_disconnected(client.receive, work.run()))
+    (gone, scope), work = client(), Work()
+    waiting = asyncio.create_task(unless_disconnected(scope, work.run()))
     await asyncio.sleep(0.01)
-    client.left.set()
+    gone.set_result(None)
     with pytest.raises(Cancelled):
         await waiting
     assert work.was_ended
@@ -71,22 +70,19 @@ async def test_work_has_ended_when_its_client_has_left():
 
 
 async def test_work_has_ended_when_its_waiter_was_cancelled():
-    client, work = Client(), Work()
-    waiting = asyncio.create_task(unless_disconnected(client.receive, work.run()))
+    (_, scope), work = client(), Work()
+    waiting = asyncio.create_task(unless_disconnected(scope, work.run()))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert work.was_ended
     assert waiting.cancelled()
-    await asyncio.sleep(0)
-    assert client.listeners == 0
 
 
-async def test_result_that_came_with_the_clients_leaving_counts():
-    client, work = Client(), Work()
-    waiting = asyncio.create_task(unless_disconnected(client.receive, work.run()))
-    await asyncio.sleep(0.01)
-    work.outcome.set_result(7)
-    client.left.set()
-    assert await waiting == 7
+async def test_client_that_left_before_is_noticed():
+    (gone, scope), work = client(), Work()
+    gone.set_result(None)
+    with pytest.raises(Cancelled):
+        await unless_disconnected(scope, work.run())
+    assert work.was_ended
