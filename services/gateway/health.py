@@ -16,7 +16,7 @@ class Health:
 
     def reason(self) -> str:
         """Why the gateway is not ready; "" when it is."""
-        if any(can_take_work(worker) for worker in self.workers.snapshot().decode_workers):
+        if any(can_take_work(worker) for worker in self.workers.decode_workers()):
             return ""
         if not self._directory.healthy:
             return "the directory (Redis) does not answer, and no decode worker is known"

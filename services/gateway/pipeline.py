@@ -35,6 +35,7 @@ from services.gateway.sessions.session import Mailbox, Session
 from services.gateway.sessions.workers import Workers
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
+from shared.identity import TOKEN_BYTES, pack_tokens, unpack_tokens
 
 
 class Pipeline:
@@ -146,14 +147,16 @@ class Pipeline:
         for text in request.prompts:
             if isinstance(text, str):
                 check_length(self._model.tokenizer.least_tokens(text), request, context_len)
-        prompts = [await self.tokenize(prompt, add_special_tokens=special) for prompt in request.prompts]
-        prompts = [truncated(prompt, request, context_len) for prompt in prompts]
+        prompts = [
+            truncated(await self._packed(prompt, add_special_tokens=special), request, context_len)
+            for prompt in request.prompts
+        ]
         stamps.tokenized_s = time.monotonic()
         mailbox = Mailbox()
         sessions = [self._session(prompt, request, mailbox) for prompt in prompts]
         caller = current_caller()
         ticket = await self._admission.enter(
-            caller, self._model.name, sum(map(len, prompts)), request.asked_output_tokens
+            caller, self._model.name, sum(map(len, prompts)) // TOKEN_BYTES, request.asked_output_tokens
         )
         generation = Generation(
             request,
@@ -180,20 +183,25 @@ class Pipeline:
             raise
         return generation
 
-    def _session(self, prompt: list[int], request: GenerationRequest, mailbox: Mailbox) -> Session:
+    def _session(self, prompt: bytes, request: GenerationRequest, mailbox: Mailbox) -> Session:
         max_model_len = self._model.max_model_len
         max_tokens = output_limit(
             request,
-            len(prompt),
+            len(prompt) // TOKEN_BYTES,
             context_len=self._workers.context_len(max_model_len),
             cache_len=self._workers.cache_len(max_model_len),
         )
         return Session(prompt, request.sampling_for(max_tokens), request.num_choices, mailbox)
 
-    async def tokenize(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
+    async def _packed(self, prompt: str | bytes, *, add_special_tokens: bool) -> bytes:
+        if isinstance(prompt, bytes):
+            return prompt
+        return pack_tokens(await self.tokenize(prompt, add_special_tokens=add_special_tokens))
+
+    async def tokenize(self, prompt: str | bytes, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a prompt; long texts of unknown words are tokenized beside the event loop."""
         if not isinstance(prompt, str):
-            return prompt
+            return unpack_tokens(prompt)
         known = self._model.tokenizer.encode_known(prompt, add_special_tokens=add_special_tokens)
         if known is not None:
             return known

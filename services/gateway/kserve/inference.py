@@ -227,7 +227,7 @@ def _tensors(request: InferRequest, texts: list[str], reasons: list[str], genera
         "text_output": column("text_output", "BYTES", [text.encode() for text in texts]),
         "finish_reason": column("finish_reason", "BYTES", [reason.encode() for reason in reasons]),
         "num_input_tokens": column(
-            "num_input_tokens", "UINT32", [len(session.prompt_token_ids) for session in generation.sessions]
+            "num_input_tokens", "UINT32", [session.num_prompt_tokens for session in generation.sessions]
         ),
         "num_output_tokens": column("num_output_tokens", "UINT32", generation.output_tokens),
     }

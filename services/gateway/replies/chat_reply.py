@@ -40,7 +40,7 @@ class ChatReply:
         self._names = TokenNames(tokenizer, by_id=request.names_tokens_by_id)
         head = {**self._head, "object": "chat.completion.chunk"}
         self._chunks = ChunkTemplate(head, _text_choice, has_usage=request.include_usage)
-        self._usage = UsageSoFar(len(self._session.prompt_token_ids)) if request.continuous_usage else None
+        self._usage = UsageSoFar(self._session.num_prompt_tokens) if request.continuous_usage else None
 
     def whole(self, choices: Sequence[CollectedChoice], usage: Usage, timing: dict[str, object] | None) -> bytes:
         """The JSON body of a reply that is not streamed."""

@@ -40,7 +40,7 @@ class CompletionReply:
         self._names = TokenNames(tokenizer, by_id=request.names_tokens_by_id)
         self._echoes = [self._echo(session, tokenizer) for session in sessions]  # per prompt
         self._chunks = ChunkTemplate(self._head, _choice, has_usage=request.include_usage)
-        prompt_tokens = sum(len(session.prompt_token_ids) for session in sessions)
+        prompt_tokens = sum(session.num_prompt_tokens for session in sessions)
         self._usage = UsageSoFar(prompt_tokens) if request.continuous_usage else None
 
     def whole(self, choices: Sequence[CollectedChoice], usage: Usage, timing: dict[str, object] | None) -> bytes:

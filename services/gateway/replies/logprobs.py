@@ -59,12 +59,13 @@ def echoed_logprobs(session: Session, names: TokenNames) -> dict[str, list[objec
     detokenizer = IncrementalDetokenizer(names.tokenizer)
     offsets: list[object] = []
     length = 0
-    for token_id in session.prompt_token_ids:
+    token_ids = session.prompt_token_ids
+    for token_id in token_ids:
         offsets.append(length)
         length += len(detokenizer.push(token_id))
     entries = _prompt_entries(session)
     return {
-        "tokens": [names.name(token_id) for token_id in session.prompt_token_ids],
+        "tokens": [names.name(token_id) for token_id in token_ids],
         "token_logprobs": [None, *(_finite(entry.logprobs.logprob) for entry in entries)],
         "top_logprobs": [None, *(_alternatives(entry, names) for entry in entries)],
         "text_offset": offsets,

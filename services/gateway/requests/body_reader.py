@@ -124,6 +124,8 @@ def check_extra(body: Body, unknown_fields: UnknownFields, *, where: str = "") -
             _check_unclaimed(type(body), name, value, unknown_fields, where)
         body.model_extra.clear()
     for name, value in body.__dict__.items():
+        if value is None:  # as most are
+            continue
         if isinstance(value, Body):
             check_extra(value, unknown_fields, where=f"{where}{name}.")
         elif isinstance(value, list) and value and isinstance(value[0], Body):

@@ -22,7 +22,7 @@ class GenerationRequest:
 
     Attributes:
         request_id: Appears in the reply and in every log line.
-        prompts: Text, or token ids. Chat requests have one text: the rendered conversation.
+        prompts: Text, or token ids as `pack_tokens` packs them. Chat requests have one text: the rendered conversation.
         add_special_tokens: Let the tokenizer add its special tokens; a rendered conversation has them already.
         num_choices: Choices per prompt that are generated.
         num_returned: Of them, the best are returned; equal to `num_choices` but for `best_of`.
@@ -46,7 +46,7 @@ class GenerationRequest:
     request_id: str
     endpoint: Endpoint
     created: int
-    prompts: tuple[str | list[int], ...]
+    prompts: tuple[str | bytes, ...]
     add_special_tokens: bool
     num_choices: int
     max_tokens: int | None
@@ -80,4 +80,6 @@ class GenerationRequest:
 
     def sampling_for(self, max_tokens: int) -> SamplingParams:
         """The sampling instructions of one prompt."""
+        if max_tokens == self.sampling.max_tokens:
+            return self.sampling
         return replace(self.sampling, max_tokens=max_tokens)

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 
 from services.gateway.requests.request import Endpoint, GenerationRequest
-from services.gateway.requests.sampling_fields import check_beams, checked_token_ids, sampling_of, stop_strings
+from services.gateway.requests.sampling_fields import check_beams, packed_token_ids, sampling_of, stop_strings
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.schemas.generation import GenerationBody
@@ -20,6 +20,7 @@ from services.gateway.syntax.thinking_fields import thinking_of
 from services.gateway.syntax.tool_fields import call_rules, offered_tools
 from shared.engine.thinking import Thinking
 from shared.errors import ContextLengthExceeded, InvalidRequest
+from shared.identity import TOKEN_BYTES
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 
@@ -196,16 +197,17 @@ def _prompt_field(request: GenerationRequest) -> str:
     return "messages" if request.endpoint is Endpoint.CHAT else "prompt"
 
 
-def truncated(prompt: list[int], request: GenerationRequest, context_len: int) -> list[int]:
-    """The part of a prompt that the request wants kept: all of it, unless `truncate_prompt_tokens` says otherwise."""
+def truncated(prompt: bytes, request: GenerationRequest, context_len: int) -> bytes:
+    """The part of a packed prompt that the request wants kept: all, unless `truncate_prompt_tokens` says otherwise."""
     limit = request.truncate_prompt_tokens
     if limit is None:
         return prompt
     if limit < 0:
         limit = max(1, context_len - (request.max_tokens or 1))
-    if len(prompt) <= limit:
+    num_bytes = limit * TOKEN_BYTES
+    if len(prompt) <= num_bytes:
         return prompt
-    return prompt[len(prompt) - limit :] if request.truncates_left else prompt[:limit]
+    return prompt[len(prompt) - num_bytes :] if request.truncates_left else prompt[:num_bytes]
 
 
 def _default_limit(request: GenerationRequest, room: int) -> int:
@@ -225,7 +227,7 @@ def _request(
     *,
     endpoint: Endpoint,
     created: int,
-    prompts: tuple[str | list[int], ...],
+    prompts: tuple[str | bytes, ...],
     num_choices: int,
     grammar: str,
     thinking: Thinking | None,
@@ -272,8 +274,8 @@ def _request(
     )
 
 
-def prompts_of(prompt: object, vocab_size: int, param: str = "prompt") -> tuple[str | list[int], ...]:
-    """Text, token ids, or a list of either, told apart by their first element.
+def prompts_of(prompt: object, vocab_size: int, param: str = "prompt") -> tuple[str | bytes, ...]:
+    """Text, packed token ids, or several of either, told apart by their first element.
 
     Raises:
         InvalidRequest: It is none of them.
@@ -289,5 +291,5 @@ def prompts_of(prompt: object, vocab_size: int, param: str = "prompt") -> tuple[
     if isinstance(prompt[0], list):
         if not all(isinstance(part, list) for part in prompt):
             raise InvalidRequest(f"{param!r} must not mix text and token ids", param=param)
-        return tuple(checked_token_ids(part, vocab_size, param) for part in prompt)
-    return (checked_token_ids(prompt, vocab_size, param),)
+        return tuple(packed_token_ids(part, vocab_size, param) for part in prompt)
+    return (packed_token_ids(prompt, vocab_size, param),)

@@ -50,6 +50,7 @@ class Dispatcher:
         self._policy = policy
         self._min_remote_tokens = min_remote_tokens
         self._timeout_s = timeout_s
+        self._log = log.bind()  # once: the module's finds out anew at each line how lines are logged
 
     async def submit(
         self,
@@ -74,9 +75,9 @@ class Dispatcher:
         """
         leader, *others = session.unfinished_choices
         fingerprint = session.placement.decode.fingerprint if session.placement and session.has_output else None
-        snapshot = await self._snapshot(wait_s, excluding, fingerprint)
-        prompt = await self._prompt(leader.packed_tokens, cache_salt, snapshot)
-        further = {choice.index: await self._prompt(choice.packed_tokens, cache_salt, snapshot) for choice in others
+        kinds = await self._kinds(wait_s, excluding, fingerprint)
+        prompt = await self._prompt(leader.packed_tokens, cache_salt, kinds)
+        further = {choice.index: await self._prompt(choice.packed_tokens, cache_salt, kinds) for choice in others
                    if choice.token_ids}  # fmt: skip
         snapshot = self._workers.snapshot(excluding, fingerprint)  # as of now: the lookups may have taken a while
         placement = place(prompt, snapshot, self._policy, self._min_remote_tokens)
@@ -90,7 +91,7 @@ class Dispatcher:
             priority=priority,
             timeout_s=self._timeout_s,
         )
-        log.debug(
+        self._log.debug(
             "session_placed",
             session_id=session.session_id,
             worker_id=placement.decode.worker_id,
@@ -98,28 +99,25 @@ class Dispatcher:
             attempt=session.attempts,
         )
 
-    async def _snapshot(
+    async def _kinds(
         self, wait_s: float, excluding: frozenset[Incarnation], fingerprint: Fingerprint | None
-    ) -> Snapshot:
-        """Waits for a first decode worker: any start order of the services works."""
+    ) -> Mapping[Fingerprint, int]:
+        """The kinds of KV in the fleet, mostly one, with their block sizes.
+
+        Waits for a first decode worker: any start order of the services works.
+        """
         deadline_s = time.monotonic() + wait_s
         while True:
-            snapshot = self._workers.snapshot(excluding, fingerprint)
-            if any(can_take_work(worker) for worker in snapshot.decode_workers):
-                return snapshot
+            workers = self._workers.decode_workers(excluding, fingerprint)
+            if kinds := {worker.fingerprint: worker.block_size for worker in workers if can_take_work(worker)}:
+                return kinds
             if time.monotonic() >= deadline_s:
                 waited = f" within {wait_s:g} s" if wait_s else ""
                 raise Unavailable(f"no decode worker became ready{waited}")
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def _prompt(self, packed: bytes, cache_salt: str, snapshot: Snapshot) -> Prompt:
-        return Prompt(len(packed) // TOKEN_BYTES, await self._prefixes(packed, cache_salt, snapshot))
-
-    async def _prefixes(
-        self, packed: bytes, cache_salt: str, snapshot: Snapshot
-    ) -> Mapping[Fingerprint, Mapping[int, int]]:
-        """Who has how much of the prompt, asked once per kind of KV in the fleet: mostly there is one."""
-        kinds = {worker.fingerprint: worker.block_size for worker in snapshot.decode_workers if can_take_work(worker)}
+    async def _prompt(self, packed: bytes, cache_salt: str, kinds: Mapping[Fingerprint, int]) -> Prompt:
+        """What placement needs to know, who has how much of it among that: asked once per kind of KV."""
         prefixes: dict[Fingerprint, Mapping[int, int]] = {}
         for fingerprint, block_size in kinds.items():
             block_bytes = block_size * TOKEN_BYTES
@@ -129,7 +127,7 @@ class Dispatcher:
             # Hashed as far as it is looked up: of a prompt that nobody has, that is a few blocks.
             hashes = iter_hashes(namespace_hash(fingerprint, cache_salt), packed[:usable], block_size)
             prefixes[fingerprint] = await self._directory.longest_prefixes(hashes)
-        return prefixes
+        return Prompt(len(packed) // TOKEN_BYTES, prefixes)
 
 
 def _holders(prompts: Mapping[int, Prompt], snapshot: Snapshot, placement: Placement) -> dict[int, tuple[Holder, ...]]:

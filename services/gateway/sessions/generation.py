@@ -125,7 +125,7 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far; final when every choice has ended."""
         return Usage(
-            prompt_tokens=sum(len(session.prompt_token_ids) for session in self.sessions),
+            prompt_tokens=sum(session.num_prompt_tokens for session in self.sessions),
             completion_tokens=sum(text.num_tokens for text in self._texts.values()),
             cached_tokens=sum(session.cached_tokens for session in self.sessions),
             reasoning_tokens=(

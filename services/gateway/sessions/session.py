@@ -24,7 +24,7 @@ from services.gateway.sessions.placement import Placement
 from services.gateway.sessions.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import TandemError
-from shared.identity import SessionId, pack_tokens
+from shared.identity import TOKEN_BYTES, SessionId, pack_tokens, unpack_tokens
 from shared.state_machine import StateMachine
 
 
@@ -219,18 +219,17 @@ class Session:
         tenant: Whom it is served for.
         placement: Where it runs now, or ran last; None before the first attempt.
         attempts: How many workers were asked.
-        packed_prompt: The prompt's tokens as they are hashed and sent.
+        packed_prompt: The prompt's tokens as they are hashed and sent; nobody else needs them, mostly.
+        num_prompt_tokens: How many they are.
         losses: Codes of the errors for which workers gave it up, in order.
         prompt_scores: Of every prompt token but the first, if wanted; complete when the first token arrives.
         submitted_s, first_token_s: `time.monotonic()`; 0 = not yet. `submitted_s` is of the last attempt.
     """
 
-    def __init__(
-        self, prompt_token_ids: list[int], sampling: SamplingParams, num_choices: int, mailbox: Mailbox
-    ) -> None:
+    def __init__(self, packed_prompt: bytes, sampling: SamplingParams, num_choices: int, mailbox: Mailbox) -> None:
         self.session_id = SessionId(secrets.token_hex(12))
-        self.prompt_token_ids = prompt_token_ids
-        self.packed_prompt = pack_tokens(prompt_token_ids)
+        self.packed_prompt = packed_prompt
+        self.num_prompt_tokens = len(packed_prompt) // TOKEN_BYTES
         self.sampling = sampling
         self.choices = [Choice(self, index, mailbox) for index in range(num_choices)]
         self.placement: Placement | None = None
@@ -244,6 +243,11 @@ class Session:
         self._cached_tokens: int | None = None
         self._held_tokens = 0
         self._mailbox = mailbox
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt's tokens, made anew."""
+        return unpack_tokens(self.packed_prompt)
 
     @property
     def state(self) -> SessionState:
@@ -297,7 +301,7 @@ class Session:
         self.submitted_s = time.monotonic()
         for choice in self.choices:
             choice.begin()
-        if len(self.prompt_scores) < len(self.prompt_token_ids) - 1:
+        if len(self.prompt_scores) < self.num_prompt_tokens - 1:
             self.prompt_scores.clear()
 
     def note_started(self, cached_tokens: int) -> None:
@@ -312,7 +316,7 @@ class Session:
 
     def note_prompt_scores(self, scores: list[PromptScore]) -> None:
         """More of the prompt was scored; what a worker after the first one says again is not needed."""
-        if len(self.prompt_scores) < len(self.prompt_token_ids) - 1:
+        if len(self.prompt_scores) < self.num_prompt_tokens - 1:
             self.prompt_scores += scores
 
     def note_token(self) -> None:

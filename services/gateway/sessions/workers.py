@@ -75,6 +75,18 @@ class Workers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def decode_workers(
+        self, excluding: frozenset[Incarnation] = frozenset(), fingerprint: Fingerprint | None = None
+    ) -> list[WorkerRecord]:
+        """Those that can be submitted to now; see `snapshot`."""
+        return [
+            worker
+            for worker in self._fleet.decode
+            if self.is_connected(worker.incarnation)
+            and worker.incarnation not in excluding
+            and fingerprint in (None, worker.fingerprint)
+        ]
+
     def snapshot(
         self, excluding: frozenset[Incarnation] = frozenset(), fingerprint: Fingerprint | None = None
     ) -> Snapshot:
@@ -84,18 +96,12 @@ class Workers:
             excluding: Workers that gave the session up already.
             fingerprint: If given, decode workers of this one only: whoever goes on with a session needs its weights.
         """
-        fleet = self._fleet
-        records = {
-            record.incarnation: record
-            for record in fleet.decode
-            if record.incarnation not in excluding and fingerprint in (None, record.fingerprint)
-        }
-        streams = {i: s for i, s in self._streams.items() if s.is_open and i in records}
+        workers = self.decode_workers(excluding, fingerprint)
         return Snapshot(
-            decode_workers=[records[incarnation] for incarnation in streams],
-            prefill_workers=fleet.prefill,
+            decode_workers=workers,
+            prefill_workers=self._fleet.prefill,
             transfers=self._directory.transfers(),
-            open_sessions={stream.record.worker_id: stream.num_sessions for stream in streams.values()},
+            open_sessions={worker.worker_id: self._streams[worker.incarnation].num_sessions for worker in workers},
             sent_prefill_tokens={worker_id: sum(sent.values()) for worker_id, sent in self._sent_prefill.items()},
             overhead_s=self._learning.overheads(),
         )

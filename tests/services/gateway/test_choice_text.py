@@ -7,13 +7,14 @@ import pytest
 from services.gateway.replies.choice_text import ChoiceText, Reading
 from services.gateway.sessions.session import Finish, FinishReason, Mailbox, Session, TokenLogprobs
 from shared.engine.sampling_params import SamplingParams
+from shared.identity import pack_tokens
 
 EOS = 3
 
 
 class Harness:
     def __init__(self, tokenizer, stops=(), **sampling):
-        session = Session([1], SamplingParams(max_tokens=100, **sampling), 1, Mailbox())
+        session = Session(pack_tokens([1]), SamplingParams(max_tokens=100, **sampling), 1, Mailbox())
         self.choice = session.choices[0]
         self.text = ChoiceText(0, self.choice, tokenizer, Reading(tuple(stops)))
         self.has_logprobs = sampling.get("num_logprobs") is not None

@@ -15,6 +15,7 @@ from services.gateway.replies import sse
 from services.gateway.replies.direct_line import DirectLine
 from services.gateway.sessions.session import Mailbox, Session
 from shared.engine.sampling_params import SamplingParams
+from shared.identity import pack_tokens
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 BODIES = {
@@ -92,7 +93,7 @@ async def test_a_reader_cannot_tell_lines_from_the_long_way(running, text_ids, m
 
 
 async def test_a_line_is_on_only_while_the_task_waits():
-    session = Session([1], SamplingParams(max_tokens=9), 1, mailbox := Mailbox())
+    session = Session(pack_tokens([1]), SamplingParams(max_tokens=9), 1, mailbox := Mailbox())
     [choice], lined = session.choices, []
     choice.line = lambda token_id: token_id < 10 and not lined.append(token_id)
     session.note_token = lambda: None

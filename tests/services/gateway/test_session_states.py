@@ -13,6 +13,7 @@ from services.gateway.sessions.session import Finish, FinishReason, Mailbox, Ses
 from services.gateway.sessions.session_state import SESSION_TRANSITIONS, SessionEvent, SessionState
 from shared.engine.sampling_params import SamplingParams
 from shared.errors import InternalError, WorkerDraining, WorkerLost
+from shared.identity import pack_tokens
 from shared.state_machine import StateMachine
 
 FINAL = {SessionState.FINISHED, SessionState.FAILED, SessionState.CANCELLED}
@@ -42,7 +43,7 @@ class SessionLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = Session([1, 2], SamplingParams(max_tokens=50), 3, Mailbox())
+        self.session = Session(pack_tokens([1, 2]), SamplingParams(max_tokens=50), 3, Mailbox())
         self.sent: list[list[int]] = [[], [], []]
         self.taken: list[list[int]] = [[], [], []]
         self.ends = 0

@@ -13,6 +13,7 @@ from services.gateway.schemas.completion import CompletionBody
 from services.gateway.served_model import SamplingDefaults, load_model
 from services.gateway.settings import GatewaySettings
 from shared.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedField
+from shared.identity import pack_tokens
 
 SETTINGS = GatewaySettings(model="pydoc-mini")
 USER = [{"role": "user", "content": "hi"}]
@@ -79,13 +80,20 @@ def test_silent_request_gets_the_checkpoints_defaults_and_a_random_seed(completi
 
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
-    [("a", ("a",)), (["a", "b"], ("a", "b")), ([1, 2], ([1, 2],)), ([[1], [2, 3]], ([1], [2, 3]))],
+    [
+        ("a", ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], (pack_tokens([1, 2]),)),
+        ([[1], [2, 3]], (pack_tokens([1]), pack_tokens([2, 3]))),
+    ],
 )
 def test_prompt_is_text_tokens_or_a_batch_of_either(completion, prompt, prompts):
     assert completion(prompt=prompt).prompts == prompts
 
 
-@pytest.mark.parametrize("prompt", [None, 5, [], [1, "a"], ["a", 1], [[1], "a"], [6144], [-1], [True], [[1.5]], {}])
+@pytest.mark.parametrize(
+    "prompt", [None, 5, [], [1, "a"], ["a", 1], [[1], "a"], [6144], [-1], [2**31], [2**63], [True], [[1.5]], {}]
+)
 def test_any_other_prompt_is_refused(completion, prompt):
     with pytest.raises(InvalidRequest, match="prompt") as caught:
         completion(prompt=prompt)
