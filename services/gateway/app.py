@@ -50,9 +50,9 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
-    """Outermost last: an identity for everything, then cross-origin rules, then keys, then HEAD, then short ways."""
-    app.add_middleware(RequestRoutes, gateway=gateway, routes=app.routes)
+    """Outermost last: an identity for everything, then cross-origin rules, then keys, then short ways, then HEAD."""
     app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestRoutes, gateway=gateway, routes=app.routes)
     app.add_middleware(Authentication, gateway=gateway, keyring=gateway.keyring, admission=gateway.admission)
     if origins := gateway.settings.allowed_origins:
         app.add_middleware(

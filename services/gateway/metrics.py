@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.gateway.sessions.placement import Placement
@@ -63,15 +65,22 @@ class RequestMetrics:
             buckets=_REQUEST_S,
             registry=registry,
         ).labels(model)
-        self._success = Counter(
-            "vllm:request_success", "Choices that ended", ("model_name", "finished_reason"), registry=registry
+        # The library finds the one of some labels by locks and strings; what every request asks for is remembered.
+        self._success = cache(
+            Counter(
+                "vllm:request_success", "Choices that ended", ("model_name", "finished_reason"), registry=registry
+            ).labels
         )
         self._failures = Counter("tandem_request_failures", "Requests that failed", ("code",), registry=registry)
-        self._placements = Counter(
-            "tandem_placements", "Sessions by how their KV was expected to come to be", ("mode",), registry=registry
+        self._placements = cache(
+            Counter(
+                "tandem_placements", "Sessions by how their KV was expected to come to be", ("mode",), registry=registry
+            ).labels
         )
-        self._modes = Counter(
-            "tandem_session_modes", "Finished sessions by how their KV came to be", ("mode",), registry=registry
+        self._modes = cache(
+            Counter(
+                "tandem_session_modes", "Finished sessions by how their KV came to be", ("mode",), registry=registry
+            ).labels
         )
         self._migrations = Counter(
             "tandem_migrations",
@@ -80,7 +89,7 @@ class RequestMetrics:
             registry=registry,
         )
         self._predicted_s, self._actual_s = (
-            Histogram(name, what, ("mode",), buckets=_LATENCY_S, registry=registry)
+            cache(Histogram(name, what, ("mode",), buckets=_LATENCY_S, registry=registry).labels)
             for name, what in (
                 ("tandem_predicted_first_token_seconds", "From submission to the first token, as placement predicted"),
                 ("tandem_actual_first_token_seconds", "From submission to the first token, as it was"),
@@ -89,7 +98,7 @@ class RequestMetrics:
 
     def choice_ended(self, finish_reason: str) -> None:
         """A choice ended as the client asked, or was aborted because the client left."""
-        self._success.labels(self._model, finish_reason).inc()
+        self._success(self._model, finish_reason).inc()
 
     def request_failed(self, code: str) -> None:
         """A request was answered with an error."""
@@ -97,13 +106,13 @@ class RequestMetrics:
 
     def session_placed(self, placement: Placement) -> None:
         """A session was submitted."""
-        self._placements.labels(placement.mode.value).inc()
-        self._predicted_s.labels(placement.mode.value).observe(placement.predicted_s)
+        self._placements(placement.mode.value).inc()
+        self._predicted_s(placement.mode.value).observe(placement.predicted_s)
 
     def session_started(self, session: Session) -> None:
         """A session's first token came."""
         assert session.placement is not None
-        self._actual_s.labels(session.placement.mode.value).observe(session.first_token_s - session.submitted_s)
+        self._actual_s(session.placement.mode.value).observe(session.first_token_s - session.submitted_s)
 
     def session_migrated(self, cause: str) -> None:
         """A session went on at another worker; `cause` is the code of the error before."""
@@ -111,7 +120,7 @@ class RequestMetrics:
 
     def session_finished(self, mode: str) -> None:
         """A worker reported how a session's KV came to be."""
-        self._modes.labels(mode or "unknown").inc()
+        self._modes(mode or "unknown").inc()
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Body and content type of `/metrics`, in the format that the scraper's Accept header prefers."""

@@ -35,7 +35,7 @@ from services.gateway.sessions.session import Mailbox, Session
 from services.gateway.sessions.workers import Workers
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
-from shared.identity import TOKEN_BYTES, pack_tokens, unpack_tokens
+from shared.identity import TOKEN_BYTES, pack_tokens
 
 
 class Pipeline:
@@ -148,7 +148,7 @@ class Pipeline:
             if isinstance(text, str):
                 check_length(self._model.tokenizer.least_tokens(text), request, context_len)
         prompts = [
-            truncated(await self._packed(prompt, add_special_tokens=special), request, context_len)
+            truncated(await self.tokenize(prompt, add_special_tokens=special), request, context_len)
             for prompt in request.prompts
         ]
         stamps.tokenized_s = time.monotonic()
@@ -193,17 +193,12 @@ class Pipeline:
         )
         return Session(prompt, request.sampling_for(max_tokens), request.num_choices, mailbox)
 
-    async def _packed(self, prompt: str | bytes, *, add_special_tokens: bool) -> bytes:
+    async def tokenize(self, prompt: str | bytes, *, add_special_tokens: bool) -> bytes:
+        """Packed tokens of a prompt; long texts of unknown words are tokenized beside the event loop."""
         if isinstance(prompt, bytes):
             return prompt
-        return pack_tokens(await self.tokenize(prompt, add_special_tokens=add_special_tokens))
-
-    async def tokenize(self, prompt: str | bytes, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a prompt; long texts of unknown words are tokenized beside the event loop."""
-        if not isinstance(prompt, str):
-            return unpack_tokens(prompt)
         known = self._model.tokenizer.encode_known(prompt, add_special_tokens=add_special_tokens)
         if known is not None:
             return known
         encode = partial(self._model.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
-        return await self._text_work.run(encode, is_short=len(prompt) <= INLINE_CHARS)
+        return pack_tokens(await self._text_work.run(encode, is_short=len(prompt) <= INLINE_CHARS))

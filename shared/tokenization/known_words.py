@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
 
 from tokenizers import Tokenizer as RawTokenizer
 
+from shared.identity import pack_tokens
 from shared.tokenization.token_bytes import byte_alphabet
 
 MAX_CHARS = 32_768
@@ -34,7 +34,8 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _KNOWN_PATTERNS = frozenset({_GPT2, _LLAMA3, _QWEN2})
 
-Word = tuple[int, ...]
+Packed = bytes
+"""Token ids as `pack_tokens` packs them: those of words are joined in one go."""
 
 
 class KnownWords:
@@ -44,19 +45,19 @@ class KnownWords:
         raw: The library's tokenizer.
         pattern: Cuts an ASCII text into words.
         marks: Tokens that are recognized in a text before it is cut.
-        around: Token ids before and after every text with special tokens.
+        around: Tokens before and after every text with special tokens.
     """
 
     def __init__(
-        self, raw: RawTokenizer, pattern: re.Pattern[str], marks: Mapping[str, int], around: tuple[Word, Word]
+        self, raw: RawTokenizer, pattern: re.Pattern[str], marks: Mapping[str, int], around: tuple[Packed, Packed]
     ) -> None:
         self._model = raw.model
         self._cut: Callable[[str], list[str]] = pattern.findall
         # Of several that begin at one character the longest counts.
         longest_first = sorted(marks, key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, longest_first))) if marks else None
-        self._mark_ids: dict[str, Word] = {mark: (token_id,) for mark, token_id in marks.items()}
-        self._known = dict(self._mark_ids)
+        self._known_marks: dict[str, Packed] = {mark: pack_tokens([token_id]) for mark, token_id in marks.items()}
+        self._known = dict(self._known_marks)
         self._before, self._after = around
         self._spelling = {byte: char for char, byte in byte_alphabet().items() if byte < 128}
 
@@ -77,18 +78,18 @@ class KnownWords:
         marks = {token.content: token_id for token_id, token in added.items()}
         return cls(raw, _for_ascii(source), marks, around) if around is not None else None
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int] | None:
-        """Token ids as the library gives them; None where it must be asked. Holds the GIL, two ms at most."""
+    def encode(self, text: str, *, add_special_tokens: bool) -> Packed | None:
+        """Tokens as the library gives them; None where it must be asked. Holds the GIL, two ms at most."""
         if len(text) > MAX_CHARS or not text.isascii():
             return None
         words = self._words(text)
         try:
-            ids = _joined(self._known, words)
+            packed = _joined(self._known, words)
         except KeyError:
             if not self._learn(words, MAX_NEW_WORDS):
                 return None
-            ids = _joined(self._known, words)
-        return [*self._before, *ids, *self._after] if add_special_tokens else ids
+            packed = _joined(self._known, words)
+        return self._before + packed + self._after if add_special_tokens else packed
 
     def learn(self, text: str) -> None:
         """Learns the words of a text that the library was asked for."""
@@ -112,19 +113,20 @@ class KnownWords:
         new = set(words) - self._known.keys()
         if len(new) > limit or any(len(word) > MAX_WORD_CHARS for word in new):
             return False
-        learnt = {
-            word: tuple(token.id for token in self._model.tokenize("".join([self._spelling[ord(c)] for c in word])))
-            for word in new
-        }
+        learnt = {word: self._tokenized(word) for word in new}
         if len(self._known) + len(learnt) > MAX_WORDS:
-            self._known = dict(self._mark_ids)
+            self._known = dict(self._known_marks)
             return False
         self._known.update(learnt)
         return True
 
+    def _tokenized(self, word: str) -> Packed:
+        spelled = "".join([self._spelling[ord(char)] for char in word])
+        return pack_tokens([token.id for token in self._model.tokenize(spelled)])
 
-def _joined(known: Mapping[str, Word], words: Iterable[str]) -> list[int]:
-    return list(chain.from_iterable(map(known.__getitem__, words)))
+
+def _joined(known: Mapping[str, Packed], words: Iterable[str]) -> Packed:
+    return b"".join(map(known.__getitem__, words))
 
 
 def _word_pattern(pre_tokenizer: dict[str, object] | None) -> str | None:
@@ -149,11 +151,11 @@ def _for_ascii(source: str) -> re.Pattern[str]:
     return re.compile(source, re.ASCII)
 
 
-def _around(raw: RawTokenizer) -> tuple[Word, Word] | None:
+def _around(raw: RawTokenizer) -> tuple[Packed, Packed] | None:
     """What the post-processor puts around every text; None if that is not simply the same."""
     plain = raw.encode("a", add_special_tokens=False).ids
     full = raw.encode("a", add_special_tokens=True).ids
     starts = [start for start in range(len(full)) if plain and full[start : start + len(plain)] == plain]
     if len(starts) != 1:
         return None
-    return tuple(full[: starts[0]]), tuple(full[starts[0] + len(plain) :])
+    return pack_tokens(full[: starts[0]]), pack_tokens(full[starts[0] + len(plain) :])

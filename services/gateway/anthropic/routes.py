@@ -25,6 +25,7 @@ from services.gateway.requests.client_words import in_words_of
 from services.gateway.routes.generation import generate
 from services.gateway.routes.request_route import RequestRoute
 from services.gateway.sessions.generation import Generation
+from shared.identity import TOKEN_BYTES
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -55,7 +56,7 @@ def router(gateway: Gateway) -> APIRouter:
         with in_words_of(CLIENT_WORDS):
             translated = chat_body(body, unknown_fields)
             chat = await gateway.pipeline.chat_request(translated, len(raw), created=int(time.time()))
-        token_ids = await gateway.pipeline.tokenize(chat.prompts[0], add_special_tokens=chat.add_special_tokens)
-        return CountReply(input_tokens=len(token_ids)).response()
+        packed = await gateway.pipeline.tokenize(chat.prompts[0], add_special_tokens=chat.add_special_tokens)
+        return CountReply(input_tokens=len(packed) // TOKEN_BYTES).response()
 
     return routes

@@ -20,6 +20,7 @@ from services.gateway.requests.body_reader import parse_body, read_body
 from services.gateway.requests.validation import prompts_of
 from services.gateway.routes.request_route import RequestRoute
 from shared.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from shared.identity import unpack_tokens
 
 INPUTS_PER_CALL = 128
 
@@ -90,7 +91,7 @@ async def _token_ids(gateway: Gateway, body: EmbeddingBody) -> list[list[int]]:
                 f"input {index} has at least {least} tokens; at most {room} are embedded", param="input"
             )
     special = body.add_special_tokens is not False
-    inputs = [await gateway.pipeline.tokenize(prompt, add_special_tokens=special) for prompt in prompts]
+    inputs = [unpack_tokens(await gateway.pipeline.tokenize(prompt, add_special_tokens=special)) for prompt in prompts]
     for index, token_ids in enumerate(inputs):
         if not token_ids:
             raise InvalidRequest(f"input {index} is empty: it has no tokens", param="input")

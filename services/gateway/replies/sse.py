@@ -81,12 +81,15 @@ class EventStream(EventResponse):
         await body.send(last, is_last=True)
 
     async def _send_deltas(self, body: EventBody) -> bytes:
-        """Sends all but the last part, which it returns."""
-        generation, opening = self._generation, self._reply.opening
+        """Sends all but the last part, which it returns: the end goes with the last deltas."""
+        generation, opening, part = self._generation, self._reply.opening, b""
         async for deltas in generation.batches():
-            await body.send(opening() + self._reply.events(deltas))
-            if opening is not bytes:
-                opening = bytes
-                lay_lines(generation.plain_texts, self._reply, body)
+            part, is_first = opening() + self._reply.events(deltas), opening is not bytes
+            opening = bytes
+            if not generation.is_over:
+                await body.send(part)
+                part = b""
+                if is_first:
+                    lay_lines(generation.plain_texts, self._reply, body)
         timing = timing_block(generation) if generation.request.timing else None
-        return opening() + self._reply.closing(generation.usage, timing)
+        return part + opening() + self._reply.closing(generation.usage, timing)

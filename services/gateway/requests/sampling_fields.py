@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
-import struct
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
 from services.gateway.schemas.generation import GenerationBody
 from services.gateway.served_model import ServedModel
@@ -16,7 +16,6 @@ from services.gateway.settings import GatewaySettings
 from shared.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from shared.engine.thinking import Thinking
 from shared.errors import InvalidRequest
-from shared.identity import pack_tokens
 
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARS = 256
@@ -117,32 +116,18 @@ def checked_token_ids(token_ids: Sequence[object], vocab_size: int, param: str) 
     Raises:
         InvalidRequest: One is not.
     """
-    return _checked(token_ids, vocab_size, param)[0]
-
-
-def packed_token_ids(token_ids: Sequence[object], vocab_size: int, param: str) -> bytes:
-    """Token ids of the vocabulary, as `pack_tokens` packs them: thousands of a prompt.
-
-    Raises:
-        InvalidRequest: One is not.
-    """
-    return _checked(token_ids, vocab_size, param)[1]
-
-
-def _checked(token_ids: Sequence[object], vocab_size: int, param: str) -> tuple[list[int], bytes]:
-    """Without a loop of our own: over thousands of ids it would be among the dearest parts of a request."""
-    if not token_ids:
-        return [], b""
     try:
-        checked = msgspec.convert(token_ids, list[int])
-        packed = pack_tokens(checked)
-        is_right = np.frombuffer(packed, "<u4").max() < vocab_size  # a negative one looks large
-    except (msgspec.ValidationError, struct.error):
-        is_right = False
-    if not is_right:
+        checked: list[int] = msgspec.convert(token_ids, _token_ids_below(vocab_size))
+    except msgspec.ValidationError:
         wrong = next(i for i in token_ids if type(i) is not int or not 0 <= i < vocab_size)
-        raise InvalidRequest(f"{param!r}: {wrong!r:.40} is no token id in [0, {vocab_size})", param=param)
-    return checked, packed
+        raise InvalidRequest(f"{param!r}: {wrong!r:.40} is no token id in [0, {vocab_size})", param=param) from None
+    return checked
+
+
+@lru_cache(maxsize=16)
+def _token_ids_below(vocab_size: int) -> Any:
+    """As a type: checking thousands of ids in a loop of our own would be among the dearest parts of a request."""
+    return list[Annotated[int, msgspec.Meta(ge=0, lt=vocab_size)]]
 
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:

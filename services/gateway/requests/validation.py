@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 
 from services.gateway.requests.request import Endpoint, GenerationRequest
-from services.gateway.requests.sampling_fields import check_beams, packed_token_ids, sampling_of, stop_strings
+from services.gateway.requests.sampling_fields import check_beams, checked_token_ids, sampling_of, stop_strings
 from services.gateway.schemas.chat import ChatBody
 from services.gateway.schemas.completion import CompletionBody
 from services.gateway.schemas.generation import GenerationBody
@@ -20,7 +20,7 @@ from services.gateway.syntax.thinking_fields import thinking_of
 from services.gateway.syntax.tool_fields import call_rules, offered_tools
 from shared.engine.thinking import Thinking
 from shared.errors import ContextLengthExceeded, InvalidRequest
-from shared.identity import TOKEN_BYTES
+from shared.identity import TOKEN_BYTES, pack_tokens
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 
@@ -291,5 +291,5 @@ def prompts_of(prompt: object, vocab_size: int, param: str = "prompt") -> tuple[
     if isinstance(prompt[0], list):
         if not all(isinstance(part, list) for part in prompt):
             raise InvalidRequest(f"{param!r} must not mix text and token ids", param=param)
-        return tuple(packed_token_ids(part, vocab_size, param) for part in prompt)
-    return (packed_token_ids(prompt, vocab_size, param),)
+        return tuple(pack_tokens(checked_token_ids(part, vocab_size, param)) for part in prompt)
+    return (pack_tokens(checked_token_ids(prompt, vocab_size, param)),)

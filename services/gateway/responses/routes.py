@@ -37,6 +37,7 @@ from services.gateway.responses.stream import ReplayedEvents, ResponseEvents
 from services.gateway.responses.translate import CLIENT_WORDS, chat_body
 from services.gateway.sessions.generation import Generation
 from shared.errors import InvalidRequest, NotFound
+from shared.identity import TOKEN_BYTES
 
 Order = Literal["asc", "desc"]
 
@@ -67,8 +68,8 @@ def router(gateway: Gateway) -> APIRouter:
         with in_words_of(CLIENT_WORDS):
             chat = chat_body(body, [*context, *asked], gateway.settings.unknown_fields)
             wanted = await gateway.pipeline.chat_request(chat, len(raw), created=int(time.time()))
-        token_ids = await gateway.pipeline.tokenize(wanted.prompts[0], add_special_tokens=wanted.add_special_tokens)
-        return InputTokensReply(input_tokens=len(token_ids)).response()
+        packed = await gateway.pipeline.tokenize(wanted.prompts[0], add_special_tokens=wanted.add_special_tokens)
+        return InputTokensReply(input_tokens=len(packed) // TOKEN_BYTES).response()
 
     @routes.get("/v1/responses/{response_id}", **described(None, ResponseReply, streams=True))
     async def retrieve_response(

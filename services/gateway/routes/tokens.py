@@ -20,6 +20,7 @@ from services.gateway.schemas.tokens import (
     TokenizeReply,
     TokenizeTextBody,
 )
+from shared.identity import unpack_tokens
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -54,11 +55,12 @@ async def _tokenized(gateway: Gateway, raw: bytes) -> TokenizeReply:
         body = chat = validate(content, TokenizeChatBody, settings.unknown_fields)
         model.check_name(chat.model)
         request = await pipeline.chat_request(chat, len(raw), created=int(time.time()))
-        token_ids = await pipeline.tokenize(request.prompts[0], add_special_tokens=request.add_special_tokens)
+        packed = await pipeline.tokenize(request.prompts[0], add_special_tokens=request.add_special_tokens)
     else:
         body = text = validate(content, TokenizeTextBody, settings.unknown_fields)
         model.check_name(text.model or model.name)
-        token_ids = await pipeline.tokenize(text.prompt, add_special_tokens=text.add_special_tokens is not False)
+        packed = await pipeline.tokenize(text.prompt, add_special_tokens=text.add_special_tokens is not False)
+    token_ids = unpack_tokens(packed)
     return TokenizeReply(
         count=len(token_ids),
         max_model_len=gateway.health.workers.context_len(model.max_model_len),

@@ -169,7 +169,7 @@ class Generation:
             if deltas:
                 yield deltas
                 self._count()  # that waits until the client has its first token
-            if fatal:
+            if fatal and self._num_open:  # else it ended just in time
                 raise fatal[0]
 
     def close(self) -> None:
@@ -177,8 +177,9 @@ class Generation:
         if self._is_closed:
             return
         self._is_closed = True
-        self._report()
-        self._ticket.close(self.usage.completion_tokens)
+        usage = self.usage
+        self._report(usage)
+        self._ticket.close(usage.completion_tokens)
         for timer in self._timers:
             timer.cancel()
         for migration in self._migrations:
@@ -188,10 +189,10 @@ class Generation:
             self._workers.prefilled(session)
             self._workers.abort(session)
 
-    def _report(self) -> None:
+    def _report(self, usage: Usage) -> None:
         """Tells the metrics how it went."""
         self._count()
-        metrics, usage = self._metrics, self.usage
+        metrics = self._metrics
         metrics.running.dec()
         metrics.generation_tokens.inc(usage.completion_tokens)
         metrics.token_gap_s.flush()

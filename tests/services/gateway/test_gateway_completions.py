@@ -51,6 +51,14 @@ async def test_logprobs_have_parallel_lists_and_offsets(running, text_ids, model
     assert [dict(top) for top in logprobs.top_logprobs] == [{token: -0.5} for token in logprobs.tokens]
 
 
+async def test_end_of_a_stream_goes_with_its_last_tokens(running):
+    body = {"model": "pydoc-mini", "prompt": "hi", "stream": True, "max_tokens": 3}
+    async with running.http.stream("POST", "/v1/completions", json=body) as reply:
+        pieces = [piece async for piece in reply.aiter_raw()]
+    assert b'"finish_reason":"length"' in pieces[-1]
+    assert pieces[-1].endswith(b"data: [DONE]\n\n")
+
+
 async def test_stream_is_server_sent_events_ending_in_done(running, text_ids):
     running.worker.script.token_ids = text_ids('quote " and \\ and\nnewline')
     body = {"model": "pydoc-mini", "prompt": "hi", "stream": True, "stream_options": {"include_usage": True}}
