@@ -39,6 +39,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # else each request looks for who collects it
     )
     for family in (generation, responses, anthropic, embeddings, files, batches, kserve, models, tokens, probes):
         # Not `include_router`, which would match every request twice, once by family and once by route.

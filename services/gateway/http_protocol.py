@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -27,6 +30,19 @@ BODY_PAUSE_S = 60.0
 def chunk(part: bytes) -> bytes:
     """A part of a body as it goes over a connection, where the body's length was not announced (RFC 9112, 7.1)."""
     return b"%x\r\n%b\r\n" % (len(part), part)
+
+
+@contextlib.contextmanager
+def in_one_piece(transport: asyncio.WriteTransport) -> Iterator[None]:
+    """What is written meanwhile leaves together, so that whoever waits for it wakes once (`TCP_CORK` in tcp(7))."""
+    connection = transport.get_extra_info("socket")
+    if not transport.is_closing():
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    try:
+        yield
+    finally:
+        if not transport.is_closing():  # else it leaves with the connection's end
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
 
 class HttpProtocol(HttpToolsProtocol):

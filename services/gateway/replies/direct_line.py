@@ -8,7 +8,6 @@ sends whatever has arrived when the reader is ready, and tokens go by line again
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 
@@ -26,17 +25,11 @@ class DirectLine:
 
     __slots__ = ("_after", "_before", "_body", "_detokenizer", "_transport")
 
-    def __init__(
-        self,
-        detokenizer: IncrementalDetokenizer,
-        around_text: tuple[bytes, bytes],
-        body: EventBody,
-        transport: asyncio.WriteTransport,
-    ) -> None:
+    def __init__(self, detokenizer: IncrementalDetokenizer, around_text: tuple[bytes, bytes], body: EventBody) -> None:
         self._detokenizer = detokenizer
         self._before, self._after = around_text
         self._body = body
-        self._transport = transport
+        self._transport = body.transport
 
     def send(self, token_id: int) -> bool:
         """Sends the text that became complete with a token, unless the client has not read what was sent before."""
@@ -50,15 +43,13 @@ class DirectLine:
 
 
 def lay_lines(texts: Iterable[ChoiceText], reply: ReplyFormat, body: EventBody) -> None:
-    """Gives choices their lines, where the server and the kind of reply have what that takes.
+    """Gives choices their lines, where the kind of reply has what that takes.
 
     Args:
         texts: Of plain choices.
         reply: Has formatted a first event.
         body: Is open.
     """
-    if (transport := body.transport) is None:
-        return
     for text in texts:
         if around_text := reply.around_text(text.index):
-            text.choice.line = DirectLine(text.detokenizer, around_text, body, transport).send
+            text.choice.line = DirectLine(text.detokenizer, around_text, body).send

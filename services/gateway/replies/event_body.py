@@ -8,7 +8,7 @@ import time
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
-from services.gateway.http_protocol import TRANSPORT
+from services.gateway.http_protocol import TRANSPORT, in_one_piece
 from services.gateway.middleware import SERVER_SEND
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -38,7 +38,7 @@ class EventBody:
     Attributes:
         is_open: The status was sent.
         sent_s: When something was sent last, `time.monotonic()`.
-        transport: The connection's; None if the server tells none.
+        transport: The connection's.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -47,23 +47,26 @@ class EventBody:
         self._opening = asyncio.Lock()
         self.sent_s = time.monotonic()
         self.is_open = False
-        self.transport: asyncio.WriteTransport | None = scope.get(TRANSPORT)
+        self.transport: asyncio.WriteTransport = scope[TRANSPORT]
         self._beats: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     async def send(self, part: bytes, *, is_last: bool = False) -> None:
         """Sends a part; an empty one is nothing unless it is the last."""
         if not part and not is_last:
             return
-        if not self.is_open:
-            await self._open()
+        if self.is_open:
+            await self._send_on(part, is_last=is_last)
+            return
+        with in_one_piece(self.transport):
+            async with self._opening:
+                if not self.is_open:
+                    await self._send({"type": "http.response.start", "status": 200, "headers": [*_RAW_HEADERS]})
+                    self.is_open = True
+            await self._send_on(part, is_last=is_last)
+
+    async def _send_on(self, part: bytes, *, is_last: bool) -> None:
         self.sent_s = time.monotonic()
         await self._send_part({"type": "http.response.body", "body": part, "more_body": not is_last})
-
-    async def _open(self) -> None:
-        async with self._opening:
-            if not self.is_open:
-                await self._send({"type": "http.response.start", "status": 200, "headers": [*_RAW_HEADERS]})
-                self.is_open = True
 
     def beat(self, interval_s: float) -> None:
         """Sends a heartbeat whenever nothing was sent for `interval_s`, until `beat_no_more`."""

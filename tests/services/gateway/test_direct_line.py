@@ -110,6 +110,17 @@ async def test_a_line_is_on_only_while_the_task_waits():
     assert (lined, choice.token_ids) == ([2], [1, 2, 99, 3])
 
 
+async def test_head_and_first_tokens_leave_together(running):
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = orjson.dumps({"model": "pydoc-mini", "prompt": "hi", "max_tokens": 3, "stream": True})
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    first = await reader.read(1 << 16)
+    writer.close()
+    assert first.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"data: {" in first
+
+
 class SmallBuffers(HttpProtocol):
     """A connection whose system buffers hold few events."""
 
