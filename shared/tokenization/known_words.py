@@ -148,7 +148,8 @@ def _word_pattern(pre_tokenizer: dict[str, object] | None) -> str | None:
 def _for_ascii(source: str) -> re.Pattern[str]:
     """One of the expressions above where all characters are ASCII."""
     source = source.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]")
-    return re.compile(source, re.ASCII)
+    # Most words are letters and begin with one or with a space, where each expression takes just them: tried first.
+    return re.compile(r" [A-Za-z]+|[A-Za-z]+|" + source, re.ASCII)
 
 
 def _around(raw: RawTokenizer) -> tuple[Packed, Packed] | None:

@@ -152,7 +152,8 @@ class Generation:
             session.begin_placing()
             await self._submit(session, wait_s)
         self.stamps.placed_s = time.monotonic()
-        await asyncio.sleep(0)  # what was submitted goes out before the reply to it is prepared
+        await asyncio.sleep(0)  # what was submitted goes out before it is counted, and the reply to it prepared
+        self._count()
 
     async def batches(self) -> AsyncIterator[list[Delta]]:
         """Yields what may be shown, all that has arrived at a time, until every choice has ended.
@@ -168,7 +169,8 @@ class Generation:
             fatal = [error for failure in failures if (error := self._recover(failure)) is not None]
             if deltas:
                 yield deltas
-                self._count()  # that waits until the client has its first token
+                if self._num_open:  # else `close` counts
+                    self._count()  # that waits until the client has its first token
             if fatal and self._num_open:  # else it ended just in time
                 raise fatal[0]
 
@@ -214,7 +216,7 @@ class Generation:
         self._note_tokens(text, now_s)
         if delta.finish_reason is not None:
             self._num_open -= 1
-            self._metrics.choice_ended(delta.finish_reason)
+            self._uncounted.append(partial(self._metrics.choice_ended, delta.finish_reason))
         elif text.hit_stop_string and not was_stopped:
             self._stop(choice)
         return None if delta.is_empty else delta
@@ -233,7 +235,7 @@ class Generation:
                 self._uncounted.append(partial(self._metrics.first_token_s.observe, wait_s))
 
     def _count(self) -> None:
-        """Tells the metrics of first tokens that came since."""
+        """Tells the metrics of what they were not told at once, because clients and workers waited."""
         for tell in self._uncounted:
             tell()
         self._uncounted.clear()
@@ -253,7 +255,7 @@ class Generation:
             excluding=self._excluded,
         )
         assert session.placement is not None
-        self._metrics.session_placed(session.placement)
+        self._uncounted.append(partial(self._metrics.session_placed, session.placement))
 
     def _recover(self, failure: Failure) -> TandemError | None:
         """Has another worker go on with a session; returns the error that ends the request if none may."""
@@ -299,6 +301,7 @@ class Generation:
             log.exception("migration_failed", session_id=session.session_id)
             session.fail(InternalError("internal error; the gateway's log has the details"))
             return
+        self._count()
         self._metrics.session_migrated(error.code)
         assert session.placement is not None
         log.info(
