@@ -6,8 +6,10 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from services.gateway.access.authentication import Authentication
 from services.gateway.access.rate_limits import RATE_HEADERS
@@ -29,8 +31,36 @@ from shared.errors import InternalError, InvalidRequest, TandemError
 DESCRIPTION = "LLM inference with disaggregated prefill and decode, behind the APIs that clients already speak."
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The application. Bodies are read and checked by our own code, whose errors name the field and the limit."""
+def create_app(gateway: Gateway) -> ASGIApp:
+    """The application: what every exchange gets, the short way to most endpoints, and the framework for the rest.
+
+    Bodies are read and checked by our own code, whose errors name the field and the limit.
+    """
+    framework = _framework(gateway)
+    app: ASGIApp = HeadAsGet(framework)
+    app = RequestRoutes(app, gateway=gateway, routes=framework.routes)
+    app = Authentication(app, gateway=gateway, keyring=gateway.keyring, admission=gateway.admission)
+    if origins := gateway.settings.allowed_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "request-id", "retry-after", *RATE_HEADERS],
+        )
+    app = RequestIds(LastWord(app))
+
+    async def on_defect(request: Request, exc: Exception) -> Response:
+        # Starlette raises it again afterwards, so the server's log has the traceback.
+        error = InternalError("internal error; the gateway's log has the details")
+        gateway.note_failure(error)
+        return error_response(error, request.scope)
+
+    return ServerErrorMiddleware(app, handler=on_defect)
+
+
+def _framework(gateway: Gateway) -> FastAPI:
+    """Knows every endpoint and describes it; finds those with parameters."""
     app = FastAPI(
         title="Tandem",
         version=gateway.version,
@@ -39,32 +69,13 @@ def create_app(gateway: Gateway) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # else each request looks for who collects it
     )
     for family in (generation, responses, anthropic, embeddings, files, batches, kserve, models, tokens, probes):
         # Not `include_router`, which would match every request twice, once by family and once by route.
         app.router.routes.extend(family.router(gateway).routes)
     _add_errors(app, gateway)
-    _add_middleware(app, gateway)
     app.openapi = lambda: true_openapi(app, gateway)  # type: ignore[method-assign]
     return app
-
-
-def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
-    """Outermost last: an identity for everything, then cross-origin rules, then keys, then short ways, then HEAD."""
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestRoutes, gateway=gateway, routes=app.routes)
-    app.add_middleware(Authentication, gateway=gateway, keyring=gateway.keyring, admission=gateway.admission)
-    if origins := gateway.settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "request-id", "retry-after", *RATE_HEADERS],
-        )
-    app.add_middleware(LastWord)
-    app.add_middleware(RequestIds)
 
 
 def _add_errors(app: FastAPI, gateway: Gateway) -> None:
@@ -88,7 +99,4 @@ def _add_errors(app: FastAPI, gateway: Gateway) -> None:
 
     @app.exception_handler(Exception)
     async def on_defect(request: Request, exc: Exception) -> Response:
-        # Starlette raises it again afterwards, so the server's log has the traceback.
-        error = InternalError("internal error; the gateway's log has the details")
-        gateway.note_failure(error)
-        return error_response(error, request.scope)
+        raise exc  # is answered further out, whoever raised it

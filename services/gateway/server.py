@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from services.gateway.http_protocol import HttpProtocol
 from shared.errors import ConfigurationError
@@ -49,7 +49,7 @@ def address_of(listener: socket.socket, host: str) -> str:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `serve_until` is told when to stop."""
 
-    def __init__(self, app: FastAPI, *, drain_s: float, last_requests_s: float = LAST_REQUESTS_S) -> None:
+    def __init__(self, app: ASGIApp, *, drain_s: float, last_requests_s: float = LAST_REQUESTS_S) -> None:
         self._last_requests_s = last_requests_s
         super().__init__(
             uvicorn.Config(

@@ -8,7 +8,7 @@ import openai
 import orjson
 import pytest
 
-from shared.errors import CapacityExceeded, Overloaded
+from shared.errors import CapacityExceeded, InternalError, Overloaded
 
 BODY = {"model": "pydoc-mini", "prompt": "hi", "max_tokens": 4}
 
@@ -141,3 +141,22 @@ async def test_failures_are_counted_by_code(running):
     await running.http.post("/v1/completions", content=b"{")
     text = (await running.http.get("/metrics")).text
     assert 'tandem_request_failures_total{code="invalid_request"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "culprit"),
+    [
+        ("POST", "/v1/completions", "services.gateway.pipeline.Pipeline.completion"),
+        ("GET", "/ready", "services.gateway.health.Health.report"),
+    ],
+    ids=["on the short way", "in the framework"],
+)
+async def test_defect_is_answered_in_openais_shape_and_counted_once(running, monkeypatch, method, path, culprit):
+    def fail(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(culprit, fail)
+    reply = await running.http.request(method, path, json={"model": "pydoc-mini", "prompt": "hi"})
+    error = assert_openai_error(reply, 500, InternalError.code)
+    assert "a defect" not in error["message"]
+    assert running.metric("tandem_request_failures_total") == 1
