@@ -1,13 +1,17 @@
 """`/ready` of a worker: busy is ready, hung is not, and the reason says which and by how much (F16, F30, F34)."""
 
+import asyncio
+import contextlib
 import re
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
 from shared.engine.block_pool import BlockCounts
 from shared.engine.stats import EngineStats
+from shared.worker.hung import hand_back_when_hung
 from shared.worker.status import STALL_S, WorkerIdentity, WorkerStatus
 
 IDENTITY = WorkerIdentity("w0", "decode", "i1", "f", "m", "float32", "cpu", 16, 64, 10, 1)
@@ -33,14 +37,18 @@ class StandIn:
         return replace(stats, blocks=counts, **self.fields)
 
 
-def readiness(role="decode", **fields):
+def status(role="decode", **fields):
     idle_s = fields.pop("idle_s", 0.0)  # taken from now on: a suite may run for long between collecting and testing
     given = {name: value for name, value in fields.items() if name in EngineStats.__slots__}
     stand_in = StandIn(**given, last_progress_s=time.monotonic() - idle_s)
     for name in ("is_attached", "incarnation", "quarantined"):
         if name in fields:
             setattr(stand_in, name, fields[name])
-    return WorkerStatus(replace(IDENTITY, role=role), stand_in, stand_in).readiness()
+    return WorkerStatus(replace(IDENTITY, role=role), stand_in, stand_in)
+
+
+def readiness(**fields):
+    return status(**fields).readiness()
 
 
 @pytest.mark.parametrize(
@@ -77,3 +85,19 @@ def test_hung_leaking_and_cut_off_are_not_and_say_so(fields, reason):
     is_ready, said = readiness(**fields)
     assert not is_ready
     assert re.search(reason, said)
+
+
+def test_only_a_step_that_does_not_end_makes_a_worker_hung():
+    hung = status(running=3, idle_s=STALL_S + 5)
+    assert hung.record("127.0.0.1:1", 0.0).hung
+    for other in ({"running": 3}, {"idle_s": 3600}, {"quarantined": 26}, {"failure": "RuntimeError: boom"}):
+        assert not status(**other).record("127.0.0.1:1", 0.0).hung
+
+
+async def test_a_hung_prefill_worker_gives_its_prompts_back_again_and_again(monkeypatch):
+    monkeypatch.setattr("shared.worker.hung._LOOK_EVERY_S", 0.01)
+    servicer = Mock(**{"hand_back.return_value": 1})
+    for stand_in, is_given_back in ((status(running=3), False), (status(running=3, idle_s=STALL_S + 5), True)):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hand_back_when_hung(stand_in, servicer), 0.2)
+        assert (servicer.hand_back.call_count > 1) == is_given_back

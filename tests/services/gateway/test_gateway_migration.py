@@ -162,3 +162,48 @@ async def test_client_that_leaves_while_its_session_waits_for_a_worker_ends_it(s
         async with asyncio.timeout(30):
             while running.metric("tandem_gateway_requests_running"):
                 await asyncio.sleep(0.01)
+
+
+async def ask_and_hang(running, worker):
+    """A request of which this worker has sent four tokens, when the fifth step does not end."""
+    asked = asyncio.create_task(running.openai.completions.create(**BODY, extra_body={"timing": True}))
+    async with asyncio.timeout(20):
+        while not worker.submits:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    worker.record = replace(worker.record, hung=True, ready=False)
+    return asked
+
+
+async def test_a_session_whose_step_does_not_end_goes_on_at_another_worker(start_gateway, text_ids):
+    async with start_gateway(num_workers=2) as running:
+        script_all(running, text_ids(ANSWER))
+        hung = running.workers["decode-0"]
+        running.workers["decode-1"].record = replace(running.workers["decode-1"].record, ready=False)
+        hung.script.step_s = 600
+        await until_known(running, ["decode-0"])
+        asked = await ask_and_hang(running, hung)
+        running.workers["decode-1"].record = replace(running.workers["decode-1"].record, ready=True)
+        reply = await asyncio.wait_for(asked, 20)
+        assert reply.choices[0].text == ANSWER
+        [session] = reply.model_dump()["timing"]["sessions"]
+        assert session["migrations"] == ["worker_lost"]
+        assert [abort.session_id for abort in hung.aborts] == [hung.submits[0].session_id]
+
+
+async def test_a_session_that_cannot_go_elsewhere_waits_for_its_step(start_gateway, text_ids):
+    async with start_gateway() as running:
+        script_all(running, text_ids(ANSWER))
+        hung = running.workers["decode-0"]
+        hung.script.step_s = 0.3
+        asked = await ask_and_hang(running, hung)
+        reply = await asyncio.wait_for(asked, 20)
+        assert reply.choices[0].text == ANSWER
+        assert running.metric("tandem_migrations_total") == 0
+
+
+async def until_known(running, ready):
+    """The gateway would send work to these workers and no others."""
+    async with asyncio.timeout(20):
+        while running.gateway.health.report()["decode_workers"] != ready:
+            await asyncio.sleep(0.02)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
+import pytest
+
 from services.prefill.servicer import PrefillServicer
 from shared.engine.sequence import FinishReason, Sequence, SequenceStatus
 from shared.engine.step import StepOutputs
+from shared.errors import WorkerDraining, WorkerLost
 from shared.identity import BlockHash, SessionId
 
 BLOCK_SIZE = 4
@@ -41,3 +44,13 @@ async def test_last_block_is_told_when_it_is_sealed_while_the_one_before_is_on_i
         servicer._changed[sequence.sequence_id] = changed
         servicer._on_step(StepOutputs(prefilled=[sequence], finished=[sequence]))
     assert told == [1, 2]
+
+
+@pytest.mark.parametrize(("is_draining", "error"), [(True, WorkerDraining), (False, WorkerLost)])
+async def test_a_prompt_that_is_handed_back_says_why(is_draining, error):
+    servicer, sequence, changed = make_servicer(), make_sequence(num_blocks=2), asyncio.Event()
+    servicer._parts.status.is_draining = is_draining
+    servicer._changed[sequence.sequence_id] = changed
+    assert servicer.hand_back() == 1
+    with pytest.raises(error, match="prefill-0"):
+        await anext(progress async for progress in servicer._follow(sequence, changed) if progress.sealed_blocks)
