@@ -8,7 +8,7 @@ from collections import Counter
 
 from services.gateway.access.caller import Caller
 from services.gateway.access.rate_limits import TOKENS, RateLimits, Standing, Taken
-from shared.errors import LargerThanLimit, PermissionDenied, RateLimited
+from shared.errors import LargerThanLimit, RateLimited
 
 
 class Ticket:
@@ -83,8 +83,7 @@ class Admission:
             RateLimited: Too much is under way, or the minute has not so many tokens left.
             LargerThanLimit: No minute has so many.
         """
-        if not caller.may_use(model):
-            raise PermissionDenied(f"this API key does not allow the model {model!r}", param="model")
+        caller.check_may_use(model)
         limit = (caller.key.max_concurrent if caller.key else 0) or self._max_tenant_concurrent
         for count, bound, whose in (
             (self._open[caller.tenant], limit, f"tenant {caller.tenant} has"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from services.gateway.access.rate_limits import Standing
 from shared.access.api_keys import KeyRecord
+from shared.errors import PermissionDenied
 
 ANONYMOUS_TENANT = "default"
 
@@ -41,6 +42,15 @@ class Caller:
     def may_use(self, model: str) -> bool:
         """Whether its key allows a model."""
         return self.key is None or not self.key.models or model in self.key.models
+
+    def check_may_use(self, model: str) -> None:
+        """Refuses a model that its key does not allow.
+
+        Raises:
+            PermissionDenied: It does not.
+        """
+        if not self.may_use(model):
+            raise PermissionDenied(f"this API key does not allow the model {model!r}", param="model")
 
 
 _caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 - frozen

@@ -9,6 +9,7 @@ from fastapi.params import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.access.caller import current_caller
 from services.gateway.anthropic.models import model_info, model_page
 from services.gateway.gateway import Gateway
 from services.gateway.openapi import described
@@ -27,15 +28,17 @@ def router(gateway: Gateway) -> APIRouter:
         after_id: str = "",
         before_id: str = "",
     ) -> Response:
-        """Lists what is served; with the header `anthropic-version` in Anthropic's shape, in pages."""
+        """Lists what the caller's key allows; with the header `anthropic-version` in Anthropic's shape, in pages."""
+        cards = [_card(gateway)] if current_caller().may_use(gateway.model.name) else []
         if speaks_anthropic(request.scope):
-            return model_page([_card(gateway)], limit, after_id, before_id).response()
-        return ModelList(data=[_card(gateway)]).response()
+            return model_page(cards, limit, after_id, before_id).response()
+        return ModelList(data=cards).response()
 
     @routes.get("/v1/models/{name:path}", **described(None, ModelCard))
     async def retrieve_model(request: Request, name: str) -> Response:
         """Describes one model; with the header `anthropic-version` in Anthropic's shape."""
         gateway.model.check_name(name)
+        current_caller().check_may_use(name)
         card = _card(gateway)
         return model_info(card).response() if speaks_anthropic(request.scope) else card.response()
 

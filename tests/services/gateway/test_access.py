@@ -58,6 +58,18 @@ async def test_a_valid_key_works_in_both_headers(guarded):
             assert reply.status_code == 200
 
 
+@pytest.mark.parametrize("shape", [{}, {"anthropic-version": "2023-06-01"}])
+async def test_models_are_those_that_the_key_allows(guarded, shape):
+    async with guarded() as (running, key):
+        headers = bearer(key) | shape
+        listed = (await running.http.get("/v1/models", headers=headers)).json()["data"]
+        assert [model["id"] for model in listed] == ["pydoc-mini"]
+    async with guarded({"models": ["another"]}) as (running, key):
+        headers = bearer(key) | shape
+        assert (await running.http.get("/v1/models", headers=headers)).json()["data"] == []
+        assert (await running.http.get("/v1/models/pydoc-mini", headers=headers)).status_code == 403
+
+
 async def test_the_operators_own_key_works_without_a_store(start_gateway):
     async with start_gateway(api_key="sk-chosen") as running:
         assert (await running.http.post("/v1/completions", json=BODY)).status_code == 401
