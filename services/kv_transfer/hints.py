@@ -13,10 +13,12 @@ class BlockHints:
 
     Attributes:
         holder: Where changes are published; None until the directory is there.
+        stale_blocks: That peers came for and that were not here, so far.
     """
 
     def __init__(self) -> None:
         self.holder: Holder | None = None
+        self.stale_blocks = 0
         self._arena: set[BlockHash] = set()
         self._tier: set[BlockHash] = set()
 
@@ -44,6 +46,7 @@ class BlockHints:
 
     def deny(self, missing: Sequence[BlockHash]) -> None:
         """A peer came for blocks that are not here: it must have read a stale hint."""
+        self.stale_blocks += len(missing)
         self._arena.difference_update(missing)
         self._publish([], [block_hash for block_hash in missing if block_hash not in self._tier])
 

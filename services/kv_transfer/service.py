@@ -284,6 +284,7 @@ class TransferService:
             memory=self._memory_figures(),
             disk=self._disk_figures(),
             unpublished_blocks=0 if self._hints.holder is None else self._hints.holder.num_unpublished,
+            stale_blocks=self._hints.stale_blocks,
             directory_healthy=self._directory.healthy,
         )
 

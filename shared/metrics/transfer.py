@@ -48,6 +48,7 @@ class TransferFigures:
     Attributes:
         sent_bytes, received_bytes: Since the start, over the data plane.
         unpublished_blocks: Blocks whose hints have not reached the directory.
+        stale_blocks: Since the start, blocks that peers came for, by hints that were no longer true.
     """
 
     attached: bool
@@ -57,6 +58,7 @@ class TransferFigures:
     memory: TierFigures
     disk: DiskFigures
     unpublished_blocks: int
+    stale_blocks: int
     directory_healthy: bool
 
 
@@ -113,6 +115,7 @@ class _FiguresCollector(Collector):
         yield from _tier("host", figures.memory)
         yield from _disk(figures.disk)
         yield _gauge("tandem_hints_unpublished_blocks", "Blocks not in the directory yet.", figures.unpublished_blocks)
+        yield _counter("tandem_hints_stale_blocks", "Blocks peers came for that were not here.", figures.stale_blocks)
         yield _gauge("tandem_directory_healthy", "1 while Redis answers in time.", figures.directory_healthy)
 
 

@@ -122,7 +122,7 @@ def test_where_a_prompts_kv_came_from_is_counted_in_blocks_and_bytes():
 
 def test_transfer_metrics_account_for_every_block_asked_for():
     memory, disk = TierFigures(3, 30, 300, 7, 1), TierFigures(4, 40, 400, 8, 0)
-    figures = TransferFigures(True, 1, 10, 20, memory, DiskFigures(disk, True, False, 90, 60, 2, 1), 5, False)
+    figures = TransferFigures(True, 1, 10, 20, memory, DiskFigures(disk, True, False, 90, 60, 2, 1), 5, 7, False)
     metrics = TransferMetrics(lambda: figures)
     metrics.observe_pull(asked=10, verified=6, missing=2, mismatched=1, seconds=0.1, verify_s=0.01)
     found = samples(metrics.registry)
@@ -134,6 +134,7 @@ def test_transfer_metrics_account_for_every_block_asked_for():
     assert found["tandem_disk_tier_hits_total",] == 8
     assert (found["tandem_disk_tier_readable",], found["tandem_disk_tier_writable",]) == (1, 0)
     assert found["tandem_disk_tier_failures_total",] == 1
+    assert (found["tandem_hints_unpublished_blocks",], found["tandem_hints_stale_blocks_total",]) == (5, 7)
     assert found["tandem_directory_healthy",] == 0
 
 

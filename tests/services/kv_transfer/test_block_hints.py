@@ -57,6 +57,7 @@ def test_a_stale_hint_is_denied_once_somebody_came_for_it():
     hints.tier_changed([B], [])
     hints.deny([A])
     assert directory.known == {B}
+    assert hints.stale_blocks == 1
 
 
 def test_without_a_directory_everything_is_remembered_for_it():
