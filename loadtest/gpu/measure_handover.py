@@ -2,7 +2,7 @@
 
 Two processes map the arenas of others by their handles, send and receive over UCX, and take the checksums of what was
 sent and of what arrived. With two GPUs the arenas are on one each, once with both visible to both processes, and once
-as in two pods, which see one each.
+as in two pods, which see one each. Without CUDA IPC UCX takes blocks through host memory, as it does between two hosts.
 
     python -m loadtest.gpu.measure_handover --out loadtest/gpu/results
 
@@ -48,10 +48,21 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """From where to where, and by which transports: see `ucx_options`."""
+
+    name: str
+    sender: Place
+    receiver: Place
+    tls: str = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
 class Shared:
     """One side's arena, as the process beside it is told of it."""
 
     place: Place
+    tls: str
     handle: bytes
     offset: int
     kernels: bytes
@@ -78,9 +89,9 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[Row] = []
     damaged = 0
-    for where, sender, receiver in _pairs():
+    for way in _ways():
         for num_blocks in _SIZES:
-            found, wrong = _measure(where, sender, receiver, num_blocks)
+            found, wrong = _measure(way, num_blocks)
             rows += found
             damaged += wrong
     for row in rows:
@@ -98,35 +109,37 @@ def main() -> None:
     report.write(options.out, f"{name}{f'-x{count}' if count > 1 else ''}-handover")
 
 
-def _pairs() -> list[tuple[str, Place, Place]]:
-    pairs = [("on one GPU", Place("0", 0), Place("0", 0))]
+def _ways() -> list[Way]:
+    ways = [Way("on one GPU", Place("0", 0), Place("0", 0))]
     if torch.cuda.device_count() > 1:
-        pairs.append(("between two GPUs, both visible to both processes", Place("0,1", 0), Place("0,1", 1)))
-        pairs.append(("between two GPUs, each process sees its own", Place("0", 0), Place("1", 0)))
-    return pairs
+        apart = Place("0", 0), Place("1", 0)
+        ways.append(Way("between two GPUs, both visible to both processes", Place("0,1", 0), Place("0,1", 1)))
+        ways.append(Way("between two GPUs, each process sees its own", *apart))
+        ways.append(Way("between two GPUs, without CUDA IPC: through host memory", *apart, "tcp,self,cuda_copy"))
+    return ways
 
 
-def _measure(where: str, sender: Place, receiver: Place, num_blocks: int) -> tuple[Iterator[Row], int]:
+def _measure(way: Way, num_blocks: int) -> tuple[Iterator[Row], int]:
     """Rows, and how many blocks arrived damaged."""
-    devices = [int(place.visible.split(",")[place.device]) for place in (sender, receiver)]
+    devices = [int(place.visible.split(",")[place.device]) for place in (way.sender, way.receiver)]
     shape = (num_blocks, _BLOCK_BYTES)
     source = torch.randint(0, 256, shape, dtype=torch.uint8, device=f"cuda:{devices[0]}")
     target = torch.zeros(shape, dtype=torch.uint8, device=f"cuda:{devices[1]}")
     for device in devices:
         torch.cuda.synchronize(device)
-    sides = [_share(memory, place) for memory, place in ((source, sender), (target, receiver))]
+    sides = [_share(memory, place, way.tls) for memory, place in ((source, way.sender), (target, way.receiver))]
     times = _hand_over(*sides)
     wrong = int((source.cpu() != target.cpu()).any(dim=1).sum())
     copy_us = Stopwatch("cuda").microseconds(lambda: target.copy_(source))
-    return _rows(where, num_blocks, times, copy_us), wrong
+    return _rows(way.name, num_blocks, times, copy_us), wrong
 
 
-def _share(memory: torch.Tensor, place: Place) -> Shared:
+def _share(memory: torch.Tensor, place: Place, tls: str) -> Shared:
     num_blocks = memory.shape[0]
     with torch.cuda.device(memory.device):
         kernels = checksum_kernels(_BLOCK_BYTES)
         arena = DeviceArena.export(memory.data_ptr(), num_blocks, _BLOCK_BYTES, kernels)
-    return Shared(place, arena.handle, arena.offset, kernels.SerializeToString(), num_blocks)
+    return Shared(place, tls, arena.handle, arena.offset, kernels.SerializeToString(), num_blocks)
 
 
 def _rows(where: str, num_blocks: int, times: Times, copy_us: float) -> Iterator[Row]:
@@ -169,7 +182,7 @@ async def _send(side: Shared, port_start: Connection) -> None:
     arena = side.open()
     blocks = list(arena.blocks)
     accepted: asyncio.Queue[Endpoint] = asyncio.Queue()
-    transport = UcxTransport("cuda", _HOST, 0, on_failure=lambda error: os._exit(70))
+    transport = UcxTransport(side.tls, _HOST, 0, on_failure=lambda error: os._exit(70))
     await transport.start(accepted.put_nowait)
     port_start.send(transport.port)
     endpoint = await accepted.get()
@@ -189,7 +202,7 @@ def _fetch(side: Shared, port_end: Connection, answer: Connection) -> None:
 async def _receive(side: Shared, port: int, answer: Connection) -> None:
     arena = side.open()
     blocks = list(arena.blocks)
-    transport = UcxTransport("cuda", _HOST, 0, on_failure=lambda error: os._exit(70))
+    transport = UcxTransport(side.tls, _HOST, 0, on_failure=lambda error: os._exit(70))
     await transport.start(lambda endpoint: None)
     endpoint = await transport.connect(_HOST, port)
     transfers, checks = [], []
