@@ -148,16 +148,13 @@ class _Stream(threading.Thread):
         super().__init__(daemon=True)
         self._cluster = cluster
         self.num_events = 0
-        self.text = ""
 
     def run(self) -> None:
         body = {"model": self._cluster.state["model"], "prompt": "What does json.dumps do?", "max_tokens": 3000,
                 "ignore_eos": True, "stream": True, "temperature": 0}  # fmt: skip
         with httpx.stream("POST", f"{self._cluster.state['url']}/v1/completions", json=body, timeout=60) as reply:
             for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    self.text += json.loads(line[6:])["choices"][0]["text"]
-                    self.num_events += 1
+                self.num_events += line.startswith("data: {")
 
 
 def _is_ready(cluster: Cluster, name: str) -> bool:

@@ -177,10 +177,9 @@ class WorkerStream:
 
     def give_up_all(self, error: TandemError) -> None:
         """Ends every session for the worker, which may still be there, and fails it with `error`."""
-        for session_id in list(self._sessions):
-            if session := self._forget(session_id):
-                self._commands.put_nowait(pb.GenerateCommand(abort=pb.Abort(session_id=session_id)))
-                session.lose(error)
+        for session_id in self._sessions:
+            self._commands.put_nowait(pb.GenerateCommand(abort=pb.Abort(session_id=session_id)))
+        self._fail_all(error)
 
     async def run(self) -> None:
         """Carries commands and outputs until the stream ends; returns then, and every session left has failed."""
