@@ -110,7 +110,7 @@ class Saboteur:
         if fault.target in self._addresses:
             port = urlsplit(f"//{self._addresses[fault.target]}").port
             assert port is not None
-            with partition(port, is_refused=fault.for_s > 1):
+            with partition(port, is_refused=fault.for_s <= 1):
                 await asyncio.sleep(fault.for_s)
 
     def _set_flight(self, chances: dict[str, float]) -> None:
