@@ -14,23 +14,26 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 STARTS_SUITES = ("tests/e2e/", "tests/chaos/", "tests/services/cli/test_real_cluster.py")
-LONGEST = "tests/kernels/triton/"
-"""Begun first, so that no core waits for it in the end."""
+TEST_BY_TEST = ("tests/kernels/triton/test_triton_resources.py", "tests/kernels/triton/test_triton_in_interpreter.py")
+"""Files whose tests are a process each, which any process of tests may start; begun first, the longest before the
+others, so that no core waits for them in the end."""
 
 
 class EndToEndBesideTheRest(LoadScopeScheduling):
-    """Work is a queue of scopes: one of all end-to-end tests, one of each other file."""
+    """Work is a queue of scopes: one of all end-to-end tests, one of each other file or of each of its long tests."""
 
     END_TO_END = "end to end"
 
     def _split_scope(self, nodeid: str) -> str:
-        return self.END_TO_END if nodeid.startswith(STARTS_SUITES) else nodeid.partition("::")[0]
+        if nodeid.startswith(STARTS_SUITES):
+            return self.END_TO_END
+        return nodeid if nodeid.startswith(TEST_BY_TEST) else nodeid.partition("::")[0]
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         takes_end_to_end = node is self.nodes[0]
 
-        def late(scope: str) -> tuple[bool, bool]:
-            return (scope == self.END_TO_END) != takes_end_to_end, not scope.startswith(LONGEST)
+        def late(scope: str) -> tuple[bool, list[bool]]:
+            return (scope == self.END_TO_END) != takes_end_to_end, [not scope.startswith(file) for file in TEST_BY_TEST]
 
         self.workqueue.move_to_end(min(self.workqueue, key=late), last=False)
         super()._assign_work_unit(node)

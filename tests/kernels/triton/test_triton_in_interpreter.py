@@ -1,4 +1,4 @@
-"""Runs `checks/` in processes of their own, where Triton's (repaired, stricter) interpreter stands in for a GPU."""
+"""Runs `checks/` in processes of their own, in the interpreter."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from tests.kernels.triton.forks import Command
+from tests.kernels.triton.interpreted import interpreted
 
 CHECKS = Path(__file__).parent / "checks"
-LONGEST = "check_measurements.py"  # begun first, so that no core waits for it in the end
-FILES = sorted((path.name for path in CHECKS.glob("check_*.py")), key=lambda name: (name != LONGEST, name))
+FILES = sorted(path.name for path in CHECKS.glob("check_*.py"))
 
 
 def command(name):
-    plugins = ["pytest_asyncio.plugin", "pytest_timeout", "tests.kernels.triton.check_plugin", "no:cacheprovider"]
-    options = ["-q", *(f"-p{plugin}" for plugin in plugins), "-otimeout=300", "-opython_files=check_*.py"]
-    # Without loading those that only other tests need, which takes longer than some of these checks.
-    settings = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    return Command("pytest", [*options, str(CHECKS / name)], settings)
+    return interpreted(CHECKS / name)
 
 
 @pytest.mark.timeout(660)
