@@ -22,6 +22,8 @@ from shared.rpc import open_channel, rpc_errors, unix_target
 from shared.seal_table import SealedSlot, SealTable
 from shared.transfer.checksum import Block
 
+PIN_AFTER_S = 0.0005
+"""To call the worker takes time that the peer, who waits for the grant, does not need to wait for."""
 PIN_TIMEOUT_S = 5.0
 """The worker answers a pin between two engine steps."""
 
@@ -139,11 +141,16 @@ class Attachment:
         if len(hashes) * self.block_bytes <= UNPINNED_BYTES:
             yield
             return
-        call = self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes)))
+        calls: list[grpc.aio.UnaryStreamCall[pb.PinRequest, pb.PinReply]] = []
+        asking = asyncio.get_running_loop().call_later(
+            PIN_AFTER_S, lambda: calls.append(self._host.Pin(pb.PinRequest(block_hashes=join_hashes(hashes))))
+        )
         try:
             yield
         finally:
-            call.cancel()
+            asking.cancel()
+            for call in calls:
+                call.cancel()
 
     def watch(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> Callable[[BlockHash], bool]:
         """Makes a question: is this block still where it was?

@@ -125,6 +125,8 @@ class BlockReceiver:
         finally:
             if not (is_done and self._keep_idle(offer, endpoint)):
                 await settle(_let_go(endpoint))
+            if not is_done:
+                await settle(checks.stop())
         self.received_bytes += sum(slot.nbytes for slot in slots)
         found = zip(hashes, checksums, strict=True)
         verified = [sent == block for sent, block in zip(trailer.blocks, found, strict=True)]

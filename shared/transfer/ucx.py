@@ -107,11 +107,11 @@ class _UcxEndpoint:
 
     def send(self, payload: bytes) -> asyncio.Future[None]:
         future = self._engine.new_future()
-        return self._post_all(future, self._sending(payload, future))
+        return self._post(future, self._sending(payload, future))
 
     def receive(self, size: int) -> asyncio.Future[bytes]:
         future = self._engine.new_future()
-        return self._post_all(future, self._receiving(size, future))
+        return self._post(future, self._receiving(size, future))
 
     def send_blocks(
         self, blocks: Sequence[Block], tag_base: int, last: Callable[[], bytes] | None = None
@@ -123,7 +123,7 @@ class _UcxEndpoint:
             return self._sending(last(), future)
 
         sending = Operation(Kind.SEND_BLOCKS, self._link, future, blocks, tag_base, then=follow if last else None)
-        return self._post_all(future, sending)
+        return self._post(future, sending)
 
     def receive_blocks(
         self,
@@ -145,9 +145,7 @@ class _UcxEndpoint:
             on_arrival,
             (lambda: self._receiving(last_bytes, future)) if last_bytes else None,
         )
-        if not request:
-            return self._post_all(future, arriving)
-        return self._post_all(future, arriving, self._sending(request, future, is_aside=True))
+        return self._post(future, arriving, self._sending(request, future, is_aside=True) if request else None)
 
     async def close(self) -> None:
         engine, link = self._engine, self._link
@@ -170,17 +168,14 @@ class _UcxEndpoint:
         memory = np.empty(size, dtype=np.uint8)
         return Operation(Kind.RECEIVE, self._link, future, [memory], result=memory.tobytes)
 
-    def _post_all(self, future: asyncio.Future[Any], *operations: Operation) -> asyncio.Future[Any]:
-        """Has operations posted in this order, all of them with `future`, in one turn of the engine."""
+    def _post(
+        self, future: asyncio.Future[Any], operation: Operation, amid: Operation | None = None
+    ) -> asyncio.Future[Any]:
+        """Has an operation posted, and one amid its requests, both with `future`, in one turn of the engine."""
         # UCX would send a strided view's first bytes in a row, without an error.
-        assert all(is_contiguous(buffer) for operation in operations for buffer in operation.buffers), "not contiguous"
-        engine = self._engine
-
-        def run() -> None:
-            for operation in operations:
-                engine.post(operation)
-
-        engine.command(run, future)
+        buffers = [*operation.buffers, *(amid.buffers if amid else ())]
+        assert all(map(is_contiguous, buffers)), "not contiguous"
+        self._engine.command(lambda: self._engine.post(operation, amid), future)
         return future
 
 

@@ -36,6 +36,7 @@ _CLOSE_PERIOD_NS = 10**9
 _FAREWELL_TURNS = 20
 _SLICE_S = 0.0005
 _LARGE_PIECE_S = 0.00005  # half of what 512 KiB take between processes, twice a segment of TCP
+_BEFORE_AMID = 8  # a request takes some 10 us to post, the answer to what is posted amid them longer
 _SMALL_PIECES = 8  # after so many in a row more small ones are expected
 _QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
 
@@ -141,8 +142,8 @@ class UcxEngine(threading.Thread):
         """Makes an endpoint; the connection itself comes up on its own."""
         self.resolve(future, self._adopt(libucxx.UCXEndpoint.create(self._worker, host, port, True)))
 
-    def post(self, operation: Operation) -> None:
-        """Posts an operation's requests on its link."""
+    def post(self, operation: Operation, amid: Operation | None = None) -> None:
+        """Posts an operation's requests on its link; `amid`, on the same one, as soon as its first few are."""
         endpoint = operation.link.endpoint
         if endpoint is None:
             raise TransportError("endpoint is closed")
@@ -151,6 +152,10 @@ class UcxEngine(threading.Thread):
         if not endpoint.alive:
             raise TransportError("endpoint lost its peer")
         self._active.append(operation)
+        if amid is not None:
+            operation.post(endpoint, _BEFORE_AMID)
+            self._active.append(amid)
+            amid.post(endpoint)
         operation.post(endpoint)
 
     def close(self, link: Link) -> None:

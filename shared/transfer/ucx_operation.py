@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -69,21 +70,26 @@ class Operation:
         self.on_arrival = on_arrival
         self.then = then
         self.is_aside = is_aside
-        self.requests: list[Any] = []  # last first, so that finished ones pop off the end
+        self.requests: collections.deque[Any] = collections.deque()
 
-    def post(self, endpoint: Any) -> None:
-        """Makes the requests; UCX reads or writes the buffers from now on."""
-        for tag, buffer in enumerate(self.buffers, self.tag_base):
+    def post(self, endpoint: Any, limit: int | None = None) -> None:
+        """Makes the requests; UCX reads or writes the buffers from now on.
+
+        Args:
+            endpoint: Of the link.
+            limit: Makes no more than so many of them now; called once more, it makes the rest.
+        """
+        begun = len(self.requests)
+        for tag, buffer in enumerate(self.buffers[begun:limit], self.tag_base + begun):
             # One at a time: should one raise, those before it are still accounted for when the endpoint is closed.
             self.requests.append(self._request(endpoint, Array(buffer), tag))
-        self.requests.reverse()
 
     def take_completed(self) -> Exception | None:
         """Drops finished requests, in the order of posting; returns the first failure."""
         requests = self.requests
-        while requests and requests[-1].completed:
+        while requests and requests[0].completed:
             try:
-                requests.pop().check_error()
+                requests.popleft().check_error()
             except UCXError as exc:
                 error: Exception = exc
                 return error

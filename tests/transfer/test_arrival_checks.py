@@ -38,19 +38,70 @@ async def test_every_block_is_checked_once_whether_its_arrival_was_told_or_not(
     assert checks.seconds > 0
 
 
-async def test_a_block_in_host_memory_is_checked_by_the_thread_that_brought_it(executor, monkeypatch):
-    by = []
+@pytest.fixture
+def checked_by(monkeypatch):
+    """Threads that took checksums, in that order."""
+    threads = []
 
     def note(block):
-        by.append(threading.current_thread())
+        threads.append(threading.current_thread())
         return block_checksum(block)
 
     monkeypatch.setattr("shared.transfer.arrival_checks.block_checksum", note)
+    return threads
+
+
+async def test_a_thread_beside_checks_a_block_while_the_next_one_is_brought(executor, checked_by):
+    checks = ArrivalChecks(random_blocks(3, MIB), executor)
+    for index in range(3):
+        checks.arrived(index)
+        while len(checked_by) <= index:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)  # until it is done with it
+    await checks.finish()
+    here = threading.current_thread()
+    assert [thread is here for thread in checked_by] == [False, False, True]  # nothing is brought beside the last one
+
+
+async def test_who_brings_blocks_checks_them_while_the_threads_beside_have_other_things_to_do(executor, checked_by):
+    go_on = threading.Event()
+    for _ in range(2):
+        executor.submit(go_on.wait, 10)
     checks = ArrivalChecks(random_blocks(8, MIB), executor)
     for index in range(8):
         checks.arrived(index)
-    assert by == [threading.current_thread()] * 8
+    assert checked_by == [threading.current_thread()] * 7  # the first one waits
+    assert len(await asyncio.wait_for(checks.finish(), 5)) == 8  # no more
+    go_on.set()
+
+
+async def test_small_blocks_are_checked_by_who_brings_them(executor, checked_by):
+    checks = ArrivalChecks(random_blocks(8, MIB - 1), executor)
+    for index in range(8):
+        checks.arrived(index)
+    assert checked_by == [threading.current_thread()] * 8
     await checks.finish()
+
+
+async def test_a_transfer_that_broke_off_is_not_read_after_its_checks_have_stopped(executor, monkeypatch):
+    reading, go_on, ended = threading.Event(), threading.Event(), []
+
+    def slow(block):
+        reading.set()
+        go_on.wait(10)
+        ended.append(True)
+        return 0
+
+    monkeypatch.setattr("shared.transfer.arrival_checks.block_checksum", slow)
+    checks = ArrivalChecks(random_blocks(8, MIB), executor)
+    checks.arrived(0)
+    assert await asyncio.to_thread(reading.wait, 10)
+    stopping = asyncio.create_task(checks.stop())
+    await asyncio.sleep(0.01)
+    assert not stopping.done()
+    go_on.set()
+    await stopping
+    assert ended == [True]
 
 
 async def test_a_check_that_was_cancelled_reads_nothing_any_more(executor, monkeypatch):

@@ -139,14 +139,15 @@ async def test_a_small_transfer_does_not_wait_for_a_large_one(pair):
     other_near, other_far = await pair.connect()
     large, small = random_blocks(64, 2 << 20), random_blocks(1, 1000)
     large_target, small_target = np.zeros_like(large), np.zeros_like(small)
+    times = 8  # over and over, to last longer than a busy machine takes to come to the small one
     bases, order = (new_tag_base(), new_tag_base()), []
     await asyncio.gather(
-        near.receive_blocks(list(large_target), bases[0], lambda index: order.append(f"large {index}")),
-        far.send_blocks(list(large), bases[0]),
+        near.receive_blocks(list(large_target) * times, bases[0], lambda index: order.append(f"large {index}")),
+        far.send_blocks(list(large) * times, bases[0]),
         other_near.receive_blocks(list(small_target), bases[1], lambda index: order.append("small")),
         other_far.send_blocks(list(small), bases[1]),
     )
-    assert order.index("small") < order.index("large 63")
+    assert order.index("small") < order.index(f"large {len(large) * times - 1}")
     assert (small == small_target).all()
 
 
