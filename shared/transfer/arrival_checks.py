@@ -3,8 +3,8 @@
 Whoever brings a block into host memory also checks it, unless a thread beside has nothing to do: that takes it then,
 and the next one is brought meanwhile. The bringer finds the bytes in its core's cache, in half the time that another
 core takes; but where a core is free, its time costs nobody anything, and of a transfer through shared memory, which is
-one thread's copy, the checks then cost half. Blocks in device memory are checked by the device, all at once when they have
-arrived.
+one thread's copy, the checks then cost half. Blocks in device memory are checked by the device, all at once when they
+have arrived.
 """
 
 from __future__ import annotations
