@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -133,6 +134,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    if options.plot:
+        importlib.import_module("matplotlib")  # if it is missing, that is known now and not after the measurement
     console = Console()
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in POLICIES}
     decisions: Decisions = {name: {} for name in POLICIES}

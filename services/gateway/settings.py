@@ -90,7 +90,7 @@ class GatewaySettings(ServiceSettings):
     log_format: Literal["console", "json"] = "console"
 
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
-    placement: Literal["auto", "remote", "local"] = "remote"
+    placement: Literal["auto", "remote", "local"] = "auto"
     min_remote_tokens: int = Field(default=0, ge=0)
     generation_defaults: Literal["model", "openai"] = "model"
 

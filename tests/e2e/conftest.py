@@ -73,7 +73,11 @@ def logged(log_file: Path, event: str) -> list[dict]:
 
 
 def start_suite(run_dir: Path, *options: str, drain_timeout_s: float = 0.5, **gateway_settings: str) -> Suite:
-    environment = {**os.environ, "TANDEM_WORKER_DRAIN_TIMEOUT_S": str(drain_timeout_s)}
+    environment = {
+        "TANDEM_GATEWAY_PLACEMENT": "remote",  # whatever that costs here: what is handed over is what most tests are of
+        **os.environ,
+        "TANDEM_WORKER_DRAIN_TIMEOUT_S": str(drain_timeout_s),
+    }
     environment |= {f"TANDEM_GATEWAY_{name.upper()}": value for name, value in gateway_settings.items()}
     command = [*TANDEM, "up", "--detach", "--port", "0", "--run-dir", str(run_dir), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)

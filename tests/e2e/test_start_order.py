@@ -41,7 +41,7 @@ class Processes:
 
     def start(self, name: str) -> None:
         spec = self.specs[name]
-        environment = {**with_our_packages(os.environ), **spec.environment}
+        environment = {**with_our_packages(os.environ), **spec.environment, "TANDEM_GATEWAY_PLACEMENT": "remote"}
         with spec.log_path.open("ab") as log:
             self.running[name] = subprocess.Popen(spec.command, env=environment, stdout=log, stderr=log)
 

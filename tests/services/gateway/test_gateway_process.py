@@ -88,8 +88,8 @@ def test_taken_port_is_named(fresh_redis_url):
 
 
 def test_settings_come_from_the_environment(monkeypatch):
-    monkeypatch.setenv("TANDEM_GATEWAY_PLACEMENT", "auto")
-    assert GatewaySettings.from_environment().placement == "auto"
+    monkeypatch.setenv("TANDEM_GATEWAY_PLACEMENT", "local")
+    assert GatewaySettings.from_environment().placement == "local"
     monkeypatch.setenv("TANDEM_GATEWAY_PLACEMENT", "elsewhere")
     with pytest.raises(ConfigurationError, match="placement"):
         GatewaySettings.from_environment()
