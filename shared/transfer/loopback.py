@@ -38,6 +38,7 @@ class LoopbackTransport:
 
     def __init__(self, network: LoopbackNetwork) -> None:
         self.name = "loopback"
+        self.sender_rests = False
         self._network = network
         self._port = 0
         self._on_endpoint: Callable[[Endpoint], None] | None = None

@@ -109,7 +109,7 @@ class BlockReceiver:
     ) -> Received:
         assert offer.claims.num_blocks == len(slots) == len(hashes)
         is_done = False
-        checks = ArrivalChecks(slots, self._executor)
+        checks = ArrivalChecks(slots, self._executor, hands_over=self._transport.sender_rests)
         try:
             header = Header.signed(offer.claims, new_tag_base(), offer.key)
             ending = await endpoint.receive_blocks(

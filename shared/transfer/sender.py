@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 
 import structlog
 
+from shared.identity import BlockHash
 from shared.transfer.checksum import checksums_of
 from shared.transfer.grants import Grant, GrantBook, GrantRefused
 from shared.transfer.protocol import HEADER_BYTES, WITHDRAWN, Header, ProtocolError, Trailer
@@ -107,15 +108,22 @@ class BlockSender:
     async def _send(self, endpoint: Endpoint, grant: Grant, tag_base: int, checking: asyncio.Future[list[int]]) -> None:
         blocks = [source.block for source in grant.sources]
         if checking.done():  # the trailer can follow without a way through the event loop
-            computed = checking.result()
-            await endpoint.send_blocks(blocks, tag_base, lambda: self._trailer(grant, computed).encode(grant.key))
+            ready = _Ready(grant, checking.result())
+            await endpoint.send_blocks(blocks, tag_base, ready.trailer)
             return
         await endpoint.send_blocks(blocks, tag_base)
-        await endpoint.send(self._trailer(grant, await settle(checking)).encode(grant.key))
+        await endpoint.send(_Ready(grant, await settle(checking)).trailer())
 
-    def _trailer(self, grant: Grant, computed: list[int]) -> Trailer:
-        """Names what was sent. A stored checksum wins over what the bytes say now: so the receiver sees damage too."""
-        entries = []
+
+class _Ready:
+    """The trailer of a grant, made as if every block stayed in place until it was sent.
+
+    A stored checksum wins over what the bytes say now: so the receiver sees damage too.
+    """
+
+    def __init__(self, grant: Grant, computed: list[int]) -> None:
+        self._grant = grant
+        self._entries: list[tuple[BlockHash, int]] = []
         found = iter(computed)
         for source in grant.sources:
             checksum = source.checksum
@@ -123,8 +131,16 @@ class BlockSender:
                 checksum = next(found)
             elif source.is_suspect and next(found) != checksum:
                 grant.corrupt.append(source.block_hash)
-            entries.append((source.block_hash, checksum) if source.is_intact() else (WITHDRAWN, 0))
-        return Trailer(grant.transfer_id, entries)
+            self._entries.append((source.block_hash, checksum))
+        self._encoded = Trailer(grant.transfer_id, self._entries).encode(grant.key)
+
+    def trailer(self) -> bytes:
+        """Names what was sent; to be called when it was. Quick: the receiver waits for it."""
+        is_intact = [source.is_intact() for source in self._grant.sources]
+        if all(is_intact):
+            return self._encoded
+        entries = [entry if kept else (WITHDRAWN, 0) for entry, kept in zip(self._entries, is_intact, strict=True)]
+        return Trailer(self._grant.transfer_id, entries).encode(self._grant.key)
 
 
 async def _stop_reading(endpoint: Endpoint, checking: asyncio.Future[list[int]]) -> None:

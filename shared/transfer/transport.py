@@ -79,9 +79,11 @@ class Transport(Protocol):
     Attributes:
         name: For logs and status.
         port: Where peers connect to; 0 before `start`.
+        sender_rests: Blocks are copied by the receiver's thread alone; else the sender is as busy.
     """
 
     name: str
+    sender_rests: bool
 
     @property
     def port(self) -> int: ...

@@ -207,6 +207,7 @@ class UcxTransport:
     ) -> None:
         devices, destinations = listen_choice(tls, host, interfaces)
         self.name = f"ucx:{tls}"
+        self.sender_rests = tls == "shm"
         self._tls = tls
         self._known_peers: set[str] = set()
         self._options = ucx_options(tls, devices)

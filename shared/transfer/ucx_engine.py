@@ -36,7 +36,7 @@ _CLOSE_PERIOD_NS = 10**9
 _FAREWELL_TURNS = 20
 _SLICE_S = 0.0005
 _LARGE_PIECE_S = 0.00005  # half of what 512 KiB take between processes, twice a segment of TCP
-_BEFORE_AMID = 8  # a request takes some 10 us to post, the answer to what is posted amid them longer
+_POSTED_AT_ONCE = 16  # requests of one operation; each takes some 10 us, and the first ones could be answered meanwhile
 _SMALL_PIECES = 8  # after so many in a row more small ones are expected
 _QUIESCE_S = 5.0  # a closed endpoint's requests complete within milliseconds
 
@@ -73,6 +73,7 @@ class UcxEngine(threading.Thread):
         self._listen_filter = listen_filter
         self._commands: collections.deque[tuple[Callable[[], None], asyncio.Future[Any]]] = collections.deque()
         self._active: list[Operation] = []
+        self._partly_posted: collections.deque[Operation] = collections.deque()  # of those
         self._links: set[Link] = set()
         self._outbox: list[Callable[[], None]] = []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -143,20 +144,13 @@ class UcxEngine(threading.Thread):
         self.resolve(future, self._adopt(libucxx.UCXEndpoint.create(self._worker, host, port, True)))
 
     def post(self, operation: Operation, amid: Operation | None = None) -> None:
-        """Posts an operation's requests on its link; `amid`, on the same one, as soon as its first few are."""
-        endpoint = operation.link.endpoint
-        if endpoint is None:
-            raise TransportError("endpoint is closed")
-        # UCX spins for ever on a post to an endpoint whose connection attempt already failed.
-        endpoint.raise_on_error()
-        if not endpoint.alive:
-            raise TransportError("endpoint lost its peer")
-        self._active.append(operation)
-        if amid is not None:
-            operation.post(endpoint, _BEFORE_AMID)
-            self._active.append(amid)
-            amid.post(endpoint)
-        operation.post(endpoint)
+        """Posts the first of an operation's requests, and after those `amid`, on the same link; the rest follows."""
+        endpoint = _usable(operation.link)
+        for one in (operation,) if amid is None else (operation, amid):
+            self._active.append(one)
+            one.post_more(endpoint, _POSTED_AT_ONCE)
+        if not operation.is_posted:
+            self._partly_posted.append(operation)
 
     def close(self, link: Link) -> None:
         """Closes a link. On return none of its requests is under way."""
@@ -214,6 +208,7 @@ class UcxEngine(threading.Thread):
                 if self._run_commands():
                     has_more = self._progress()
                     self._sweep()
+                has_more |= self._post_more()
                 self._flush()
                 if has_more or self._commands or not worker.arm():
                     continue
@@ -261,6 +256,24 @@ class UcxEngine(threading.Thread):
                 raise
         return ran
 
+    def _post_more(self) -> bool:
+        """Posts the next few requests of an operation that has more; returns whether there was one."""
+        if not self._partly_posted:
+            return False
+        operation = self._partly_posted.popleft()
+        if operation not in self._active:  # it failed, or its link was closed
+            return True
+        try:
+            operation.post_more(_usable(operation.link), _POSTED_AT_ONCE)
+        except (UCXError, TransportError) as exc:
+            self._active.remove(operation)
+            operation.link.unfinished.append(operation)
+            self._reject(operation.future, exc)
+        else:
+            if not operation.is_posted:
+                self._partly_posted.append(operation)
+        return True
+
     def _sweep(self, *, arriving_only: bool = False) -> None:
         """Settles what has completed.
 
@@ -279,7 +292,7 @@ class UcxEngine(threading.Thread):
         if error is not None:
             operation.link.unfinished.append(operation)
             self._reject(operation.future, error)
-        elif operation.requests:
+        elif operation.requests or not operation.is_posted:
             return False
         elif (follow := operation.then) is not None:
             self._commands.append((lambda: self.post(follow()), operation.future))
@@ -320,6 +333,22 @@ class UcxEngine(threading.Thread):
             self._loop.call_soon_threadsafe(_run_all, outbox)
         except RuntimeError:  # the loop is closed: nobody waits any more
             log.debug("event_loop_gone", callbacks=len(outbox))
+
+
+def _usable(link: Link) -> Any:
+    """The endpoint of a link, to post on.
+
+    Raises:
+        UCXError, TransportError: It is closed, failed, or lost its peer.
+    """
+    endpoint = link.endpoint
+    if endpoint is None:
+        raise TransportError("endpoint is closed")
+    # UCX spins for ever on a post to an endpoint whose connection attempt already failed.
+    endpoint.raise_on_error()
+    if not endpoint.alive:
+        raise TransportError("endpoint lost its peer")
+    return endpoint
 
 
 def _mark_retrieved(future: asyncio.Future[Any]) -> None:

@@ -46,7 +46,8 @@ class Operation:
     """
 
     __slots__ = (
-        "buffers", "future", "is_aside", "kind", "link", "on_arrival", "requests", "result", "tag_base", "then",
+        "_num_posted", "buffers", "future", "is_aside", "kind", "link", "on_arrival", "requests", "result", "tag_base",
+        "then",
     )  # fmt: skip
 
     def __init__(
@@ -71,18 +72,19 @@ class Operation:
         self.then = then
         self.is_aside = is_aside
         self.requests: collections.deque[Any] = collections.deque()
+        self._num_posted = 0
 
-    def post(self, endpoint: Any, limit: int | None = None) -> None:
-        """Makes the requests; UCX reads or writes the buffers from now on.
+    @property
+    def is_posted(self) -> bool:
+        """All requests were made."""
+        return self._num_posted == len(self.buffers)
 
-        Args:
-            endpoint: Of the link.
-            limit: Makes no more than so many of them now; called once more, it makes the rest.
-        """
-        begun = len(self.requests)
-        for tag, buffer in enumerate(self.buffers[begun:limit], self.tag_base + begun):
+    def post_more(self, endpoint: Any, count: int) -> None:
+        """Makes the next so many requests; UCX reads or writes their buffers from now on."""
+        for buffer in self.buffers[self._num_posted : self._num_posted + count]:
             # One at a time: should one raise, those before it are still accounted for when the endpoint is closed.
-            self.requests.append(self._request(endpoint, Array(buffer), tag))
+            self.requests.append(self._request(endpoint, Array(buffer), self.tag_base + self._num_posted))
+            self._num_posted += 1
 
     def take_completed(self) -> Exception | None:
         """Drops finished requests, in the order of posting; returns the first failure."""
@@ -94,7 +96,7 @@ class Operation:
                 error: Exception = exc
                 return error
             if self.on_arrival is not None:
-                self.on_arrival(len(self.buffers) - len(requests) - 1)
+                self.on_arrival(self._num_posted - len(requests) - 1)
         return None
 
     def _request(self, endpoint: Any, buffer: Any, tag: int) -> Any:

@@ -42,7 +42,7 @@ def test_where_decoding_is_the_scarce_thing_it_is_best_or_equal_too():
 
 
 @pytest.mark.parametrize("lengths", [pytest.param(BENCH, id="bench"), pytest.param(LONG_DOCUMENTS, id="long")])
-@pytest.mark.parametrize("rate", [3.0, 5.0, 7.0])
+@pytest.mark.parametrize("rate", [2.0, 4.0, 6.0])
 def test_it_is_best_or_equal_where_both_workers_share_the_cores(rate, lengths):
     good = {
         policy: goodput(policy, TWO_SHARED_CORES, rate, seconds=40.0, seeds=3, lengths=lengths) for policy in POLICIES
@@ -50,7 +50,7 @@ def test_it_is_best_or_equal_where_both_workers_share_the_cores(rate, lengths):
     assert good["cost model"] >= NOISE * max(good.values()), good
 
 
-@pytest.mark.parametrize("policy", ["always remote", "never remote", "threshold 256"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_the_simulated_shared_cores_serve_as_many_well_as_measured_ones(policy):
     for rate, measured in json.loads(MEASURED.read_text())["rows"][policy].items():
         simulated = goodput(policy, TWO_SHARED_CORES, measured["offered"], lengths=BENCH)
