@@ -8,6 +8,9 @@ BENCH_VENV ?= .venv-bench
 ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
+# Where it is set, as in many containers, each of the many processes that tests and suites start would compile our modules
+# anew, which takes longer than all else that it does at its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev up test clients tsan chaos lint types protos check-protos bench bench-suite constraints clean
