@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as stock
 
 Builder = stock.InterpreterBuilder
@@ -201,7 +202,14 @@ def _remember_shapes() -> None:
         self.handle, self.type, self.dtype = handle, kind, kind.scalar
         self.shape, self.numel = extent(*kind.shape) if kind.is_block() else extent()
 
+    broadcast = TritonSemantic.broadcast_impl_value
+
+    def broadcast_impl_value(self: Any, left: Any, right: Any) -> Any:
+        return (left, right) if left.shape is right.shape else broadcast(self, left, right)
+
     tl.block_type.__init__, tl.tensor.__init__ = block_init, tensor_init
+    TritonSemantic.broadcast_impl_value = broadcast_impl_value
+    TritonSemantic.computation_type_impl = functools.cache(TritonSemantic.computation_type_impl)
 
 
 def _check_memory() -> None:

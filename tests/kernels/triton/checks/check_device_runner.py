@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 DEVICE = CPU if INTERPRETED else torch.device("cuda")
 BLOCK_SIZE, NUM_BLOCKS, VOCABULARY = 16, 24, 96
 LAYOUT = KvLayout(num_layers=2, block_size=BLOCK_SIZE, num_kv_heads=1, head_dim=32, dtype="float32")
-LIMITS = {"max_batch_tokens": 24, "max_sequences": 4, "max_model_len": 64}
+LIMITS = {"max_batch_tokens": 16, "max_sequences": 4, "max_model_len": 64}
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_layers=2,
     num_heads=2, num_kv_heads=1, head_dim=32, rms_norm_eps=1e-5, rope=RopeScaling(10000.0), max_model_len=64,
@@ -69,7 +69,7 @@ def serve(
     sequences = [
         Sequence(
             session_id=SessionId("one" if are_choices else str(i)),
-            token_ids=[(7 * n + 3 * j) % 90 for j in range(5 + 13 * n)], num_prompt_tokens=5 + 13 * n,
+            token_ids=[(7 * n + 3 * j) % 90 for j in range(5 + 9 * n)], num_prompt_tokens=5 + 9 * n,
             sampling=params, namespace=namespace_hash(Fingerprint("check")), choice=i if are_choices else 0,
         )
         for i, params in enumerate(many_params)
@@ -105,14 +105,14 @@ def runners(host_by_default):
     return device, lambda: ModelRunner(decoder("cpu", CPU), DeviceKvCache(NUM_BLOCKS, LAYOUT, CPU), **LIMITS)
 
 
-GREEDY = SamplingParams(max_tokens=5, temperature=0.0)
+GREEDY = SamplingParams(max_tokens=4, temperature=0.0)
 CASES = {
-    "greedy and drawn": [GREEDY, SamplingParams(max_tokens=4, seed=5), SamplingParams(max_tokens=3, temperature=0.7)],
-    "cut": [SamplingParams(max_tokens=4, top_k=5, seed=1), SamplingParams(max_tokens=4, top_p=0.7, seed=2), GREEDY],
+    "greedy and drawn": [GREEDY, SamplingParams(max_tokens=3, seed=5), SamplingParams(max_tokens=2, temperature=0.7)],
+    "cut": [SamplingParams(max_tokens=3, top_k=5, seed=1), SamplingParams(max_tokens=3, top_p=0.7, seed=2), GREEDY],
     "edited": [
-        SamplingParams(max_tokens=5, temperature=0.0, num_logprobs=2),
-        SamplingParams(max_tokens=6, seed=4, frequency_penalty=0.5),
-        SamplingParams(max_tokens=5, temperature=0.0, logit_bias={11: 3.0}, min_tokens=4),
+        SamplingParams(max_tokens=4, temperature=0.0, num_logprobs=2),
+        SamplingParams(max_tokens=5, seed=4, frequency_penalty=0.5),
+        SamplingParams(max_tokens=4, temperature=0.0, logit_bias={11: 3.0}, min_tokens=3),
     ],
 }
 
@@ -141,7 +141,7 @@ def test_over_an_fp8_cache_the_device_runner_says_what_the_reference_says():
 
 def test_choices_copy_the_block_that_the_first_one_has_begun_while_it_runs_on(runners):
     device, eager = runners
-    params = [SamplingParams(max_tokens=4, seed=5)] * 3
+    params = [SamplingParams(max_tokens=3, seed=5)] * 3
     copies = []
     launch = device.launch
     device.launch = lambda batch: copies.extend(batch.copies) or launch(batch)
