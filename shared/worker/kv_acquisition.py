@@ -17,9 +17,11 @@ import grpc
 import structlog
 
 from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
 from shared.engine.engine import Engine
 from shared.engine.sequence import Sequence
 from shared.identity import BlockHash, BlockId, Fingerprint, WorkerId
+from shared.rpc.silence import until_unresponsive
 from shared.worker.fetch_cost import FetchCosts, HolderClass
 from shared.worker.kv_state import KvEvent, KvLife
 from shared.worker.peers import Peers
@@ -174,7 +176,7 @@ class KvAcquisition:
         started_s = time.monotonic()
         call = peer.stub.Prefill(request)
         progress = _Progress()
-        reader = asyncio.create_task(progress.read(call))
+        helpers = asyncio.create_task(progress.read(call)), asyncio.create_task(progress.watch(peer.stub))
         try:
             while not self._is_complete:
                 sealed = await asyncio.wait_for(progress.beyond(self._held), self._prefill_timeout_s)
@@ -188,7 +190,8 @@ class KvAcquisition:
             log.warning("prefill_timed_out", session_id=self._sequence.session_id, worker_id=peer.worker_id)
         finally:
             call.cancel()  # ends the pins
-            reader.cancel()
+            for helper in helpers:
+                helper.cancel()
             if progress.error:
                 log.warning("prefill_failed", worker_id=peer.worker_id, error=progress.error)
             self.report.prefill_cached_blocks = progress.cached_blocks
@@ -268,6 +271,7 @@ class _Progress:
         self.cached_blocks = 0
         self.error = ""
         self.last_s = 0.0
+        self._began_s = time.monotonic()
         self._ended = False
         self._changed = asyncio.Event()
 
@@ -282,8 +286,16 @@ class _Progress:
         except grpc.aio.AioRpcError as exc:
             self.error = f"{exc.code().name}: {exc.details()}"
         finally:
-            self._ended = True
-            self._changed.set()
+            self._end()
+
+    async def watch(self, worker: rpc.WorkerAsyncStub) -> None:
+        """Takes it for ended when the worker answers nothing any more."""
+        self.error = f"the worker {await until_unresponsive(worker, lambda: self.last_s or self._began_s)}"
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._changed.set()
 
     async def beyond(self, num_blocks: int) -> int:
         """Waits until more than `num_blocks` are sealed, or the stream ended; returns how many are."""

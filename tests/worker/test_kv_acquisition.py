@@ -9,6 +9,7 @@ import pytest
 
 from protos import kv_transfer_pb2 as transfer_pb
 from protos import worker_pb2 as pb
+from protos import worker_pb2_grpc as rpc
 from shared.engine.block_pool import BlockPool
 from shared.engine.config import EngineConfig
 from shared.engine.engine import Engine
@@ -16,9 +17,11 @@ from shared.engine.sampling_params import SamplingParams
 from shared.engine.sequence import Sequence, SequenceStatus
 from shared.engine.step import StepResult
 from shared.identity import namespace_hash
+from shared.rpc import bind_tcp, new_server, open_channel, silence
 from shared.worker.fetch_cost import FetchCosts, HolderClass
 from shared.worker.kv_acquisition import AcquisitionReport, KvAcquisition
 from shared.worker.kv_state import new_kv_life
+from shared.worker.peers import PrefillPeer
 from shared.worker.sidecar_link import SidecarLost
 
 BLOCK = 4
@@ -83,17 +86,38 @@ def submit(engine):
     return sequence
 
 
-def acquisition(engine, link, sequence, costs=None):
+class OnePeer:
+    """A prefill worker at some channel, whatever it is called."""
+
+    def __init__(self, channel):
+        self.peer = PrefillPeer("prefill-0", "transfer", rpc.WorkerStub(channel))
+
+    def prefill_worker(self, ref):
+        return self.peer
+
+
+class Hanging(rpc.WorkerServicer):
+    """Takes calls and answers none."""
+
+    async def Prefill(self, request, context):
+        await asyncio.Event().wait()
+        yield pb.PrefillProgress()
+
+    async def Status(self, request, context):
+        await asyncio.Event().wait()
+
+
+def acquisition(engine, link, sequence, costs=None, peers=None, prefill_timeout_s=1):
     return KvAcquisition(
         engine=engine,
         link=link,
-        peers=NoPeers(),
+        peers=peers or NoPeers(),
         worker_id="me",
         fingerprint="fp",
         block_size=BLOCK,
         block_bytes=10,
         costs=costs or FetchCosts(),
-        prefill_timeout_s=1,
+        prefill_timeout_s=prefill_timeout_s,
         sequence=sequence,
         block_hashes=sequence.block_hashes[:PROMPT_BLOCKS],
         cache_salt="",
@@ -185,3 +209,18 @@ async def test_what_is_cheaper_computed_is_not_fetched_unless_a_prefill_worker_w
     assert (report.held_blocks, report.skipped_blocks, link.pulls) == (2, 4, [("", 2)])
     report = await acquisition(engine, link, submit(engine), costs).run(hints, [pb.PeerRef(worker_id="p")])
     assert (report.held_blocks, report.skipped_blocks) == (4, 0)
+
+
+async def test_a_prefill_worker_that_answers_nothing_is_not_waited_for(engine, monkeypatch):
+    monkeypatch.setattr(silence, "QUIET_S", 0.1)
+    monkeypatch.setattr(silence, "ANSWER_WITHIN_S", 0.3)
+    server = new_server()
+    rpc.add_WorkerServicer_to_server(Hanging(), server)
+    address = bind_tcp(server, "127.0.0.1", 0)
+    await server.start()
+    sequence = submit(engine)
+    async with open_channel(address) as channel, asyncio.timeout(20):
+        search = acquisition(engine, FakeLink({}), sequence, peers=OnePeer(channel), prefill_timeout_s=600)
+        report = await search.run((), [pb.PeerRef(worker_id="prefill-0", incarnation="i")])
+    await server.stop(0)
+    assert (report.mode, report.prefill_worker) == ("local", "prefill-0")

@@ -34,6 +34,7 @@ from shared.errors import TandemError, WorkerLost, error_from_code
 from shared.identity import SessionId
 from shared.metrics.tally import Tally
 from shared.rpc import PeerRole, TlsFiles, error_from_rpc, open_channel
+from shared.rpc.silence import until_unresponsive
 
 log = structlog.get_logger(__name__)
 
@@ -53,12 +54,16 @@ class WorkerStream:
         self.record = record
         self._token_gap_s = token_gap_s
         self._channel = channel
+        self._stub = rpc.WorkerStub(channel)
         self._call = call
         self._commands: asyncio.Queue[pb.GenerateCommand] = asyncio.Queue()
         self._first_sequence = 0
         self._routes: dict[int, Choice] = {}
         self._sessions: dict[SessionId, tuple[Session, int]] = {}  # with the number of its first choice
         self._is_open = True
+        self._num_embeddings = 0
+        self._heard_s = time.monotonic()
+        self._unresponsive: WorkerLost | None = None
 
     @classmethod
     async def open(
@@ -122,6 +127,7 @@ class WorkerStream:
         """
         if not self._is_open:
             raise WorkerLost(f"worker {self.record.worker_id} is gone")
+        self._note_asked()
         first = self._first_sequence
         self._first_sequence += len(session.choices)
         for choice in session.choices:
@@ -150,8 +156,10 @@ class WorkerStream:
             cache_salt=call.cache_salt,
             priority=call.priority,
         )
+        self._note_asked()
+        self._num_embeddings += 1
         try:
-            reply = await rpc.WorkerStub(self._channel).Embed(request, timeout=timeout_s or None)
+            reply = await self._stub.Embed(request, timeout=timeout_s or None)
         except grpc.aio.AioRpcError as exc:
             raise error_from_rpc(exc) from exc
         except asyncio.CancelledError:
@@ -160,6 +168,8 @@ class WorkerStream:
                 raise
             # Closing the channel of a worker that is gone cancels its calls; nobody cancelled this request.
             raise WorkerLost(f"worker {self.record.worker_id} was lost") from None
+        finally:
+            self._num_embeddings -= 1
         return reply.vectors
 
     def abort(self, session: Session) -> None:
@@ -183,17 +193,22 @@ class WorkerStream:
 
     async def run(self) -> None:
         """Carries commands and outputs until the stream ends; returns then, and every session left has failed."""
-        writer = asyncio.create_task(self._write())
+        helpers = asyncio.create_task(self._write()), asyncio.create_task(self._watch())
         error: TandemError = WorkerLost(f"worker {self.record.worker_id} ended the stream")
         try:
             while isinstance(output := await self._call.read(), pb.StepOutput):  # else it is the end
                 self._dispatch(output)
         except grpc.aio.AioRpcError as exc:
             error = WorkerLost(f"worker {self.record.worker_id} was lost: {error_from_rpc(exc).message}")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._unresponsive is None or (task is not None and task.cancelling()):
+                raise
         finally:
             self._is_open = False
-            writer.cancel()
-            self._fail_all(error)
+            for helper in helpers:
+                helper.cancel()
+            self._fail_all(self._unresponsive or error)
             self._call.cancel()
             await self._channel.close()
 
@@ -205,9 +220,26 @@ class WorkerStream:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             self._call.cancel()  # wakes the reader, which tells the sessions
 
+    def _note_asked(self) -> None:
+        """Its silence counts from now, unless it is already awaited."""
+        if not self._is_awaited:
+            self._heard_s = time.monotonic()
+
+    @property
+    def _is_awaited(self) -> bool:
+        return bool(self._sessions or self._num_embeddings)
+
+    async def _watch(self) -> None:
+        """Ends the stream of a worker that owes sessions something and answers nothing."""
+        said = await until_unresponsive(self._stub, lambda: self._heard_s if self._is_awaited else time.monotonic())
+        self._unresponsive = WorkerLost(f"worker {self.record.worker_id} {said}")
+        log.warning("worker_unresponsive", worker_id=self.record.worker_id, sessions=len(self._sessions))
+        self._call.cancel()
+
     def _dispatch(self, output: pb.StepOutput) -> None:
         """All that one engine step produced, in one pass."""
         routes, gaps, now_s = self._routes, self._token_gap_s, time.monotonic()
+        self._heard_s = now_s
         sequences = output.sequences
         for started in output.started:
             if entry := self._sessions.get(SessionId(started.session_id)):

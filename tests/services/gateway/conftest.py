@@ -42,6 +42,7 @@ class Script:
         give_up_after: Hands the session back after so many tokens of a choice, as a draining worker does.
         cached_tokens: Reported when the session starts.
         hold: Sends nothing until the session is aborted.
+        hangs: Likewise, and answers no call either.
         hold_prompt: Likewise, for sessions with this prompt.
         answers_abort: Sends a last word on choices that were aborted one by one.
     """
@@ -54,6 +55,7 @@ class Script:
     give_up_after: int | None = None
     cached_tokens: int | None = None
     hold: bool = False
+    hangs: bool = False
     hold_prompt: list[int] | None = None
     answers_abort: bool = True
 
@@ -106,11 +108,19 @@ class FakeWorker(rpc.WorkerServicer):
     async def Embed(self, request, context):
         """Vectors that tell the input: its length, its first token, then zeros."""
         self.embeds.append(request)
+        if self.script.hangs:
+            await asyncio.Event().wait()
         if self.script.failure is not None:
             raise self.script.failure
         size = request.dimensions or 256
         rows = [[len(i.token_ids), i.token_ids[0], *[0] * (size - 2)] for i in request.inputs]
         return pb.EmbedReply(size=size, vectors=array("f", [x for row in rows for x in row]).tobytes())
+
+    async def Status(self, request, context):
+        """For whoever wonders why nothing comes."""
+        if self.script.hangs:
+            await asyncio.Event().wait()
+        return pb.StatusReply()
 
     async def Generate(self, request_iterator, context):
         hello = (await anext(request_iterator)).hello
@@ -148,7 +158,7 @@ class FakeWorker(rpc.WorkerServicer):
             failure = pb.Failure(session_id=submit.session_id, code=script.failure.code, message=script.failure.message)
             outputs.put_nowait(pb.StepOutput(failures=[failure]))
             return
-        if script.hold or unpack_tokens(submit.prompt_tokens) == script.hold_prompt:
+        if script.hold or script.hangs or unpack_tokens(submit.prompt_tokens) == script.hold_prompt:
             await asyncio.Event().wait()
         resumed = submit.resumed or [pb.ResumedChoice()] * submit.num_choices
         numbers = {submit.first_sequence + c: choice for c, choice in enumerate(resumed) if not choice.is_finished}

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from services.gateway.sessions.session import Finish, FinishReason
+from shared.rpc import silence
 
 BODY = {"model": "pydoc-mini", "prompt": "hi", "max_tokens": 200}
 ANSWER = "the whole answer, word by word"
@@ -49,6 +50,35 @@ async def test_stream_goes_on_from_the_next_token(start_gateway, text_ids, cause
         assert new.submits[0].sampling == old.submits[0].sampling
         assert new.submits[0].session_id != old.submits[0].session_id
         assert running.metric("tandem_migrations_total") == 1
+
+
+@pytest.mark.parametrize("what", ["tokens", "vectors"])
+async def test_what_a_worker_owes_that_answers_nothing_comes_from_another_one(
+    start_gateway, text_ids, monkeypatch, what
+):
+    monkeypatch.setattr(silence, "QUIET_S", 0.1)
+    monkeypatch.setattr(silence, "ANSWER_WITHIN_S", 0.5)
+    async with start_gateway(num_workers=2) as running:
+        script_all(running, text_ids(ANSWER))
+        running.workers["decode-0"].script.hangs = True
+        if what == "tokens":
+            reply = await running.openai.completions.create(**BODY, extra_body={"timing": True})
+            assert reply.choices[0].text == ANSWER
+            assert reply.model_dump()["timing"]["sessions"][0]["migrations"] == ["worker_lost"]
+            assert running.workers["decode-0"].submits
+        else:
+            reply = await running.openai.embeddings.create(model="pydoc-mini", input="hi")
+            assert reply.data
+            assert running.workers["decode-0"].embeds
+
+
+async def test_a_worker_that_has_nothing_to_say_keeps_its_sessions(start_gateway, text_ids, monkeypatch):
+    monkeypatch.setattr(silence, "QUIET_S", 0.05)
+    monkeypatch.setattr(silence, "ANSWER_WITHIN_S", 3.0)
+    async with start_gateway(num_workers=2) as running:
+        script_all(running, text_ids("one"), step_s=1.0)
+        reply = await running.openai.completions.create(**BODY, extra_body={"timing": True})
+        assert reply.model_dump()["timing"]["sessions"][0]["attempts"] == 1
 
 
 async def test_every_choice_goes_on_from_its_own_tokens(start_gateway, text_ids):
