@@ -11,10 +11,12 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 
 _CLONE_NEWNET = 0x40000000
 _BEFORE_LOCAL, _LOCAL = "10", "100"
+_wanted: Counter[tuple[str, ...]] = Counter()
 
 
 @contextlib.contextmanager
@@ -49,13 +51,22 @@ def partition(port: int, *, is_refused: bool) -> Iterator[None]:
         is_refused: Who connects hears that there is no way; else that the address is of no use.
     """
     how = "unreachable" if is_refused else "blackhole"
-    rules = [["pref", _BEFORE_LOCAL, "ipproto", "tcp", side, str(port), how] for side in ("dport", "sport")]
-    for rule in rules:
+    with _rule("dport", port, how), _rule("sport", port, how):
+        yield
+
+
+@contextlib.contextmanager
+def _rule(side: str, port: int, how: str) -> Iterator[None]:
+    """One routing rule, which the kernel takes once only, while at least one partition wants it."""
+    rule = ("pref", _BEFORE_LOCAL, "ipproto", "tcp", side, str(port), how)
+    if not _wanted[rule]:
         _ip("rule", "add", *rule)
+    _wanted[rule] += 1
     try:
         yield
     finally:
-        for rule in rules:
+        _wanted[rule] -= 1
+        if not _wanted[rule]:
             _ip("rule", "del", *rule)
 
 
