@@ -196,8 +196,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    os.environ |= {"TANDEM_GATEWAY_PLACEMENT": "remote"}  # every prompt is fetched
-    with cluster(prefill=1, decode=2, options=("--threads", "1", "--kv-cache-bytes", "64MiB")) as suite:
+    with cluster(
+        prefill=1, decode=2, options=("--threads", "1", "--kv-cache-bytes", "64MiB"), fetches_all=True
+    ) as suite:
         state = json.loads((suite.run_dir / "state.json").read_text())
         loads = asyncio.run(_measure(suite.url, state["redis_url"], options))
         report = {"hardware": f"{os.cpu_count()} cores", "seed": options.seed, **loads}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,13 +41,23 @@ def _tandem() -> list[str]:
 
 
 @contextlib.contextmanager
-def cluster(*, prefill: int, decode: int, options: tuple[str, ...] = ()) -> Iterator[RunningCluster]:
-    """`tandem up --detach` on a free port, in a run directory of its own; `tandem down` at the end."""
+def cluster(
+    *, prefill: int, decode: int, options: tuple[str, ...] = (), fetches_all: bool = False
+) -> Iterator[RunningCluster]:
+    """`tandem up --detach` on a free port, in a run directory of its own; `tandem down` at the end.
+
+    Args:
+        prefill: Workers.
+        decode: Workers.
+        options: More of `tandem up`.
+        fetches_all: Every prompt is computed at a prefill worker, whatever that costs here.
+    """
+    environment = {**os.environ, **({"TANDEM_GATEWAY_PLACEMENT": "remote"} if fetches_all else {})}
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
         started_s = time.monotonic()
         arguments = ["up", "--detach", "--port", "0", "--run-dir", folder]
         arguments += ["--prefill", str(prefill), "--decode", str(decode), *options]
-        subprocess.run([*_tandem(), *arguments], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*_tandem(), *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
         try:
             state = json.loads((Path(folder) / "state.json").read_text())
             yield RunningCluster(state["url"], Path(folder), time.monotonic() - started_s)

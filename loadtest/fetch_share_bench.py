@@ -57,9 +57,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tls", default="tcp", help="as TANDEM_TRANSFER_UCX_TLS")
     options = parser.parse_args()
-    os.environ |= {"TANDEM_GATEWAY_PLACEMENT": "remote", "TANDEM_TRANSFER_UCX_TLS": options.tls}
+    os.environ["TANDEM_TRANSFER_UCX_TLS"] = options.tls
     rng = random.Random(options.seed)
-    with cluster(prefill=1, decode=1, options=("--threads", "1", "--kv-cache-bytes", "512MiB")) as suite:
+    with cluster(
+        prefill=1, decode=1, options=("--threads", "1", "--kv-cache-bytes", "512MiB"), fetches_all=True
+    ) as suite:
         found: dict[int, list[dict[str, float]]] = {length: [] for length in LENGTHS}
         for number in range(options.rounds + 1):
             for length, runs in found.items():

@@ -128,8 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    os.environ |= {"TANDEM_GATEWAY_PLACEMENT": "remote"}  # every prompt is fetched
-    with cluster(prefill=1, decode=1, options=("--threads", "1", "--kv-cache-bytes", "64MiB")) as running:
+    with cluster(
+        prefill=1, decode=1, options=("--threads", "1", "--kv-cache-bytes", "64MiB"), fetches_all=True
+    ) as running:
         suite = Cluster(running.run_dir)
         workers = {name: suite.process(name)["pid"] for name in ("prefill-0", "decode-0")}
         holder, puller = "prefill-0.transfer", "decode-0.transfer"
