@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -14,6 +15,8 @@ from services.cli.quantities import format_bytes
 from shared.errors import ConfigurationError
 from shared.models.config import ModelConfig
 from shared.models.encoder_config import EncoderConfig, is_encoder
+
+DEVICES = Path("/dev")
 
 
 def check_port(host: str, port: int) -> None:
@@ -61,10 +64,11 @@ def check_shared_memory(spec: ClusterSpec) -> None:
 
 
 def chosen_device(wanted: str) -> str:
-    """What `auto` means on this machine: a GPU where the driver shows one."""
+    """What `auto` means on this machine: a GPU where the driver shows one, and the environment does not hide it."""
     if wanted != "auto":
         return wanted
-    return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    return "cuda" if any(DEVICES.glob("nvidia[0-9]*")) and not is_hidden else "cpu"
 
 
 def check_model(directory: Path, max_model_len: int) -> bool:

@@ -1,10 +1,10 @@
 """Checksums of blocks as they arrive, while others are coming.
 
 A block in host memory is checked by the thread that brought it: its bytes are in that core's cache, and to read them
-there takes half of what it takes another core, which as a rule has something else to do. Not so where the sender rests,
-as in a transfer through shared memory, which is one thread's copy: there a thread beside takes what it can, and checks
-cost a third. Over TCP that would make transfers 5 % slower. Blocks in device memory are checked by the device, all at
-once when they have arrived.
+there takes half of what it takes another core. Where a core has nothing else to do a thread beside takes what it can
+all the same, and checks cost a third: with more cores than a transfer keeps busy, and with two where the sender
+rests, as in a transfer through shared memory, which is one thread's copy. Over TCP on two cores that would make
+transfers 5 % slower. Blocks in device memory are checked by the device, all at once when they have arrived.
 """
 
 from __future__ import annotations

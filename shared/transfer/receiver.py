@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -20,6 +21,9 @@ from shared.transfer.settle import settle
 from shared.transfer.transport import Endpoint, Transport, TransportError
 
 log = structlog.get_logger(__name__)
+
+_HAS_SPARE_CORES = len(os.sched_getaffinity(0)) > 2
+"""There are more than the sender's and the receiver's threads keep busy."""
 
 POOL_IDLE_S = 60.0
 """Idle endpoints are let go after this long, well before the sender would."""
@@ -109,7 +113,7 @@ class BlockReceiver:
     ) -> Received:
         assert offer.claims.num_blocks == len(slots) == len(hashes)
         is_done = False
-        checks = ArrivalChecks(slots, self._executor, hands_over=self._transport.sender_rests)
+        checks = ArrivalChecks(slots, self._executor, hands_over=self._transport.sender_rests or _HAS_SPARE_CORES)
         try:
             header = Header.signed(offer.claims, new_tag_base(), offer.key)
             ending = await endpoint.receive_blocks(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import preflight
 from services.cli.cluster import ClusterSpec, free_port, plan
-from services.cli.preflight import check_port, check_shared_memory, served_name
+from services.cli.preflight import check_port, check_shared_memory, chosen_device, served_name
 from services.cli.quantities import format_bytes, parse_bytes
 from services.cli.run_directory import default_run_dir, locked, prepare_run_dir, rotate_logs, supervisor_pid
 from shared.errors import ConfigurationError
@@ -132,3 +133,17 @@ def test_amounts_are_printed_in_three_digits():
 )
 def test_the_served_name_is_the_last_part(model, name):
     assert served_name(model) == name
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "chosen"),
+    [(None, "auto", "cuda"), ("0", "auto", "cuda"), ("", "auto", "cpu"), ("-1", "auto", "cpu"), ("", "cuda", "cuda")],
+)
+def test_a_gpu_is_taken_unless_the_environment_hides_it(monkeypatch, tmp_path, visible, wanted, chosen):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(preflight, "DEVICES", tmp_path)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert chosen_device(wanted) == chosen
