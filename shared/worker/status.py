@@ -65,7 +65,13 @@ class WorkerStatus:
 
     def readiness(self) -> tuple[bool, str]:
         """Whether new work is welcome, and if not, why. Busy is ready; hung is not."""
-        stats = self._engine.stats()
+        return self._readiness(self._engine.stats())
+
+    def load(self) -> WorkerLoad:
+        """For the worker's directory record."""
+        return self._load(self._engine.stats())
+
+    def _readiness(self, stats: EngineStats) -> tuple[bool, str]:
         if stats.failure:
             return False, f"the engine stopped: {stats.failure}"
         if self.is_draining:
@@ -80,9 +86,7 @@ class WorkerStatus:
             return False, f"{quarantined} blocks quarantined (limit {bound})"
         return True, ""
 
-    def load(self) -> WorkerLoad:
-        """For the worker's directory record."""
-        stats = self._engine.stats()
+    def _load(self, stats: EngineStats) -> WorkerLoad:
         return WorkerLoad(
             running=stats.running,
             waiting=stats.waiting,
@@ -106,7 +110,8 @@ class WorkerStatus:
             address: Where the worker serves gRPC.
             started_at: Unix seconds.
         """
-        who, (ready, _) = self.identity, self.readiness()
+        stats, who = self._engine.stats(), self.identity
+        ready, _ = self._readiness(stats)
         return WorkerRecord(
             worker_id=who.worker_id,
             role=who.role,
@@ -119,17 +124,17 @@ class WorkerStatus:
             max_model_len=who.max_model_len,
             vocab_size=who.vocab_size,
             block_bytes=who.block_bytes,
-            load=self.load(),
+            load=self._load(stats),
             draining=self.is_draining,
             ready=ready,
-            hung=self.is_hung,
+            hung=bool(_stall(stats)),
             started_at=started_at,
         )
 
     def reply(self) -> pb.StatusReply:
         """For the Status call."""
         stats, who = self._engine.stats(), self.identity
-        ready, reason = self.readiness()
+        ready, reason = self._readiness(stats)
         return pb.StatusReply(
             worker_id=who.worker_id,
             role=who.role,
