@@ -72,8 +72,11 @@ class Tokenizer:
 
     def least_tokens(self, text: str) -> int:
         """So many tokens a text has at least, at no cost; 0 where nothing is known of how the tokenizer cuts it."""
-        cuts_as_it_is = self._known_words is not None and text.isascii()
-        return len(text) // self._max_token_bytes if cuts_as_it_is else 0
+        if self._known_words is None:
+            return 0
+        # NFC makes at most three characters one of two bytes.
+        least_bytes = len(text) if text.isascii() else len(text) // 2
+        return least_bytes // self._max_token_bytes
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of a whole run of tokens."""
