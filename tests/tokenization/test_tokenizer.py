@@ -60,7 +60,10 @@ def test_special_tokens_have_no_text_but_a_name():
     assert tokenizer.token_text(end) == "<|im_end|>"
 
 
-@pytest.mark.parametrize("text", ["", "a", " " * 999, "json.dumps " * 50, "\n\t" * 70, "é" * 99, "\u03c5\u0308\u0301" * 99, "<|im_start|>" * 9])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", " " * 999, "json.dumps " * 50, "\n\t" * 70, "é" * 99, "\u03c5\u0308\u0301" * 99, "<|im_start|>" * 9],
+)
 def test_a_text_has_at_least_the_tokens_that_it_is_said_to_have(text):
     tokenizer = Tokenizer.from_pretrained(Path("shared/assets/pydoc-mini"))
     assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
