@@ -14,6 +14,7 @@ import grpc
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from services.kv_transfer.seal_index import SealIndex
+from shared.cancellation import is_being_cancelled
 from shared.device_arena import DeviceArena
 from shared.errors import ConfigurationError, InvalidRequest, WorkerLost
 from shared.identity import BlockHash, BlockId, Fingerprint, Incarnation, WorkerId, join_hashes
@@ -224,8 +225,7 @@ async def _first_reply(call: grpc.aio.UnaryStreamCall[pb.PinRequest, pb.PinReply
     except TimeoutError as exc:
         raise WorkerLost(f"the worker did not answer a pin within {PIN_TIMEOUT_S} s") from exc
     except asyncio.CancelledError as exc:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_being_cancelled():
             raise
         # Not us: the channel was closed, because the worker is gone.
         raise WorkerLost("the worker is gone") from exc

@@ -23,6 +23,7 @@ import structlog
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
+from shared.cancellation import is_being_cancelled
 from shared.errors import InternalError, InvalidRequest, Overloaded, TandemError, WorkerLost, error_from_code
 from shared.rpc import error_from_rpc
 from shared.transfer.settle import settle
@@ -138,8 +139,7 @@ class OpenFetch:
         try:
             return await receiving
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if self._error is None or (task is not None and task.cancelling()):
+            if self._error is None or is_being_cancelled():
                 raise
             raise WorkerLost(f"the holder ended the grant: {self._error.code}: {self._error.message}") from exc
         finally:

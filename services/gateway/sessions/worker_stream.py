@@ -27,6 +27,7 @@ from services.gateway.sessions.session import (
     Timeline,
     TokenLogprobs,
 )
+from shared.cancellation import is_being_cancelled
 from shared.directory.records import WorkerRecord
 from shared.engine.sampling_params import SamplingParams
 from shared.engine.thinking import Thinking
@@ -163,8 +164,7 @@ class WorkerStream:
         except grpc.aio.AioRpcError as exc:
             raise error_from_rpc(exc) from exc
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._is_open or (task is not None and task.cancelling()):
+            if self._is_open or is_being_cancelled():
                 raise
             # Closing the channel of a worker that is gone cancels its calls; nobody cancelled this request.
             raise WorkerLost(f"worker {self.record.worker_id} was lost") from None
@@ -201,8 +201,7 @@ class WorkerStream:
         except grpc.aio.AioRpcError as exc:
             error = WorkerLost(f"worker {self.record.worker_id} was lost: {error_from_rpc(exc).message}")
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._unresponsive is None or (task is not None and task.cancelling()):
+            if self._unresponsive is None or is_being_cancelled():
                 raise
         finally:
             self._is_open = False
