@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from kernels.cpu.build import NativeUnavailableError
-from kernels.cpu.library import TYPES, Library, default_library
+from kernels.cpu.library import NUMERICS_VERSION, TYPES, Library, default_library
 from kernels.cpu.packed_linear import native_linear
 from kernels.cpu_torch.packed_linear import packed_linear
 from kernels.dense_linear import Linear, dense_linear
@@ -187,7 +187,7 @@ def _native(ops: Ops, quantization: Quantization) -> Backend:
         library = default_library()
     except (NativeUnavailableError, OSError) as exc:
         raise ValueError(str(exc)) from exc
-    numerics = f"native-{library.isa.name.lower()}"
+    numerics = f"native-{library.isa.name.lower()}-{NUMERICS_VERSION}"
     return Backend(
         name="native",
         ops=ops,

@@ -68,7 +68,6 @@ class DecoderStep:
         cos_sin: torch.Tensor,  # float32 [max_positions, head_dim]
         num_heads: int,
         num_kv_heads: int,
-        intermediate_size: int,
         eps: float,
     ) -> None:
         self._library = library
@@ -84,7 +83,6 @@ class DecoderStep:
             num_heads,
             num_kv_heads,
             head_dim,
-            intermediate_size,
             len(layers),
             eps,
             head_dim**-0.5,

@@ -16,6 +16,10 @@ from kernels.cpu.weight_memory import WeightMemory
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Of embeddings."""
 
+NUMERICS_VERSION = 2
+"""Raised when a change of the sources changes a result's bits on any instruction set: workers of two versions do not
+exchange KV then."""
+
 KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Of the KV cache; `KvType` in kv_layer.hpp."""
 
@@ -48,7 +52,7 @@ class DecoderShape(ctypes.Structure):
     """`DecoderShape` in decoder.hpp."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("hidden", "heads", "kv_heads", "head_dim", "intermediate", "num_layers")),
+        *((name, c_int32) for name in ("hidden", "heads", "kv_heads", "head_dim", "num_layers")),
         ("eps", c_float),
         ("scale", c_float),
         ("type", c_int32),

@@ -105,7 +105,6 @@ class RandomModel:
             cos_sin=torch.ones(2048, self._head_dim),
             num_heads=heads,
             num_kv_heads=self._kv_heads,
-            intermediate_size=intermediate,
             eps=1e-5,
         )
 

@@ -40,7 +40,6 @@ class NativeDecoder(Decoder):
             cos_sin=self._cos_sin,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
-            intermediate_size=config.intermediate_size,
             eps=config.rms_norm_eps,
         )
 

@@ -7,7 +7,7 @@
 #pragma once
 #include <atomic>
 
-#include "attention_tile.hpp"
+#include "attention_amx.hpp"
 #include "team.hpp"
 
 namespace tandem {
@@ -26,6 +26,13 @@ struct Batch {
 // A run of query tokens of one sequence under one KV head, and the keys it attends to: all, or one split of them.
 struct AttentionItem {
   int sequence, token, tokens, head, split;  // split -1: all
+
+  // Of the first token.
+  int position(const Batch& batch) const { return batch.seq_lens[sequence] - (batch.query_start[sequence + 1] - token); }
+  Range keys(const Batch& batch) const {
+    const int end = position(batch) + tokens;
+    return split < 0 ? Range{0, end} : Range{split * kSplitKeys, std::min(end, (split + 1) * kSplitKeys)};
+  }
 };
 
 // Who has what to do in a step; the same for all layers.
@@ -33,10 +40,10 @@ class AttentionPlan {
  public:
   std::vector<AttentionItem> items;
   std::vector<float> partials;  // rows of `row_floats`
-  std::atomic<int> next{0};     // ticket of the next item
 
-  void prepare(const Batch& batch, int heads, int kv_heads, int head_dim) {
+  void prepare(const Batch& batch, int heads, int kv_heads, int head_dim, int threads) {
     heads_ = heads;
+    threads_ = threads;
     row_floats_ = padded_dim(head_dim) + 2;
     const int run = run_tokens(heads / kv_heads);
     int64_t rows = 0;
@@ -58,7 +65,18 @@ class AttentionPlan {
       }
     }
     partials.resize(static_cast<size_t>(rows) * row_floats_);
-    next.store(0, std::memory_order_relaxed);
+    rewind();
+  }
+
+  // All items are to be taken once more.
+  void rewind() { next_.store(0, std::memory_order_relaxed); }
+  const AttentionItem* take() {
+    const size_t ticket = next_.fetch_add(1, std::memory_order_relaxed);
+    return ticket < items.size() ? &items[ticket] : nullptr;
+  }
+  // An item for later, as long as enough are left for the others to come to their share.
+  const AttentionItem* take_early() {
+    return next_.load(std::memory_order_relaxed) + 2 * threads_ < static_cast<int>(items.size()) ? take() : nullptr;
   }
 
   static int run_tokens(int group) { return kTileRows / group > 0 ? kTileRows / group : 1; }
@@ -73,41 +91,46 @@ class AttentionPlan {
   }
 
  private:
-  int heads_ = 0, row_floats_ = 0;
+  std::atomic<int> next_{0};  // ticket
+  int heads_ = 0, row_floats_ = 0, threads_ = 1;
   std::vector<int64_t> first_row_;
 };
 
-// Turns a row's scores into weights relative to the new peak and rescales what was summed so far.
+// Turns a row's scores into weights relative to the new peak and rescales what was summed so far. `visible` of the tile's
+// keys are the row's to see.
 template <KvType type>
 TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible) {
+  constexpr int kVecs = kTileKeys / kLanes;
+  constexpr bool scaled = kPaired<type> && type == KvType::i8;
   float* scores = &s.scores[static_cast<size_t>(row) * kTileKeys];
   if (visible <= 0) {
     std::memset(scores, 0, sizeof(float) * kTileKeys);
     return;
   }
-  if constexpr (kPaired<type> && type == KvType::i8)
-    for (int j = 0; j < kTileKeys; j += kLanes) store(scores + j, load(scores + j) * load(&s.key_scales[j]));
-  for (int j = visible; j < kTileKeys; j++) scores[j] = -INFINITY;
-  Vec top = load(scores);
-  for (int j = kLanes; j < kTileKeys; j += kLanes) top = max(top, load(scores + j));
-  float before = s.peak[row], peak = largest(top);
-  peak = peak > before ? peak : before;
+  Vec score[kVecs];
+  for (int v = 0; v < kVecs; v++) score[v] = load(scores + v * kLanes);
+  if constexpr (scaled)
+    for (int v = 0; v < kVecs; v++) score[v] *= load(&s.key_scales[v * kLanes]);
+  if (visible < kTileKeys)
+    for (int v = 0; v < kVecs; v++) score[v] = lane_numbers() < visible - v * kLanes ? score[v] : splat(-INFINITY);
+  Vec top = score[0];
+  for (int v = 1; v < kVecs; v++) top = max(top, score[v]);
+  const float before = s.peak[row], now = largest(top), peak = now > before ? now : before;
   Vec sums{};
-  for (int j = 0; j < kTileKeys; j += kLanes) {
-    Vec score = load(scores + j);
-    Vec weight = exp(score - peak);
-    weight = score > splat(-INFINITY) ? weight : Vec{};
-    sums += weight;
-    if constexpr (kPaired<type> && type == KvType::i8) weight *= load(&s.value_scales[j]);
-    store(scores + j, weight);
+  for (int v = 0; v < kVecs; v++) {
+    const Vec weight = exp(score[v] - peak);
+    score[v] = score[v] > splat(-INFINITY) ? weight : Vec{};
+    sums += score[v];
+    if constexpr (scaled) score[v] *= load(&s.value_scales[v * kLanes]);
   }
 #if defined(__AVX512BF16__)
   if constexpr (kPaired<type>)
-    for (int j = 0; j < kTileKeys; j += 32)  // in place: words of pairs
-      _mm512_storeu_si512(scores + j / 2, (__m512i)_mm512_cvtne2ps_pbh((__m512)load(scores + j + 16), (__m512)load(scores + j)));
+    for (int v = 0; v < kVecs; v += 2) store_pairs(scores + v * kLanes / 2, score[v], score[v + 1]);
 #endif
+  if constexpr (!kPaired<type>)
+    for (int v = 0; v < kVecs; v++) store(scores + v * kLanes, score[v]);
   if (peak != before) {
-    float shrink = exp(splat(before - peak))[0];
+    const float shrink = exp(splat(before - peak))[0];
     s.total[row] *= shrink;
     float* out = &s.out[static_cast<size_t>(row) * s.dim];
     for (int d = 0; d < s.dim; d += kLanes) store(out + d, load(out + d) * shrink);
@@ -116,47 +139,24 @@ TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible) {
   s.total[row] += sum(sums);
 }
 
-// Calls `work` with (number of rows as a constant, first row) for blocks of kRowBlock rows and a smaller rest.
-template <int kRows = kRowBlock, typename Work>
-TANDEM_INLINE void for_row_blocks(int rows, Work work, int row = 0) {
-  for (; row + kRows <= rows; row += kRows) work(std::integral_constant<int, kRows>{}, row);
-  if constexpr (kRows > 1) for_row_blocks<kRows - 1>(rows, work, row);
-}
-
 // Rows [tokens][group] over keys [first_key, first_key + 512) at most; the first token sits at `position`. Fills out,
-// peak and total.
+// peak and total. The first tile is found already; while one is loaded the next one is asked for, at `end` that of `s.after`.
 template <KvType type>
 static void attend_split(const KvLayer& kv, const int32_t* table, int head, int rows, int group, int position,
-                         int first_key, AttentionScratch& s) {
-  constexpr bool paired = kPaired<type>;
+                         int first_key, int end, AttentionScratch& s) {
   std::fill_n(s.out.begin(), static_cast<size_t>(rows) * s.dim, 0.0f);
   std::fill_n(s.peak.begin(), rows, -INFINITY);
   std::fill_n(s.total.begin(), rows, 0.0f);
-  const int last_key = std::min(position + (rows - 1) / group + 1, first_key + kSplitKeys);
-  const int dim = s.dim, units = paired ? (kv.head_dim + 1) / 2 : kv.head_dim;
-  float *query = s.query.data(), *scores = s.scores.data(), *out = s.out.data();
-  const float *keys = s.keys.data(), *values = s.values.data();
-  const int64_t row_bytes = kv.row_bytes();
-  TileRows tiles[2];
-  tiles[0].find(kv, table, head, first_key, std::min(last_key - first_key, kTileKeys));
-  for (int first = first_key, tile = 0; first < last_key; first += kTileKeys, tile ^= 1) {
-    int count = std::min(last_key - first, kTileKeys), next = std::min(last_key - first - count, kTileKeys);
-    int columns = (count + kScoreVecs * kLanes - 1) / (kScoreVecs * kLanes) * (kScoreVecs * kLanes);
-    int value_units = paired ? (count + 1) / 2 : count;
-    load_tile<type>(tiles[tile], count, kv.head_dim, s);
-    tiles[tile ^ 1].find(kv, table, head, first + count, next);
-    const TileRows& ahead = tiles[tile ^ 1];  // fetched a quarter at a time: more at once would hold up the work
-    prefetch_rows(ahead.key, next / 2, row_bytes);
-    for_row_blocks(rows, [&](auto count_of, int r) {
-      score_rows<paired, count_of()>(query + r * dim, dim, keys, units, columns, scores + r * kTileKeys);
-    });
-    prefetch_rows(ahead.key + next / 2, next - next / 2, row_bytes);
+  TileProducts<kPaired<type>> products{s, rows, kv.head_dim};
+  for (int first = first_key; first < std::min(end, first_key + kSplitKeys); first += kTileKeys) {
+    const int next = first + kTileKeys, count = s.tiles[s.turn].count;
+    TileRows& upcoming = s.tiles[s.turn ^ 1];
+    if (next < end) upcoming.find(kv, table, head, next, std::min(end - next, kTileKeys));
+    load_tile<type>(s.tiles[s.turn], next < end ? upcoming : s.after, kv.head_dim, s);
+    products.score(count);
     for (int row = 0; row < rows; row++) soften<type>(s, row, std::min(position + row / group + 1 - first, count));
-    prefetch_rows(ahead.value, next / 2, row_bytes);
-    for_row_blocks(rows, [&](auto count_of, int r) {
-      weigh_rows<paired, count_of()>(scores + r * kTileKeys, values, value_units, dim, out + r * dim);
-    });
-    prefetch_rows(ahead.value + next / 2, next - next / 2, row_bytes);
+    products.weigh(count);
+    s.turn ^= 1;
   }
 }
 
@@ -175,67 +175,76 @@ __attribute__((noinline)) static void normalise_row(const float* from, float tot
   for (int d = 0; d < head_dim; d++) to[d] = from[d] * inverse;
 }
 
+// A query row, scaled; of pairs, if they are wanted.
 TANDEM_INLINE void load_query(const float* from, int head_dim, float scale, bool paired, int dim, float* to) {
   for (int d = 0; d < head_dim; d++) to[d] = from[d] * scale;
   for (int d = head_dim; d < dim; d++) to[d] = 0.0f;
-  if (!paired) return;
-  uint32_t* pairs = reinterpret_cast<uint32_t*>(to);
-  for (int d = 0; d < dim; d += 2) {
-    uint32_t pair = to_bf16(to[d]) | static_cast<uint32_t>(to_bf16(to[d + 1])) << 16;
-    pairs[d / 2] = pair;
-  }
+#if defined(__AVX512BF16__)
+  if (paired)
+    for (int d = 0; d < dim; d += 32) store_pairs(to + d / 2, load(to + d), load(to + d + 16));
+#endif
 }
 
 // One item; leaves rows in all_out, all_peak, all_total, over all splits or the item's own.
 template <KvType type>
-static void attend(const KvLayer& kv, const int32_t* table, const AttentionItem& item, int group, int position,
-                   AttentionScratch& s) {
-  const int rows = item.tokens * group, length = position + item.tokens;
-  int split = item.split < 0 ? 0 : item.split, end = item.split < 0 ? (length + kSplitKeys - 1) / kSplitKeys : split + 1;
-  for (int first = split; split < end; split++) {
-    attend_split<type>(kv, table, item.head, rows, group, position, split * kSplitKeys, s);
-    if (split == first) {
+static void attend(const KvLayer& kv, const Batch& batch, const AttentionItem& item, int group, AttentionScratch& s) {
+  const int rows = item.tokens * group, position = item.position(batch);
+  const int32_t* table = batch.tables + int64_t{item.sequence} * batch.table_width;
+  const Range keys = item.keys(batch);
+  for (int first = keys.begin; first < keys.end; first += kSplitKeys) {
+    attend_split<type>(kv, table, item.head, rows, group, position, first, keys.end, s);
+    if (first == keys.begin) {
       s.all_out.swap(s.out);
       s.all_peak.swap(s.peak);
       s.all_total.swap(s.total);
       continue;
     }
     for (int row = 0; row < rows; row++)
-      if (position + row / group >= split * kSplitKeys)
+      if (position + row / group >= first)
         fold(&s.all_out[static_cast<size_t>(row) * s.dim], &s.all_peak[row], &s.all_total[row],
              &s.out[static_cast<size_t>(row) * s.dim], s.peak[row], s.total[row], s.dim);
   }
 }
 
-// Takes items until there are none left. `query` is [T] rows `query_stride` apart of [heads][head_dim] float32; `out`
-// [T][heads][head_dim] receives what is not split. Threads then meet, and `merge_attention` completes it.
-static void paged_attention(const KvLayer& kv, const Batch& batch, AttentionPlan& plan, const float* query,
-                            int64_t query_stride, int heads, float scale, float* out, AttentionScratch& s) {
+// The first tile of an item, if there is one.
+TANDEM_INLINE void find_first(const KvLayer& kv, const Batch& batch, const AttentionItem* item, TileRows& tile) {
+  tile.count = 0;
+  if (item == nullptr) return;
+  const Range keys = item->keys(batch);
+  tile.find(kv, batch.tables + int64_t{item->sequence} * batch.table_width, item->head, keys.begin,
+            std::min(keys.end - keys.begin, kTileKeys));
+}
+
+// Takes items until there are none left. `query` is [T][heads][head_dim]; `out`, of that shape, receives what is not
+// split. Threads then meet, and `merge_attention` completes it.
+static void paged_attention(const KvLayer& kv, const Batch& batch, AttentionPlan& plan, const float* query, int heads,
+                            float scale, float* out, AttentionScratch& s) {
   const int group = heads / kv.kv_heads, head_dim = kv.head_dim;
   s.reserve(AttentionPlan::run_tokens(group) * group, head_dim);
   const bool paired = kv.type == KvType::i8 ? kPaired<KvType::i8> : kv.type == KvType::bf16 && kPaired<KvType::bf16>;
-  for (int ticket; (ticket = plan.next.fetch_add(1, std::memory_order_relaxed)) < static_cast<int>(plan.items.size());) {
-    const AttentionItem& item = plan.items[ticket];
-    const int rows = item.tokens * group, first_head = item.head * group;
+  const AttentionItem* later;
+  for (const AttentionItem* item = plan.take(); item != nullptr; item = later ? later : plan.take()) {
+    later = plan.take_early();
+    find_first(kv, batch, item, s.tiles[s.turn]);
+    find_first(kv, batch, later, s.after);
+    const int rows = item->tokens * group, first_head = item->head * group;
     for (int r = 0; r < rows; r++)
-      load_query(query + (item.token + r / group) * query_stride + (first_head + r % group) * head_dim, head_dim, scale,
+      load_query(query + (int64_t{item->token + r / group} * heads + first_head + r % group) * head_dim, head_dim, scale,
                  paired, s.dim, &s.query[static_cast<size_t>(r) * s.dim]);
-    const int32_t* table = batch.tables + static_cast<int64_t>(item.sequence) * batch.table_width;
-    int position = batch.seq_lens[item.sequence] - (batch.query_start[item.sequence + 1] - item.token);
     if (kv.type == KvType::f32)
-      attend<KvType::f32>(kv, table, item, group, position, s);
+      attend<KvType::f32>(kv, batch, *item, group, s);
     else if (kv.type == KvType::bf16)
-      attend<KvType::bf16>(kv, table, item, group, position, s);
+      attend<KvType::bf16>(kv, batch, *item, group, s);
     else
-      attend<KvType::i8>(kv, table, item, group, position, s);
+      attend<KvType::i8>(kv, batch, *item, group, s);
     for (int r = 0; r < rows; r++) {
       const float* from = &s.all_out[static_cast<size_t>(r) * s.dim];
-      int token = item.token + r / group, head = first_head + r % group;
-      if (item.split < 0) {
+      const int token = item->token + r / group, head = first_head + r % group;
+      if (item->split < 0) {
         normalise_row(from, s.all_total[r], head_dim, out + (static_cast<int64_t>(token) * heads + head) * head_dim);
         continue;
       }
-      float* to = plan.partial(batch, item.sequence, item.split, token, head);
+      float* to = plan.partial(batch, item->sequence, item->split, token, head);
       std::memcpy(to, from, sizeof(float) * s.dim);
       to[s.dim] = s.all_peak[r];
       to[s.dim + 1] = s.all_total[r];

@@ -5,9 +5,9 @@
 // two neighbouring keys; 8-bit integers are exact in bfloat16, their scales are applied to scores and weights.
 #pragma once
 #include <algorithm>
-#include <vector>
 
 #include "kv_layer.hpp"
+#include "memory.hpp"
 #include "unroll.hpp"
 
 namespace tandem {
@@ -27,26 +27,50 @@ inline constexpr bool kPaired = false;
 // Dimensions are padded to whole tiles of registers: 32 of them are 16 pairs.
 TANDEM_INLINE int padded_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
-// Vectors begin on cache lines: one that straddles two costs two accesses.
-template <typename T>
-struct LineAllocator {
-  using value_type = T;
-  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
-  bool operator==(const LineAllocator&) const { return true; }
+// Where the rows of up to 64 neighbouring positions lie.
+struct TileRows {
+  int count = 0;
+  int64_t row_bytes = 0;
+  const uint8_t *key[kTileKeys], *value[kTileKeys];
+
+  void find(const KvLayer& kv, const int32_t* table, int head, int first, int keys) {
+    count = keys;
+    row_bytes = kv.row_bytes();
+    const int64_t pitch = kv.kv_heads * row_bytes;
+    for (int key_index = 0; key_index < count;) {
+      int position = first + key_index, slot = position % kv.block_size;
+      const uint8_t* k = kv.row(table[position / kv.block_size], 0, slot, head);
+      const uint8_t* v = kv.row(table[position / kv.block_size], 1, slot, head);
+      for (; slot < kv.block_size && key_index < count; slot++, key_index++, k += pitch, v += pitch) {
+        key[key_index] = k;
+        value[key_index] = v;
+      }
+    }
+  }
+
+  // Asks for rows [from, to), as far as there are any: the hardware does not foresee the blocks of a table.
+  void prefetch(const uint8_t* const* rows, int from, int to) const {
+    for (int i = from; i < std::min(to, count); i++)
+      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(rows[i] + byte, 0, 2);
+  }
+  void prefetch_from(int first) const {
+    prefetch(key, first, kTileKeys);
+    prefetch(value, first, kTileKeys);
+  }
 };
-using Floats = std::vector<float, LineAllocator<float>>;
 
 // Rows of one KV head, one run of query tokens. Owned by a thread and reused.
 struct AttentionScratch {
   int dim = 0;                       // padded
-  Floats query;          // [rows][dim], or words of pairs in its first half
-  Floats keys, values;   // words, if paired
-  Floats square;         // rows to be transposed
-  Floats key_scales, value_scales;
-  Floats scores;         // [rows][64]; after softening the weights, in words of pairs if paired
-  Floats peak, total, out;              // of the current split
-  Floats all_peak, all_total, all_out;  // of all splits so far
+  Lines<float> query;          // [rows][dim], or words of pairs in its first half
+  Lines<float> keys, values;   // words, if paired
+  Lines<float> square;         // rows to be transposed
+  Lines<float> key_scales, value_scales;
+  Lines<float> scores;         // [rows][64]; after softening the weights, in words of pairs if paired
+  Lines<float> peak, total, out;              // of the current split
+  Lines<float> all_peak, all_total, all_out;  // of all splits so far
+  TileRows tiles[2], after;  // where a tile's rows are and the next one's, in turn; the first of another item
+  int turn = 0;
 
   void reserve(int rows, int head_dim) {
     dim = padded_dim(head_dim);
@@ -62,41 +86,20 @@ struct AttentionScratch {
   }
 };
 
-TANDEM_INLINE uint32_t* words(Floats& floats) { return reinterpret_cast<uint32_t*>(floats.data()); }
+TANDEM_INLINE uint32_t* words(Lines<float>& floats) { return reinterpret_cast<uint32_t*>(floats.data()); }
 
-// Where the rows of up to 64 neighbouring positions lie.
-struct TileRows {
-  const uint8_t *key[kTileKeys], *value[kTileKeys];
-
-  void find(const KvLayer& kv, const int32_t* table, int head, int first, int count) {
-    const int64_t pitch = static_cast<int64_t>(kv.kv_heads) * kv.row_bytes();
-    for (int key_index = 0; key_index < count;) {
-      int position = first + key_index, slot = position % kv.block_size;
-      const uint8_t* k = kv.row(table[position / kv.block_size], 0, slot, head);
-      const uint8_t* v = kv.row(table[position / kv.block_size], 1, slot, head);
-      for (; slot < kv.block_size && key_index < count; slot++, key_index++, k += pitch, v += pitch) {
-        key[key_index] = k;
-        value[key_index] = v;
-      }
-    }
-  }
-};
-
-// Asks for rows that will be needed soon: the hardware does not foresee the blocks of a table.
-TANDEM_INLINE void prefetch_rows(const uint8_t* const* rows, int count, int64_t row_bytes) {
-  for (int key = 0; key < count; key++)
-    for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(rows[key] + byte, 0, 2);
-}
-
-// Missing keys are zeros; their scores are masked.
+// Missing keys are zeros; their scores are masked. A row that is taken asks for the one in its place in the tile `ahead`:
+// more at once would hold up the work.
 template <KvType type>
-static void load_plain(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
-  const int dim = s.dim;
+static void load_plain(const TileRows& rows, const TileRows& ahead, int head_dim, AttentionScratch& s) {
+  const int dim = s.dim, count = rows.count;
   float* square = s.square.data();
   for (int group = 0; group < count; group += kLanes) {
     for (int lane = 0; lane < kLanes; lane++) {
       int key = group + lane;
       float* to = square + lane * dim;
+      ahead.prefetch(ahead.key, key, key + 1);
+      ahead.prefetch(ahead.value, key, key + 1);
       if (key < count)
         read_row<type>(rows.key[key], head_dim, to), read_row<type>(rows.value[key], head_dim, &s.values[key * dim]);
       else
@@ -127,12 +130,13 @@ TANDEM_INLINE __m512i load_pairs(const uint8_t* row, int d, int head_dim) {
 }
 
 template <KvType type>
-static void load_paired(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
-  const int dim = s.dim;
+static void load_paired(const TileRows& rows, const TileRows& ahead, int head_dim, AttentionScratch& s) {
+  const int dim = s.dim, count = rows.count;
   uint32_t *keys = words(s.keys), *values = words(s.values);
   for (int group = 0; group < count; group += kLanes)
     for (int d = 0; d < dim; d += 32) {
       Vec square[kLanes];
+      if (d == 0) ahead.prefetch(ahead.key, group, group + kLanes);
       for (int lane = 0; lane < kLanes; lane++)
         square[lane] = group + lane < count ? (Vec)load_pairs<type>(rows.key[group + lane], d, head_dim) : Vec{};
       transpose(square);
@@ -141,7 +145,8 @@ static void load_paired(const TileRows& rows, int count, int head_dim, Attention
   const __m512i low = (__m512i)(__v32hi){0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                          8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  for (int key = 0; key < count; key += 2)
+  for (int key = 0; key < count; key += 2) {
+    ahead.prefetch(ahead.value, key, key + 2);
     for (int d = 0; d < dim; d += 32) {
       __m512i even = load_pairs<type>(rows.value[key], d, head_dim);
       __m512i odd = key + 1 < count ? load_pairs<type>(rows.value[key + 1], d, head_dim) : _mm512_setzero_si512();
@@ -149,6 +154,8 @@ static void load_paired(const TileRows& rows, int count, int head_dim, Attention
       _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
       _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(even, high, odd));
     }
+  }
+  for (int unit = (count + 1) / 2; unit % 16 != 0; unit++) std::fill_n(values + unit * dim, dim, 0);
   if constexpr (type == KvType::i8)
     for (int key = 0; key < kTileKeys; key++) {
       s.key_scales[key] = key < count ? row_scale(rows.key[key], head_dim) : 0.0f;
@@ -158,11 +165,12 @@ static void load_paired(const TileRows& rows, int count, int head_dim, Attention
 #endif
 
 template <KvType type>
-TANDEM_INLINE void load_tile(const TileRows& rows, int count, int head_dim, AttentionScratch& s) {
+TANDEM_INLINE void load_tile(const TileRows& rows, const TileRows& ahead, int head_dim, AttentionScratch& s) {
+  ahead.prefetch_from((rows.count + kLanes - 1) / kLanes * kLanes);
 #if defined(__AVX512BF16__)
-  if constexpr (kPaired<type>) return load_paired<type>(rows, count, head_dim, s);
+  if constexpr (kPaired<type>) return load_paired<type>(rows, ahead, head_dim, s);
 #endif
-  load_plain<type>(rows, count, head_dim, s);
+  load_plain<type>(rows, ahead, head_dim, s);
 }
 
 // sum += a * b of float32, or of pairs of bfloat16; `b` is one word for all lanes.
@@ -211,5 +219,36 @@ static void weigh_rows(const float* weights, const float* values, int units, int
     weigh_part<paired, kRows, kScoreVecs>(weights, values + d, units, dim, out + d);
   for (; d < dim; d += kLanes) weigh_part<paired, kRows, 1>(weights, values + d, units, dim, out + d);
 }
+
+// Calls `work` with (number of rows as a constant, first row) for blocks of kRowBlock rows and a smaller rest.
+template <int kRows = kRowBlock, typename Work>
+TANDEM_INLINE void for_row_blocks(int rows, Work work, int row = 0) {
+  for (; row + kRows <= rows; row += kRows) work(std::integral_constant<int, kRows>{}, row);
+  if constexpr (kRows > 1) for_row_blocks<kRows - 1>(rows, work, row);
+}
+
+// The products of a run of rows with the tile that `s` holds, which has `count` keys.
+template <bool paired>
+struct TileProducts {
+  AttentionScratch& s;
+  int rows, head_dim;
+
+  // query times keys -> scores
+  void score(int count) {
+    constexpr int kStep = kScoreVecs * kLanes;
+    const int units = paired ? (head_dim + 1) / 2 : head_dim, columns = (count + kStep - 1) / kStep * kStep;
+    for_row_blocks(rows, [&](auto count_of, int r) {
+      score_rows<paired, count_of()>(&s.query[r * s.dim], s.dim, s.keys.data(), units, columns, &s.scores[r * kTileKeys]);
+    });
+  }
+
+  // out += weights times values
+  void weigh(int count) {
+    const int units = paired ? (count + 1) / 2 : count;
+    for_row_blocks(rows, [&](auto count_of, int r) {
+      weigh_rows<paired, count_of()>(&s.scores[r * kTileKeys], s.values.data(), units, s.dim, &s.out[r * s.dim]);
+    });
+  }
+};
 
 }  // namespace tandem

@@ -21,23 +21,29 @@ TANDEM_INLINE void rms_norm(const float* x, const float* weight, int width, floa
 
 TANDEM_INLINE Vec silu_times(Vec gate, Vec up) { return gate / (exp(-gate) + 1.0f) * up; }
 
-// silu(x[0:width]) * x[width:2*width]; a short tail is padded, so that every element sees the same arithmetic.
-TANDEM_INLINE void silu_and_mul(const float* x, int width, float* out) {
+// silu(gate) * up; a short tail is padded, so that every element sees the same arithmetic. `out` may be `gate`.
+TANDEM_INLINE void silu_and_mul(const float* gate, const float* up, int width, float* out) {
   int i = 0;
-  for (; i + kLanes <= width; i += kLanes) store(out + i, silu_times(load(x + i), load(x + width + i)));
+  for (; i + kLanes <= width; i += kLanes) store(out + i, silu_times(load(gate + i), load(up + i)));
   if (i == width) return;
-  float gate[kLanes] = {}, up[kLanes] = {}, result[kLanes];
-  std::memcpy(gate, x + i, sizeof(float) * (width - i));
-  std::memcpy(up, x + width + i, sizeof(float) * (width - i));
-  store(result, silu_times(load(gate), load(up)));
+  float rest[kLanes] = {}, factors[kLanes] = {}, result[kLanes];
+  std::memcpy(rest, gate + i, sizeof(float) * (width - i));
+  std::memcpy(factors, up + i, sizeof(float) * (width - i));
+  store(result, silu_times(load(rest), load(factors)));
   std::memcpy(out + i, result, sizeof(float) * (width - i));
 }
 
 // Half-split order, in place; `cos_sin` is the position's row: cosines, then sines.
 TANDEM_INLINE void rotate(float* head, const float* cos_sin, int head_dim) {
-  int half = head_dim / 2;
-  for (int i = 0; i < half; i++) {
-    float a = head[i], b = head[half + i], c = cos_sin[i], s = cos_sin[half + i];
+  const int half = head_dim / 2;
+  int i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const Vec a = load(head + i), b = load(head + half + i), c = load(cos_sin + i), s = load(cos_sin + half + i);
+    store(head + i, a * c - b * s);
+    store(head + half + i, b * c + a * s);
+  }
+  for (; i < half; i++) {
+    const float a = head[i], b = head[half + i], c = cos_sin[i], s = cos_sin[half + i];
     head[i] = a * c - b * s;
     head[half + i] = b * c + a * s;
   }

@@ -28,13 +28,17 @@ struct KvLayer {
 
 // q = round(x * (127 / max |x|)), the scale max |x| / 127; a row of zeros has scale 0.
 TANDEM_INLINE void quantise_row(const float* from, int head_dim, uint8_t* to) {
-  float peak = 0;
-  for (int d = 0; d < head_dim; d++) peak = std::fmax(peak, std::fabs(from[d]));
-  float scale = peak / 127.0f, inverse = peak > 0 ? 127.0f / peak : 0.0f;
-  for (int d = 0; d < head_dim; d++) {
-    float scaled = std::rint(from[d] * inverse);
-    to[d] = static_cast<uint8_t>(static_cast<int8_t>(scaled));
-  }
+  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+  Vec peaks{};
+  int d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) peaks = max(max(load(from + d), -load(from + d)), peaks);  // 0 of zeros, not -0
+  float peak = largest(peaks);
+  for (; d < head_dim; d++) peak = std::fmax(peak, std::fabs(from[d]));
+  const float scale = peak / 127.0f, inverse = peak > 0 ? 127.0f / peak : 0.0f;
+  int8_t* codes = reinterpret_cast<int8_t*>(to);
+  for (d = 0; d + kLanes <= head_dim; d += kLanes)
+    store_bytes(codes + d, (VecInt)(load(from + d) * inverse + rounder) - 0x4b400000);
+  for (; d < head_dim; d++) codes[d] = static_cast<int8_t>(std::rint(from[d] * inverse));
   std::memcpy(to + head_dim, &scale, 4);
 }
 
@@ -43,10 +47,10 @@ TANDEM_INLINE void write_head(const KvLayer& kv, int64_t slot, int is_value, int
   if (kv.type == KvType::f32) {
     std::memcpy(to, from, sizeof(float) * kv.head_dim);
   } else if (kv.type == KvType::bf16) {
-    for (int d = 0; d < kv.head_dim; d++) {
-      uint16_t rounded = to_bf16(from[d]);
-      std::memcpy(to + 2 * d, &rounded, 2);
-    }
+    uint16_t* halves = reinterpret_cast<uint16_t*>(to);
+    int d = 0;
+    for (; d + kLanes <= kv.head_dim; d += kLanes) store_bf16(halves + d, load(from + d));
+    for (; d < kv.head_dim; d++) halves[d] = to_bf16(from[d]);
   } else {
     quantise_row(from, kv.head_dim, to);
   }

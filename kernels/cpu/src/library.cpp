@@ -44,17 +44,17 @@ void tandem_linear_free(Linear* linear) { delete linear; }
 // x float32 [rows, inputs] -> out float32 [rows, outputs]; a norm weight, if given, is applied to x first.
 void tandem_multiply(Team* team, const Linear* linear, const float* x, const float* norm, float eps, int rows,
                      float* out) {
-  auto packed = allocate<uint32_t>(static_cast<size_t>(rows) * linear->row_words);
+  auto packed = allocate<uint32_t>(packed_row_places(rows) * linear->row_words);
   team->run([&](int rank) {
     std::vector<float> normed(linear->inputs);
     Range mine = part_of(rows, rank, team->size());
     for (int t = mine.begin; t < mine.end; t++) {
       const float* row = x + static_cast<size_t>(t) * linear->inputs;
       if (norm) rms_norm(row, norm, linear->inputs, eps, normed.data());
-      pack_row(*linear, norm ? normed.data() : row, &packed[static_cast<size_t>(t) * linear->row_words]);
+      pack_row(*linear, norm ? normed.data() : row, t, packed.get());
     }
     team->barrier();
-    multiply(*linear, packed.get(), rows, out, false, rank, team->size());
+    multiply(*linear, packed.get(), rows, StoreRows{linear->outputs, out, false}, rank, team->size());
   });
 }
 
@@ -63,7 +63,7 @@ void tandem_rms_norm(const float* x, const float* weight, int rows, int width, f
 }
 
 void tandem_silu_and_mul(const float* x, int rows, int width, float* out) {
-  for (int64_t t = 0; t < rows; t++) silu_and_mul(x + t * 2 * width, width, out + t * width);
+  for (int64_t t = 0; t < rows; t++) silu_and_mul(x + t * 2 * width, x + t * 2 * width + width, width, out + t * width);
 }
 
 // `block_stride` is in bytes; the base is of the layer's first block. `kv_type` is a `KvType`.
@@ -72,10 +72,10 @@ void tandem_paged_attention(Team* team, int kv_type, void* kv_base, int64_t bloc
   const KvLayer kv{static_cast<uint8_t*>(kv_base), block_stride, block_size, kv_heads, head_dim,
                    static_cast<KvType>(kv_type)};
   AttentionPlan plan;
-  plan.prepare(*batch, heads, kv_heads, head_dim);
+  plan.prepare(*batch, heads, kv_heads, head_dim, team->size());
   team->run([&](int rank) {
     AttentionScratch scratch;
-    paged_attention(kv, *batch, plan, query, static_cast<int64_t>(heads) * head_dim, heads, scale, out, scratch);
+    paged_attention(kv, *batch, plan, query, heads, scale, out, scratch);
     team->barrier();
     merge_attention(*batch, plan, part_of(batch->num_tokens, rank, team->size()), heads, head_dim, out);
   });

@@ -38,50 +38,56 @@ TANDEM_INLINE uint32_t group_begin(Format format, VecInt sums) {
   return static_cast<uint16_t>(-kInt4Offset * halves[0]) | static_cast<uint32_t>(-kInt4Offset * halves[1]) << 16;
 }
 
-static void quantize_row(const Geometry& shape, const float* row, uint32_t* out) {
-  int8_t* codes = reinterpret_cast<int8_t*>(out);
-  float* scales = reinterpret_cast<float*>(out + shape.units);
-  uint32_t* begins = out + shape.units + shape.groups;
-  for (int g = 0; g < shape.groups; g++) {
-    const int count = std::min(kGroup, shape.inputs - g * kGroup);
-    float padded[kGroup] = {};
-    const float* x = row + g * kGroup;
-    if (count < kGroup) x = static_cast<float*>(std::memcpy(padded, x, sizeof(float) * count));
-    const GroupCodes group = quantize_group(x, codes + g * kGroup);
-    scales[g] = group.scale;
-    begins[g] = group_begin(shape.format, group.sums);
-  }
+// Codes, scale and begin of a group [64] of an int8 or int4 row.
+TANDEM_INLINE void quantize_to(const Geometry& shape, const float* x, int g, uint32_t* row) {
+  const GroupCodes group = quantize_group(x, reinterpret_cast<int8_t*>(row + g * kGroupUnits));
+  std::memcpy(row + shape.units + g, &group.scale, 4);
+  row[shape.units + shape.groups + g] = group_begin(shape.format, group.sums);
 }
 
-#if defined(__AVX512BF16__)
-static void narrow_row(const Geometry& shape, const float* row, uint32_t* out) {
-  int i = 0;
-  for (; i + 32 <= shape.inputs; i += 32) {
-    __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(row + i + 16), (__m512)load(row + i));
-    std::memcpy(out + i / 2, &both, 64);
-  }
-  for (; i + 2 <= shape.inputs; i += 2) out[i / 2] = to_bf16(row[i]) | static_cast<uint32_t>(to_bf16(row[i + 1])) << 16;
-  if (i < shape.inputs) out[i / 2] = to_bf16(row[i]);
-  for (int u = (shape.inputs + 1) / 2; u < shape.units; u++) out[u] = 0;
-}
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+inline constexpr bool kTiledRows = true;  // of bfloat16: [rows / 16][units / 16][16][16] words instead of [rows][units]
 #else
-static void narrow_row(const Geometry& shape, const float* row, uint32_t* out) {
-  float* to = reinterpret_cast<float*>(out);
-  int i = 0;
-  for (; i + kLanes <= shape.inputs; i += kLanes) store(to + i, round_to_bf16(load(row + i)));
-  for (; i < shape.inputs; i++) to[i] = widen(to_bf16(row[i]));
-  for (; i < shape.row_words; i++) to[i] = 0;
-}
+inline constexpr bool kTiledRows = false;
 #endif
 
-// [inputs] -> [row_words]
-TANDEM_INLINE void pack_row(const Geometry& shape, const float* row, uint32_t* out) {
-  if (shape.format == Format::f32)
-    std::memcpy(out, row, sizeof(float) * shape.inputs);
-  else if (shape.format == Format::bf16)
-    narrow_row(shape, row, out);
-  else
-    quantize_row(shape, row, out);
+// Rows for which `rows` packed ones need memory.
+TANDEM_INLINE size_t packed_row_places(int rows) { return kTiledRows ? (rows + 15) / 16 * 16 : rows; }
+
+// bfloat16 values [32], which are 16 units of row `t`, the `run`th such.
+TANDEM_INLINE void narrow_to(const Geometry& shape, const float* x, int t, int run, uint32_t* packed) {
+#if defined(__AVX512BF16__)
+  uint32_t* row = packed + static_cast<size_t>(kTiledRows ? t / 16 * 16 : t) * shape.row_words;
+  uint32_t* out = kTiledRows ? row + run * 256 + t % 16 * 16 : row + run * 16;
+  store_pairs(out, load(x), load(x + 16));
+#else
+  float* out = reinterpret_cast<float*>(packed + static_cast<size_t>(t) * shape.row_words) + run * 32;
+  for (int i = 0; i < 32; i += kLanes) store(out + i, round_to_bf16(load(x + i)));
+#endif
+}
+
+// Inputs [64 g, 64 g + count) of row `t`, a whole group but at the row's end, to their place in `packed`.
+static void pack_group(const Geometry& shape, const float* x, int count, int t, int g, uint32_t* packed) {
+  uint32_t* row = packed + static_cast<size_t>(t) * shape.row_words;
+  if (shape.format == Format::f32) {
+    std::memcpy(row + g * kGroup, x, sizeof(float) * count);
+    return;
+  }
+  float padded[kGroup];
+  if (count < kGroup) {
+    std::copy_n(x, count, padded);
+    std::fill(padded + count, padded + kGroup, 0.0f);
+    x = padded;
+  }
+  if (shape.format != Format::bf16) return quantize_to(shape, x, g, row);
+  narrow_to(shape, x, t, 2 * g, packed);
+  if (count > 32) narrow_to(shape, x + 32, t, 2 * g + 1, packed);
+}
+
+// Row `t` [inputs], to its place in `packed`.
+static void pack_row(const Geometry& shape, const float* row, int t, uint32_t* packed) {
+  for (int g = 0; g < shape.groups; g++)
+    pack_group(shape, row + g * kGroup, std::min(kGroup, shape.inputs - g * kGroup), t, g, packed);
 }
 
 }  // namespace tandem

@@ -12,6 +12,14 @@
 
 namespace tandem {
 
+// Of the blocks of rows that pass over a panel, each of which computes the whole of it.
+struct Pass {
+  int block, blocks;
+  const uint32_t* next;  // the panel that the rows come to later
+
+  bool is_first() const { return block == 0; }
+};
+
 // Rows of a tile and vectors of sums that it has, by what the registers hold beside weights and inputs.
 struct TileLimits {
   int rows, sums;

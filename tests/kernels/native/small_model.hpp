@@ -43,7 +43,7 @@ std::vector<float> run_steps(int threads, KvType type, int longest = kLongest) {
                       weight(kHidden, kHeads * kDim), norm.data(), weight(2 * kIntermediate, kHidden),
                       weight(kHidden, kIntermediate)});
   const std::vector<float> embedding = ramp(kVocab * kHidden, 1.0f), cos_sin(kLongest * kDim, 0.7f);
-  const DecoderShape shape{kHidden, kHeads, kKvHeads, kDim, kIntermediate, kLayers, 1e-5f, 0.25f, 0};
+  const DecoderShape shape{kHidden, kHeads, kKvHeads, kDim, kLayers, 1e-5f, 0.25f, 0};
   Decoder* decoder = tandem_decoder(&shape, layers.data(), embedding.data(), cos_sin.data());
   const KvLayer kv{nullptr, 0, kBlock, kKvHeads, kDim, type};
   const int64_t layer_bytes = 2 * kBlock * kKvHeads * kv.row_bytes();
