@@ -67,21 +67,26 @@ TANDEM_INLINE void finish(const Linear& linear, int panel, const float* sums, fl
   }
 }
 
-// Some groups of an epilogue: every block of rows passes over a group's panels, and its results are handed on.
+// A rank's part of all groups of an epilogue for all blocks of rows: a block passes over a group's panels, and its results
+// are handed on. Blocks of one group may fall to two ranks, so that few groups burden many ranks alike.
 template <Format format, typename Epilogue>
-static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, Range groups) {
+static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, int rank,
+                            int size) {
   static thread_local Lines<float> sums, row;
   Passes<format> passes(rows);
   const int most = passes.most(), blocks = (rows + most - 1) / most;
-  for (int group = groups.begin; group < groups.end; group++) {
+  const Range mine = part_of(epilogue.groups() * blocks, rank, size);
+  for (int item = mine.begin; item < mine.end;) {
+    const int group = item / blocks;
     const PanelRun run(epilogue.spans(group));
     sums.resize(std::max(sums.size(), static_cast<size_t>(run.count()) * most * kPanel));
     row.resize(std::max(row.size(), static_cast<size_t>(run.count()) * kPanel));
-    for (int block = 0; block < blocks; block++) {
+    const Range here{item % blocks, std::min(blocks, mine.end - group * blocks)};
+    for (int block = here.begin; block < here.end; block++, item++) {
       const int first = block * most, count = std::min(most, rows - first);
       for (int i = 0; i < run.count(); i++)
         passes.run(linear, count, x + static_cast<size_t>(first) * linear.row_words, linear.panel(run.panel(i)),
-                   {block, blocks, linear.panel(run.later(i))}, &sums[i * most * kPanel]);
+                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i))}, &sums[i * most * kPanel]);
       for (int m = 0; m < count; m++) {
         for (int i = 0; i < run.count(); i++)
           finish(linear, run.panel(i), &sums[(i * most + m) * kPanel], &row[i * kPanel]);
@@ -91,19 +96,18 @@ static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, c
   }
 }
 
-// This rank's groups of x @ weight.T + bias; x is packed rows.
+// This rank's part of x @ weight.T + bias; x is packed rows.
 template <typename Epilogue>
 void multiply(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, int rank, int size) {
-  const Range mine = part_of(epilogue.groups(), rank, size);
   switch (linear.format) {
     case Format::f32:
-      return multiply_panels<Format::f32>(linear, x, rows, epilogue, mine);
+      return multiply_panels<Format::f32>(linear, x, rows, epilogue, rank, size);
     case Format::bf16:
-      return multiply_panels<Format::bf16>(linear, x, rows, epilogue, mine);
+      return multiply_panels<Format::bf16>(linear, x, rows, epilogue, rank, size);
     case Format::int8:
-      return multiply_panels<Format::int8>(linear, x, rows, epilogue, mine);
+      return multiply_panels<Format::int8>(linear, x, rows, epilogue, rank, size);
     case Format::int4:
-      return multiply_panels<Format::int4>(linear, x, rows, epilogue, mine);
+      return multiply_panels<Format::int4>(linear, x, rows, epilogue, rank, size);
   }
 }
 
