@@ -49,12 +49,14 @@ class SealedSlot(NamedTuple):  # made for every block of a fetch, in a fifth of 
     Attributes:
         stamp: Order of sealing; another block in the same slot has another stamp.
         checksum: Of the block's bytes; None while nobody has computed it.
+        entry: Name, stamp and seal as they stand in the table: whether they still do is one comparison.
     """
 
     block_id: BlockId
     name: BlockHash
     stamp: int
     checksum: int | None
+    entry: bytes
 
 
 class SealTable:
@@ -142,13 +144,12 @@ class SealTable:
         if seal != _crc(raw[: _NAME.size], block_id):
             return None
         is_checked = checksum_seal == _crc(raw[_CHECKSUM_AT:_CHECKSUM_SEAL_AT], seal)  # goes on where the other ended
-        return SealedSlot(block_id, BlockHash(name), stamp, checksum if is_checked else None)
+        return SealedSlot(block_id, BlockHash(name), stamp, checksum if is_checked else None, raw[:_CHECKSUM_AT])
 
     def holds(self, slot: SealedSlot) -> bool:
         """Whether the slot was not given away since `slot` was read: its bytes were that block's all the while."""
         at = _HEADER_BYTES + slot.block_id * _ENTRY_BYTES
-        entry = _NAME.pack(slot.name, slot.stamp)
-        return self._buffer[at : at + _CHECKSUM_AT] == entry + _NUMBER.pack(_crc(entry, slot.block_id))
+        return self._buffer[at : at + _CHECKSUM_AT] == slot.entry
 
     def note_checksum(self, slot: SealedSlot, checksum: int) -> bool:
         """Adds what was computed from the slot's bytes after `slot` was read; False if the slot was given away since.

@@ -22,6 +22,7 @@ from shared.kv_arena import SharedArena
 from shared.rpc import open_channel, rpc_errors, unix_target
 from shared.seal_table import SealedSlot, SealTable
 from shared.transfer.checksum import Block
+from shared.transfer.grants import Source
 
 PIN_AFTER_S = 0.0005
 """To call the worker takes time that the peer, who waits for the grant, does not need to wait for."""
@@ -34,29 +35,15 @@ UNPINNED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBlock:
-    """A block in a worker's arena.
-
-    Attributes:
-        checksum: Of its bytes, where somebody computed it.
-        is_intact: Whether the slot still holds this block; as long as it does its bytes don't change.
-    """
-
-    block: Block
-    checksum: int | None = None
-    is_intact: Callable[[], bool] = lambda: True
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerPin:
     """Blocks in the worker's arena.
 
     Attributes:
-        held: Per hash; None where the worker doesn't have it.
+        sources: Per hash; None where the worker doesn't have it.
         lost: Done when the pin ended early: the bytes may change from then on. None: `is_intact` alone tells.
     """
 
-    held: list[HeldBlock | None]
+    sources: list[Source | None]
     lost: asyncio.Future[None] | None
 
 
@@ -130,7 +117,7 @@ class Attachment:
             if not isinstance(reply, pb.PinReply) or len(reply.block_ids) != len(hashes):
                 raise WorkerLost("the worker ended a pin without an answer")
             watch = asyncio.get_running_loop().create_task(_until_ended(call))
-            yield WorkerPin(self._held(reply.block_ids), watch)
+            yield WorkerPin(self._held(hashes, reply.block_ids), watch)
         finally:
             call.cancel()
             if watch is not None:
@@ -172,15 +159,18 @@ class Attachment:
 
         return is_unchanged
 
-    def _found(self, slots: Sequence[SealedSlot | None]) -> list[HeldBlock | None]:
+    def _found(self, slots: Sequence[SealedSlot | None]) -> list[Source | None]:
         """Blocks that the table names."""
         assert self.table is not None
-        return [None if slot is None else held_slot(self.shared_arena, self.table, slot) for slot in slots]
+        return slot_sources(self.shared_arena, self.table, slots)
 
-    def _held(self, block_ids: Sequence[int]) -> list[HeldBlock | None]:
+    def _held(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> list[Source | None]:
         """Pinned blocks of a worker without a table."""
         pinned = iter(self.blocks([block_id for block_id in block_ids if block_id >= 0]))
-        return [None if block_id < 0 else HeldBlock(next(pinned)) for block_id in block_ids]
+        return [
+            None if block_id < 0 else Source(block_hash, next(pinned), is_suspect=False)
+            for block_hash, block_id in zip(hashes, block_ids, strict=True)
+        ]
 
     async def close(self) -> None:
         """Ends the worker's pins; the arena stays mapped as long as a transfer still uses it."""
@@ -188,9 +178,15 @@ class Attachment:
         await self._channel.close()
 
 
-def held_slot(arena: SharedArena, table: SealTable, slot: SealedSlot) -> HeldBlock:
-    """The block of a table's entry."""
-    return HeldBlock(arena.blocks[slot.block_id], slot.checksum, functools.partial(table.holds, slot))
+def slot_sources(arena: SharedArena, table: SealTable, slots: Sequence[SealedSlot | None]) -> list[Source | None]:
+    """The blocks of a table's entries: intact as long as the slot holds them, for so long their bytes don't change."""
+    blocks, holds = arena.blocks, table.holds
+    return [
+        None
+        if slot is None
+        else Source(slot.name, blocks[slot.block_id], slot.checksum, False, functools.partial(holds, slot))
+        for slot in slots
+    ]
 
 
 def _open_arena(request: pb.AttachRequest) -> SharedArena | DeviceArena:

@@ -104,17 +104,14 @@ class Holdings:
             lost = None
             pin = await self._pin_worker(stack, hashes)
             if pin is not None:
-                sources = [
-                    None if held is None else Source(block_hash, held.block, held.checksum, False, held.is_intact)
-                    for block_hash, held in zip(hashes, pin.held, strict=True)
-                ]
+                sources = pin.sources
                 lost = pin.lost if any(sources) else None
-            absent = [i for i, source in enumerate(sources) if source is None]
-            entries = await self.tiers.pin([hashes[i] for i in absent])
-            stack.callback(self.tiers.unpin, entries)
-            for i, entry in zip(absent, entries, strict=True):
-                if entry is not None:
-                    sources[i] = Source(entry.block_hash, entry.block, entry.checksum)
+            if absent := [i for i, source in enumerate(sources) if source is None]:
+                entries = await self.tiers.pin([hashes[i] for i in absent])
+                stack.callback(self.tiers.unpin, entries)
+                for i, entry in zip(absent, entries, strict=True):
+                    if entry is not None:
+                        sources[i] = Source(entry.block_hash, entry.block, entry.checksum)
             yield Pinned(sources, lost)
 
     async def _pin_worker(self, stack: contextlib.AsyncExitStack, hashes: Sequence[BlockHash]) -> WorkerPin | None:

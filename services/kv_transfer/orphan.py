@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from services.kv_transfer.attachment import Attachment, WorkerPin, held_slot
+from services.kv_transfer.attachment import Attachment, WorkerPin, slot_sources
 from shared.errors import Unavailable
 from shared.identity import BlockHash
 from shared.kv_arena import SharedArena
@@ -43,9 +43,7 @@ class Orphan:
         slots = [self._slots.get(block_hash) for block_hash in hashes]
         self._readers += 1
         try:
-            yield WorkerPin(
-                [None if slot is None else held_slot(self.arena, self.table, slot) for slot in slots], self._ended
-            )
+            yield WorkerPin(slot_sources(self.arena, self.table, slots), self._ended)
         finally:
             self._readers -= 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.identity import BlockHash, BlockId
+from shared.identity import BlockHash
 from shared.seal_table import SealedSlot, SealTable
 
 
@@ -13,7 +13,7 @@ class SealIndex:
 
     def __init__(self, table: SealTable) -> None:
         self._table = table
-        self._block_ids: dict[BlockHash, BlockId] = {}
+        self._slots: dict[BlockHash, SealedSlot] = {}
         self._seen_stamp = 0
 
     def find(self, hashes: Sequence[BlockHash]) -> list[SealedSlot | None]:
@@ -24,21 +24,22 @@ class SealIndex:
         return found
 
     def _look_up(self, block_hash: BlockHash) -> SealedSlot | None:
-        block_id = self._block_ids.get(block_hash)
-        if block_id is None:
-            return None
-        slot = self._table.slot(block_id)
+        known = self._slots.get(block_hash)
+        if known is None or (known.checksum is not None and self._table.holds(known)):
+            return known
+        slot = self._table.slot(known.block_id)
         if slot is None or slot.name != block_hash:
-            del self._block_ids[block_hash]
+            del self._slots[block_hash]
             return None
+        self._slots[block_hash] = slot
         return slot
 
     def _catch_up(self) -> bool:
         news = self._table.sealed(after=self._seen_stamp)
         for slot in news:
-            self._block_ids[slot.name] = slot.block_id
+            self._slots[slot.name] = slot
         if news:
             self._seen_stamp = news[-1].stamp
-        if len(self._block_ids) > 2 * self._table.num_blocks:  # names of blocks that are gone
-            self._block_ids = {slot.name: slot.block_id for slot in self._table.sealed()}
+        if len(self._slots) > 2 * self._table.num_blocks:  # names of blocks that are gone
+            self._slots = {slot.name: slot for slot in self._table.sealed()}
         return bool(news)

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shared.identity import BlockHash
 from shared.transfer.checksum import Block
@@ -26,8 +27,7 @@ class GrantRefused(Exception):
     """The peer may not have these blocks: unknown, used, expired, or not its grant. Says which, for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):  # made for every block of a fetch, in a fifth of a dataclass' time
     """A block that will be sent.
 
     Attributes:

@@ -276,7 +276,7 @@ async def test_a_stalled_wire_ends_with_the_callers_timeout():
 async def test_a_block_given_away_while_it_was_sent_is_withdrawn_and_not_taken_for_damage(peers):
     grant = peers.grant([0, 1, 2])
     whole, gone, last = grant.sources
-    grant.sources = [whole, dataclasses.replace(gone, is_intact=lambda: False), last]
+    grant.sources = [whole, gone._replace(is_intact=lambda: False), last]
     received = await peers.receive(grant, [0, 1, 2])
     assert received.verified == [True, False, True]
     assert received.withdrawn == [False, True, False]
@@ -294,7 +294,7 @@ async def test_a_known_checksum_of_a_live_block_is_not_computed_again(peers, mon
     monkeypatch.setattr("shared.transfer.sender.checksums_of", note)
     grant = peers.grant([0, 1])
     grant.sources = [
-        dataclasses.replace(source, checksum=block_checksum(source.block), is_suspect=False) for source in grant.sources
+        source._replace(checksum=block_checksum(source.block), is_suspect=False) for source in grant.sources
     ]
     assert (await peers.receive(grant, [0, 1])).verified == [True, True]
     assert computed == []

@@ -62,4 +62,4 @@ def test_names_of_blocks_that_are_gone_are_forgotten_in_time(table, index):
         name = number.to_bytes(16, "little")
         table.record(int(rng.integers(4)), name)
         index.find([name])
-    assert len(index._block_ids) <= 8
+    assert len(index._slots) <= 8
