@@ -36,6 +36,7 @@ from shared.transfer.checksum import block_checksums
 from shared.transfer.protocol import new_tag_base
 from shared.transfer.transport import Endpoint
 from shared.transfer.ucx import UcxTransport
+from shared.worker.pull_stream import PullStream
 
 MIB = 1 << 20
 
@@ -65,6 +66,7 @@ class _Node:
     ) -> None:
         self.name = name
         self.stub = stub
+        self.pulls = PullStream(stub)
         self.arena = arena
         self.table = table
         self.incarnation = incarnation
@@ -80,7 +82,7 @@ class _Node:
             await asyncio.sleep(0.01)
 
     async def pull(self, holder: _Node | None, hashes: list[BlockHash], block_ids: list[int]) -> pb.PullReply:
-        reply = await self.stub.Pull(
+        return await self.pulls.pull(
             pb.PullRequest(
                 session_id="bench",
                 holder_id=holder.name if holder else "",
@@ -90,8 +92,6 @@ class _Node:
                 timeout_s=60,
             )
         )
-        assert isinstance(reply, pb.PullReply)
-        return reply
 
 
 def _spawn(module: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -137,7 +137,9 @@ async def _node(
             call = stub.Attach(attach, wait_for_ready=True)
             attached = await asyncio.wait_for(call.read(), 30)
             assert isinstance(attached, pb.Attached)
-            yield _Node(name, stub, arena, table, attached.transfer_incarnation, process.pid)
+            node = _Node(name, stub, arena, table, attached.transfer_incarnation, process.pid)
+            yield node
+            node.pulls.close()
             call.cancel()
     finally:
         process.terminate()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/kv_transfer.proto\x12\x06tandem\"\xa1\x02\n\rAttachRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\narena_path\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bhost_socket\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x12\n\nseal_table\x18\x32 \x01(\t\x12\x15\n\rdevice_handle\x18\x64 \x01(\x0c\x12\x15\n\rdevice_offset\x18\x65 \x01(\x03\x12\x31\n\x10\x63hecksum_kernels\x18\x66 \x01(\x0b\x32\x17.tandem.ChecksumKernels\"\xa4\x01\n\x0f\x43hecksumKernels\x12\"\n\x04sums\x18\x64 \x01(\x0b\x32\x14.tandem.DeviceKernel\x12\"\n\x04\x66old\x18\x65 \x01(\x0b\x32\x14.tandem.DeviceKernel\x12\x0c\n\x04keys\x18\x66 \x01(\x0c\x12\x1a\n\x12programs_per_block\x18g \x01(\x05\x12\x1f\n\x17scratch_bytes_per_block\x18h \x01(\x03\"k\n\x0c\x44\x65viceKernel\x12\x0e\n\x06\x62inary\x18\x64 \x01(\x0c\x12\x0c\n\x04name\x18\x65 \x01(\t\x12\x0f\n\x07threads\x18\x66 \x01(\x05\x12\x14\n\x0cshared_bytes\x18g \x01(\x05\x12\x16\n\x0enum_parameters\x18h \x01(\x05\"\x87\x01\n\x0c\x41\x64optRequest\x12\x11\n\tworker_id\x18\x32 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x33 \x01(\t\x12\x12\n\narena_path\x18\x34 \x01(\t\x12\x12\n\nseal_table\x18\x35 \x01(\t\x12\x12\n\nnum_blocks\x18\x36 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x37 \x01(\x03\"F\n\nAdoptReply\x12\x0f\n\x07refused\x18\x32 \x01(\t\x12\x11\n\tblock_ids\x18\x33 \x03(\x05\x12\x14\n\x0c\x62lock_hashes\x18\x34 \x01(\x0c\"i\n\x08\x41ttached\x12\x1c\n\x14transfer_incarnation\x18\x01 \x01(\t\x12\x15\n\rfetch_address\x18\x02 \x01(\t\x12\x13\n\x0btier_blocks\x18\x03 \x01(\x05\x12\x13\n\x0b\x64isk_blocks\x18\x32 \x01(\x05\"\x9d\x01\n\x0bPullRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tholder_id\x18\x02 \x01(\t\x12\x1a\n\x12holder_incarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0f\n\x07pull_id\x18\x32 \x01(\x04\"#\n\x0f\x45ndPullsRequest\x12\x10\n\x08pull_ids\x18\x32 \x03(\x04\"\x0f\n\rEndPullsReply\"\x83\x01\n\tPullReply\x12\x10\n\x08verified\x18\x01 \x03(\x08\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x10\n\x08verify_s\x18\x04 \x01(\x01\x12\x0f\n\x07missing\x18\x05 \x01(\x05\x12\x12\n\nmismatched\x18\x06 \x01(\x05\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"6\n\x0bSaveRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x11\n\tblock_ids\x18\x02 \x03(\x05\"\x1a\n\tSaveReply\x12\r\n\x05saved\x18\x01 \x03(\x08\"=\n\x0b\x42lockEvents\x12\x0e\n\x06sealed\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65victed\x18\x02 \x01(\x0c\x12\r\n\x05reset\x18\x03 \x01(\x08\"\x0e\n\x0cPublishReply\"u\n\x0c\x46\x65tchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x11\n\trequester\x18< \x01(\t\"\xa1\x01\n\nFetchReply\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x10\n\x08ucx_host\x18\x03 \x01(\t\x12\x10\n\x08ucx_port\x18\x04 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x03\x12\x11\n\tavailable\x18\x06 \x03(\x05\x12\x0f\n\x07refused\x18\x07 \x01(\t\x12\x12\n\nexpires_ms\x18< \x01(\x03\"A\n\x08\x46\x65tchAsk\x12\x0e\n\x06number\x18x \x01(\x04\x12%\n\x07request\x18y \x01(\x0b\x32\x14.tandem.FetchRequest\"`\n\x0b\x46\x65tchAnswer\x12\x0e\n\x06number\x18x \x01(\x04\x12!\n\x05reply\x18y \x01(\x0b\x32\x12.tandem.FetchReply\x12\x0e\n\x06\x66\x61iled\x18z \x01(\t\x12\x0e\n\x06reason\x18{ \x01(\t\"\"\n\nPinRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x1d\n\x08PinReply\x12\x11\n\tblock_ids\x18\x01 \x03(\x05\"\x17\n\x15TransferStatusRequest\"\x81\x03\n\x13TransferStatusReply\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x10\n\x08\x61ttached\x18\x05 \x01(\x08\x12\x13\n\x0btier_blocks\x18\x06 \x01(\x05\x12\x12\n\ntier_bytes\x18\x07 \x01(\x03\x12\x19\n\x11tier_budget_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x61\x63tive_transfers\x18\t \x01(\x05\x12\x12\n\nsent_bytes\x18\n \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x0b \x01(\x03\x12\x19\n\x11mismatched_blocks\x18\x0c \x01(\x03\x12\x11\n\ttransport\x18\r \x01(\t\x12\x13\n\x0b\x64isk_blocks\x18\x32 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x33 \x01(\x03\x12\x19\n\x11\x64isk_budget_bytes\x18\x34 \x01(\x03\x12\x12\n\ndisk_state\x18\x35 \x01(\t2\xc8\x02\n\nKvTransfer\x12\x33\n\x06\x41ttach\x12\x15.tandem.AttachRequest\x1a\x10.tandem.Attached0\x01\x12\x31\n\x05\x41\x64opt\x12\x14.tandem.AdoptRequest\x1a\x12.tandem.AdoptReply\x12.\n\x04Pull\x12\x13.tandem.PullRequest\x1a\x11.tandem.PullReply\x12:\n\x08\x45ndPulls\x12\x17.tandem.EndPullsRequest\x1a\x15.tandem.EndPullsReply\x12.\n\x04Save\x12\x13.tandem.SaveRequest\x1a\x11.tandem.SaveReply\x12\x36\n\x07Publish\x12\x13.tandem.BlockEvents\x1a\x14.tandem.PublishReply(\x01\x32\xc2\x01\n\x07KvFetch\x12\x33\n\x05\x46\x65tch\x12\x14.tandem.FetchRequest\x1a\x12.tandem.FetchReply0\x01\x12\x34\n\x07\x46\x65tches\x12\x10.tandem.FetchAsk\x1a\x13.tandem.FetchAnswer(\x01\x30\x01\x12L\n\x0eTransferStatus\x12\x1d.tandem.TransferStatusRequest\x1a\x1b.tandem.TransferStatusReply2:\n\tBlockHost\x12-\n\x03Pin\x12\x12.tandem.PinRequest\x1a\x10.tandem.PinReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/kv_transfer.proto\x12\x06tandem\"\xa1\x02\n\rAttachRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\narena_path\x18\x04 \x01(\t\x12\x12\n\nnum_blocks\x18\x05 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bhost_socket\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x12\n\nseal_table\x18\x32 \x01(\t\x12\x15\n\rdevice_handle\x18\x64 \x01(\x0c\x12\x15\n\rdevice_offset\x18\x65 \x01(\x03\x12\x31\n\x10\x63hecksum_kernels\x18\x66 \x01(\x0b\x32\x17.tandem.ChecksumKernels\"\xa4\x01\n\x0f\x43hecksumKernels\x12\"\n\x04sums\x18\x64 \x01(\x0b\x32\x14.tandem.DeviceKernel\x12\"\n\x04\x66old\x18\x65 \x01(\x0b\x32\x14.tandem.DeviceKernel\x12\x0c\n\x04keys\x18\x66 \x01(\x0c\x12\x1a\n\x12programs_per_block\x18g \x01(\x05\x12\x1f\n\x17scratch_bytes_per_block\x18h \x01(\x03\"k\n\x0c\x44\x65viceKernel\x12\x0e\n\x06\x62inary\x18\x64 \x01(\x0c\x12\x0c\n\x04name\x18\x65 \x01(\t\x12\x0f\n\x07threads\x18\x66 \x01(\x05\x12\x14\n\x0cshared_bytes\x18g \x01(\x05\x12\x16\n\x0enum_parameters\x18h \x01(\x05\"\x87\x01\n\x0c\x41\x64optRequest\x12\x11\n\tworker_id\x18\x32 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x33 \x01(\t\x12\x12\n\narena_path\x18\x34 \x01(\t\x12\x12\n\nseal_table\x18\x35 \x01(\t\x12\x12\n\nnum_blocks\x18\x36 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x37 \x01(\x03\"F\n\nAdoptReply\x12\x0f\n\x07refused\x18\x32 \x01(\t\x12\x11\n\tblock_ids\x18\x33 \x03(\x05\x12\x14\n\x0c\x62lock_hashes\x18\x34 \x01(\x0c\"i\n\x08\x41ttached\x12\x1c\n\x14transfer_incarnation\x18\x01 \x01(\t\x12\x15\n\rfetch_address\x18\x02 \x01(\t\x12\x13\n\x0btier_blocks\x18\x03 \x01(\x05\x12\x13\n\x0b\x64isk_blocks\x18\x32 \x01(\x05\"\x9d\x01\n\x0bPullRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tholder_id\x18\x02 \x01(\t\x12\x1a\n\x12holder_incarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x11\n\tblock_ids\x18\x05 \x03(\x05\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\x0f\n\x07pull_id\x18\x32 \x01(\x04\"?\n\x07PullAsk\x12\x0e\n\x06number\x18x \x01(\x04\x12$\n\x07request\x18y \x01(\x0b\x32\x13.tandem.PullRequest\"^\n\nPullAnswer\x12\x0e\n\x06number\x18x \x01(\x04\x12 \n\x05reply\x18y \x01(\x0b\x32\x11.tandem.PullReply\x12\x0e\n\x06\x66\x61iled\x18z \x01(\t\x12\x0e\n\x06reason\x18{ \x01(\t\"#\n\x0f\x45ndPullsRequest\x12\x10\n\x08pull_ids\x18\x32 \x03(\x04\"\x0f\n\rEndPullsReply\"\x83\x01\n\tPullReply\x12\x10\n\x08verified\x18\x01 \x03(\x08\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x10\n\x08verify_s\x18\x04 \x01(\x01\x12\x0f\n\x07missing\x18\x05 \x01(\x05\x12\x12\n\nmismatched\x18\x06 \x01(\x05\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"6\n\x0bSaveRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x11\n\tblock_ids\x18\x02 \x03(\x05\"\x1a\n\tSaveReply\x12\r\n\x05saved\x18\x01 \x03(\x08\"=\n\x0b\x42lockEvents\x12\x0e\n\x06sealed\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65victed\x18\x02 \x01(\x0c\x12\r\n\x05reset\x18\x03 \x01(\x08\"\x0e\n\x0cPublishReply\"u\n\x0c\x46\x65tchRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x01(\x0c\x12\x11\n\trequester\x18< \x01(\t\"\xa1\x01\n\nFetchReply\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x10\n\x08ucx_host\x18\x03 \x01(\t\x12\x10\n\x08ucx_port\x18\x04 \x01(\x05\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\x03\x12\x11\n\tavailable\x18\x06 \x03(\x05\x12\x0f\n\x07refused\x18\x07 \x01(\t\x12\x12\n\nexpires_ms\x18< \x01(\x03\"A\n\x08\x46\x65tchAsk\x12\x0e\n\x06number\x18x \x01(\x04\x12%\n\x07request\x18y \x01(\x0b\x32\x14.tandem.FetchRequest\"`\n\x0b\x46\x65tchAnswer\x12\x0e\n\x06number\x18x \x01(\x04\x12!\n\x05reply\x18y \x01(\x0b\x32\x12.tandem.FetchReply\x12\x0e\n\x06\x66\x61iled\x18z \x01(\t\x12\x0e\n\x06reason\x18{ \x01(\t\"\"\n\nPinRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x1d\n\x08PinReply\x12\x11\n\tblock_ids\x18\x01 \x03(\x05\"\x17\n\x15TransferStatusRequest\"\x81\x03\n\x13TransferStatusReply\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x10\n\x08\x61ttached\x18\x05 \x01(\x08\x12\x13\n\x0btier_blocks\x18\x06 \x01(\x05\x12\x12\n\ntier_bytes\x18\x07 \x01(\x03\x12\x19\n\x11tier_budget_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x61\x63tive_transfers\x18\t \x01(\x05\x12\x12\n\nsent_bytes\x18\n \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x0b \x01(\x03\x12\x19\n\x11mismatched_blocks\x18\x0c \x01(\x03\x12\x11\n\ttransport\x18\r \x01(\t\x12\x13\n\x0b\x64isk_blocks\x18\x32 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x33 \x01(\x03\x12\x19\n\x11\x64isk_budget_bytes\x18\x34 \x01(\x03\x12\x12\n\ndisk_state\x18\x35 \x01(\t2\xca\x02\n\nKvTransfer\x12\x33\n\x06\x41ttach\x12\x15.tandem.AttachRequest\x1a\x10.tandem.Attached0\x01\x12\x31\n\x05\x41\x64opt\x12\x14.tandem.AdoptRequest\x1a\x12.tandem.AdoptReply\x12\x30\n\x05Pulls\x12\x0f.tandem.PullAsk\x1a\x12.tandem.PullAnswer(\x01\x30\x01\x12:\n\x08\x45ndPulls\x12\x17.tandem.EndPullsRequest\x1a\x15.tandem.EndPullsReply\x12.\n\x04Save\x12\x13.tandem.SaveRequest\x1a\x11.tandem.SaveReply\x12\x36\n\x07Publish\x12\x13.tandem.BlockEvents\x1a\x14.tandem.PublishReply(\x01\x32\xc2\x01\n\x07KvFetch\x12\x33\n\x05\x46\x65tch\x12\x14.tandem.FetchRequest\x1a\x12.tandem.FetchReply0\x01\x12\x34\n\x07\x46\x65tches\x12\x10.tandem.FetchAsk\x1a\x13.tandem.FetchAnswer(\x01\x30\x01\x12L\n\x0eTransferStatus\x12\x1d.tandem.TransferStatusRequest\x1a\x1b.tandem.TransferStatusReply2:\n\tBlockHost\x12-\n\x03Pin\x12\x12.tandem.PinRequest\x1a\x10.tandem.PinReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,40 +45,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHED']._serialized_end=919
   _globals['_PULLREQUEST']._serialized_start=922
   _globals['_PULLREQUEST']._serialized_end=1079
-  _globals['_ENDPULLSREQUEST']._serialized_start=1081
-  _globals['_ENDPULLSREQUEST']._serialized_end=1116
-  _globals['_ENDPULLSREPLY']._serialized_start=1118
-  _globals['_ENDPULLSREPLY']._serialized_end=1133
-  _globals['_PULLREPLY']._serialized_start=1136
-  _globals['_PULLREPLY']._serialized_end=1267
-  _globals['_SAVEREQUEST']._serialized_start=1269
-  _globals['_SAVEREQUEST']._serialized_end=1323
-  _globals['_SAVEREPLY']._serialized_start=1325
-  _globals['_SAVEREPLY']._serialized_end=1351
-  _globals['_BLOCKEVENTS']._serialized_start=1353
-  _globals['_BLOCKEVENTS']._serialized_end=1414
-  _globals['_PUBLISHREPLY']._serialized_start=1416
-  _globals['_PUBLISHREPLY']._serialized_end=1430
-  _globals['_FETCHREQUEST']._serialized_start=1432
-  _globals['_FETCHREQUEST']._serialized_end=1549
-  _globals['_FETCHREPLY']._serialized_start=1552
-  _globals['_FETCHREPLY']._serialized_end=1713
-  _globals['_FETCHASK']._serialized_start=1715
-  _globals['_FETCHASK']._serialized_end=1780
-  _globals['_FETCHANSWER']._serialized_start=1782
-  _globals['_FETCHANSWER']._serialized_end=1878
-  _globals['_PINREQUEST']._serialized_start=1880
-  _globals['_PINREQUEST']._serialized_end=1914
-  _globals['_PINREPLY']._serialized_start=1916
-  _globals['_PINREPLY']._serialized_end=1945
-  _globals['_TRANSFERSTATUSREQUEST']._serialized_start=1947
-  _globals['_TRANSFERSTATUSREQUEST']._serialized_end=1970
-  _globals['_TRANSFERSTATUSREPLY']._serialized_start=1973
-  _globals['_TRANSFERSTATUSREPLY']._serialized_end=2358
-  _globals['_KVTRANSFER']._serialized_start=2361
-  _globals['_KVTRANSFER']._serialized_end=2689
-  _globals['_KVFETCH']._serialized_start=2692
-  _globals['_KVFETCH']._serialized_end=2886
-  _globals['_BLOCKHOST']._serialized_start=2888
-  _globals['_BLOCKHOST']._serialized_end=2946
+  _globals['_PULLASK']._serialized_start=1081
+  _globals['_PULLASK']._serialized_end=1144
+  _globals['_PULLANSWER']._serialized_start=1146
+  _globals['_PULLANSWER']._serialized_end=1240
+  _globals['_ENDPULLSREQUEST']._serialized_start=1242
+  _globals['_ENDPULLSREQUEST']._serialized_end=1277
+  _globals['_ENDPULLSREPLY']._serialized_start=1279
+  _globals['_ENDPULLSREPLY']._serialized_end=1294
+  _globals['_PULLREPLY']._serialized_start=1297
+  _globals['_PULLREPLY']._serialized_end=1428
+  _globals['_SAVEREQUEST']._serialized_start=1430
+  _globals['_SAVEREQUEST']._serialized_end=1484
+  _globals['_SAVEREPLY']._serialized_start=1486
+  _globals['_SAVEREPLY']._serialized_end=1512
+  _globals['_BLOCKEVENTS']._serialized_start=1514
+  _globals['_BLOCKEVENTS']._serialized_end=1575
+  _globals['_PUBLISHREPLY']._serialized_start=1577
+  _globals['_PUBLISHREPLY']._serialized_end=1591
+  _globals['_FETCHREQUEST']._serialized_start=1593
+  _globals['_FETCHREQUEST']._serialized_end=1710
+  _globals['_FETCHREPLY']._serialized_start=1713
+  _globals['_FETCHREPLY']._serialized_end=1874
+  _globals['_FETCHASK']._serialized_start=1876
+  _globals['_FETCHASK']._serialized_end=1941
+  _globals['_FETCHANSWER']._serialized_start=1943
+  _globals['_FETCHANSWER']._serialized_end=2039
+  _globals['_PINREQUEST']._serialized_start=2041
+  _globals['_PINREQUEST']._serialized_end=2075
+  _globals['_PINREPLY']._serialized_start=2077
+  _globals['_PINREPLY']._serialized_end=2106
+  _globals['_TRANSFERSTATUSREQUEST']._serialized_start=2108
+  _globals['_TRANSFERSTATUSREQUEST']._serialized_end=2131
+  _globals['_TRANSFERSTATUSREPLY']._serialized_start=2134
+  _globals['_TRANSFERSTATUSREPLY']._serialized_end=2519
+  _globals['_KVTRANSFER']._serialized_start=2522
+  _globals['_KVTRANSFER']._serialized_end=2852
+  _globals['_KVFETCH']._serialized_start=2855
+  _globals['_KVFETCH']._serialized_end=3049
+  _globals['_BLOCKHOST']._serialized_start=3051
+  _globals['_BLOCKHOST']._serialized_end=3109
 # @@protoc_insertion_point(module_scope)

@@ -290,6 +290,63 @@ class PullRequest(_message.Message):
 Global___PullRequest: _TypeAlias = PullRequest  # noqa: Y015
 
 @_typing.final
+class PullAsk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """one per pull in the stream's life"""
+    @_builtins.property
+    def request(self) -> Global___PullRequest:
+        """opens it; absent: the worker gave it up"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        request: Global___PullRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullAsk: _TypeAlias = PullAsk  # noqa: Y015
+
+@_typing.final
+class PullAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    failed: _builtins.str
+    """error code: refused, or cancelled by EndPulls"""
+    reason: _builtins.str
+    """for the log"""
+    @_builtins.property
+    def reply(self) -> Global___PullReply: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        reply: Global___PullReply | None = ...,
+        failed: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "number", b"number", "reason", b"reason", "reply", b"reply"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullAnswer: _TypeAlias = PullAnswer  # noqa: Y015
+
+@_typing.final
 class EndPullsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

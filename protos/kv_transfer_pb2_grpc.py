@@ -48,10 +48,10 @@ class KvTransferStub(object):
                 request_serializer=protos_dot_kv__transfer__pb2.AdoptRequest.SerializeToString,
                 response_deserializer=protos_dot_kv__transfer__pb2.AdoptReply.FromString,
                 _registered_method=True)
-        self.Pull = channel.unary_unary(
-                '/tandem.KvTransfer/Pull',
-                request_serializer=protos_dot_kv__transfer__pb2.PullRequest.SerializeToString,
-                response_deserializer=protos_dot_kv__transfer__pb2.PullReply.FromString,
+        self.Pulls = channel.stream_stream(
+                '/tandem.KvTransfer/Pulls',
+                request_serializer=protos_dot_kv__transfer__pb2.PullAsk.SerializeToString,
+                response_deserializer=protos_dot_kv__transfer__pb2.PullAnswer.FromString,
                 _registered_method=True)
         self.EndPulls = channel.unary_unary(
                 '/tandem.KvTransfer/EndPulls',
@@ -92,8 +92,10 @@ class KvTransferServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Pull(self, request, context):
-        """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more.
+    def Pulls(self, request_iterator, context):
+        """Bring sealed blocks into arena slots: many pulls on one stream, open for the worker's life. The answer to a pull, good
+        or not, means that no transport writes its slots any more. A pull lives until then, until the worker gives it up, or
+        until the stream ends, whichever is first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,10 +136,10 @@ def add_KvTransferServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_kv__transfer__pb2.AdoptRequest.FromString,
                     response_serializer=protos_dot_kv__transfer__pb2.AdoptReply.SerializeToString,
             ),
-            'Pull': grpc.unary_unary_rpc_method_handler(
-                    servicer.Pull,
-                    request_deserializer=protos_dot_kv__transfer__pb2.PullRequest.FromString,
-                    response_serializer=protos_dot_kv__transfer__pb2.PullReply.SerializeToString,
+            'Pulls': grpc.stream_stream_rpc_method_handler(
+                    servicer.Pulls,
+                    request_deserializer=protos_dot_kv__transfer__pb2.PullAsk.FromString,
+                    response_serializer=protos_dot_kv__transfer__pb2.PullAnswer.SerializeToString,
             ),
             'EndPulls': grpc.unary_unary_rpc_method_handler(
                     servicer.EndPulls,
@@ -224,7 +226,7 @@ class KvTransfer(object):
             _registered_method=True)
 
     @staticmethod
-    def Pull(request,
+    def Pulls(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -234,12 +236,12 @@ class KvTransfer(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/tandem.KvTransfer/Pull',
-            protos_dot_kv__transfer__pb2.PullRequest.SerializeToString,
-            protos_dot_kv__transfer__pb2.PullReply.FromString,
+            '/tandem.KvTransfer/Pulls',
+            protos_dot_kv__transfer__pb2.PullAsk.SerializeToString,
+            protos_dot_kv__transfer__pb2.PullAnswer.FromString,
             options,
             channel_credentials,
             insecure,

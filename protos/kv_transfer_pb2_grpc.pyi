@@ -43,8 +43,11 @@ class KvTransferStub:
     """Before Attach, by a worker that found the arena of its life before: makes sure that nothing reads or writes it any
     more, and says which of its blocks are whole.
     """
-    Pull: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.PullRequest, _kv_transfer_pb2.PullReply]
-    """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
+    Pulls: _grpc.StreamStreamMultiCallable[_kv_transfer_pb2.PullAsk, _kv_transfer_pb2.PullAnswer]
+    """Bring sealed blocks into arena slots: many pulls on one stream, open for the worker's life. The answer to a pull, good
+    or not, means that no transport writes its slots any more. A pull lives until then, until the worker gives it up, or
+    until the stream ends, whichever is first.
+    """
     EndPulls: _grpc.UnaryUnaryMultiCallable[_kv_transfer_pb2.EndPullsRequest, _kv_transfer_pb2.EndPullsReply]
     """Proof for pulls that the worker never got an answer to. When this returns none of them writes any more, and none that
     has not begun ever will.
@@ -69,8 +72,11 @@ class KvTransferAsyncStub(KvTransferStub):
     """Before Attach, by a worker that found the arena of its life before: makes sure that nothing reads or writes it any
     more, and says which of its blocks are whole.
     """
-    Pull: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.PullRequest, _kv_transfer_pb2.PullReply]  # type: ignore[assignment]
-    """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
+    Pulls: _aio.StreamStreamMultiCallable[_kv_transfer_pb2.PullAsk, _kv_transfer_pb2.PullAnswer]  # type: ignore[assignment]
+    """Bring sealed blocks into arena slots: many pulls on one stream, open for the worker's life. The answer to a pull, good
+    or not, means that no transport writes its slots any more. A pull lives until then, until the worker gives it up, or
+    until the stream ends, whichever is first.
+    """
     EndPulls: _aio.UnaryUnaryMultiCallable[_kv_transfer_pb2.EndPullsRequest, _kv_transfer_pb2.EndPullsReply]  # type: ignore[assignment]
     """Proof for pulls that the worker never got an answer to. When this returns none of them writes any more, and none that
     has not begun ever will.
@@ -106,12 +112,15 @@ class KvTransferServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def Pull(
+    def Pulls(
         self,
-        request: _kv_transfer_pb2.PullRequest,
+        request_iterator: _MaybeAsyncIterator[_kv_transfer_pb2.PullAsk],
         context: _ServicerContext,
-    ) -> _typing.Union[_kv_transfer_pb2.PullReply, _abc.Awaitable[_kv_transfer_pb2.PullReply]]:
-        """Brings sealed blocks into arena slots. When this returns, with or without success, no transport writes them any more."""
+    ) -> _typing.Union[_abc.Iterator[_kv_transfer_pb2.PullAnswer], _abc.AsyncIterator[_kv_transfer_pb2.PullAnswer]]:
+        """Bring sealed blocks into arena slots: many pulls on one stream, open for the worker's life. The answer to a pull, good
+        or not, means that no transport writes its slots any more. A pull lives until then, until the worker gives it up, or
+        until the stream ends, whichever is first.
+        """
 
     @_abc_1.abstractmethod
     def EndPulls(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from shared.device_arena import DeviceBlock
+from shared.settle import settle
 from shared.transfer.checksum import Block, block_checksum, block_checksums, copy_block
-from shared.transfer.settle import settle
 
 PIECE_BYTES = 16 << 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from threading import Thread
@@ -23,6 +23,7 @@ from services.kv_transfer.seal_checks import check_all, keep_checking, matching
 from shared.errors import InvalidRequest, TandemError, Unavailable
 from shared.identity import BlockHash, Incarnation, join_hashes, split_hashes
 from shared.kv_arena import SharedArena
+from shared.rpc.served_calls import ServedCalls
 from shared.seal_table import SealTable
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 GONE_S = 2.0
 """The kernel closes a dead worker's connection within milliseconds."""
 _GONE_POLL_S = 0.01
+MAX_OPEN_PULLS = 4096
+"""Many times as many as a worker has prompts that wait for KV."""
 
 
 class KvTransferServicer(rpc.KvTransferServicer):
@@ -134,9 +137,15 @@ class KvTransferServicer(rpc.KvTransferServicer):
             block_ids=[slot.block_id for slot in good], block_hashes=join_hashes(slot.name for slot in good)
         )
 
-    async def Pull(  # noqa: N802
-        self, request: pb.PullRequest, context: ServicerContext[pb.PullRequest, pb.PullReply]
-    ) -> pb.PullReply:
+    async def Pulls(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.PullAsk], context: ServicerContext[pb.PullAsk, pb.PullAnswer]
+    ) -> None:
+        """Open for the worker's life; its end ends every pull on it."""
+        # By itself: were it sent with the first answer, and that write cancelled, gRPC could not end the call any more.
+        await context.send_initial_metadata(())
+        await ServedCalls(self._pull, context.write, pb.PullAnswer, limit=MAX_OPEN_PULLS).run(request_iterator)
+
+    async def _pull(self, request: pb.PullRequest, reply: Callable[[pb.PullReply], Awaitable[None]]) -> None:
         """Brings blocks into slots; the reply means that no transport writes them any more."""
         if self.is_draining:
             raise Unavailable("draining")
@@ -152,16 +161,18 @@ class KvTransferServicer(rpc.KvTransferServicer):
         attachment = self._attached()
         with self._pulls.running((attachment.incarnation, job.pull_id)):
             outcome = await self._puller.pull(job, attachment)
-        asyncio.get_running_loop().call_soon(self._on_pull, job, outcome)  # after the reply: the worker waits for that
-        return pb.PullReply(
-            verified=outcome.verified,
-            bytes=outcome.bytes,
-            seconds=outcome.seconds,
-            verify_s=outcome.verify_s,
-            missing=outcome.missing,
-            mismatched=outcome.mismatched,
-            error=outcome.error,
+        await reply(
+            pb.PullReply(
+                verified=outcome.verified,
+                bytes=outcome.bytes,
+                seconds=outcome.seconds,
+                verify_s=outcome.verify_s,
+                missing=outcome.missing,
+                mismatched=outcome.mismatched,
+                error=outcome.error,
+            )
         )
+        asyncio.get_running_loop().call_soon(self._on_pull, job, outcome)  # after the reply: the worker waits for that
 
     async def EndPulls(  # noqa: N802
         self, request: pb.EndPullsRequest, context: ServicerContext[pb.EndPullsRequest, pb.EndPullsReply]

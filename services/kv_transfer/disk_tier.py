@@ -29,8 +29,8 @@ from services.kv_transfer.host_tier import HostTier, TierBlock
 from services.kv_transfer.slot_store import SlotStore, StoredBlock
 from services.kv_transfer.two_queue import TwoQueue
 from shared.identity import BlockHash, Fingerprint
+from shared.settle import settle
 from shared.transfer.checksum import Block, HostBlock
-from shared.transfer.settle import settle
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,7 @@
 """Serves peers: pins blocks and grants their transfer exactly as long as a fetch lives.
 
-A fetch is a call of its own (`Fetch`), or one of many on a stream (`Fetches`, see `fetch_stream`), as `pull.py` has it.
+A fetch is a call of its own (`Fetch`), or one of many on a stream (`Fetches`, see `shared.rpc.call_stream`), as
+`pull.py` has it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from grpc.aio import ServicerContext
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
-from services.kv_transfer.fetch_stream import ServedFetches
 from services.kv_transfer.hints import BlockHints
 from services.kv_transfer.holdings import Holdings, Pinned
 from shared.errors import (
@@ -27,10 +27,11 @@ from shared.errors import (
     Unavailable,
 )
 from shared.identity import BlockHash, Incarnation, split_hashes
+from shared.rpc.served_calls import ServedCalls
 from shared.rpc.tls import peer_identity
+from shared.settle import settle
 from shared.transfer.grants import GRANT_S, Grant, GrantBook
 from shared.transfer.protocol import MAX_BLOCKS
-from shared.transfer.settle import settle
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +95,7 @@ class KvFetchServicer(rpc.KvFetchServicer):
 
         # By itself: were it sent with the first answer, and that write cancelled, gRPC could not end the call any more.
         await context.send_initial_metadata(())
-        await ServedFetches(serve, context.write, limit=MAX_OPEN_FETCHES).run(request_iterator)
+        await ServedCalls(serve, context.write, pb.FetchAnswer, limit=MAX_OPEN_FETCHES).run(request_iterator)
 
     async def _serve(self, request: pb.FetchRequest, context: _Context, reply: _Reply) -> None:
         try:

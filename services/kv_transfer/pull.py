@@ -1,6 +1,6 @@
 """Brings sealed blocks into the worker's arena: out of the own tiers, or from a peer.
 
-control.Pull -> Puller.pull -> own tiers: copy, check
+control.Pulls -> Puller.pull -> own tiers: copy, check
                             -> peer: a fetch on its stream (gRPC) grants -> BlockReceiver over UCX, checks
 """
 

@@ -12,8 +12,8 @@ from concurrent.futures import Executor
 
 from shared.kv_arena import SharedArena
 from shared.seal_table import SealedSlot, SealTable
+from shared.settle import settle
 from shared.transfer.checksum import block_checksum
-from shared.transfer.settle import settle
 
 _PIECE_BYTES = 16 << 20
 _PAUSE_S = 0.02

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
 from shared.device_arena import DeviceBlock
+from shared.settle import settle
 from shared.transfer.checksum import Block, block_checksum, checksums_of
-from shared.transfer.settle import settle
 
 HANDED_OVER_BYTES = 1 << 20
 """Smaller blocks are sooner checked than handed to another thread."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import structlog
 
 from shared.identity import BlockHash
+from shared.settle import settle
 from shared.transfer.arrival_checks import ArrivalChecks
 from shared.transfer.checksum import Block
 from shared.transfer.claims import Claims
 from shared.transfer.protocol import WITHDRAWN, Header, Trailer, new_tag_base, trailer_bytes
-from shared.transfer.settle import settle
 from shared.transfer.transport import Endpoint, Transport, TransportError
 
 log = structlog.get_logger(__name__)

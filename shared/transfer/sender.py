@@ -9,10 +9,10 @@ from concurrent.futures import Executor
 import structlog
 
 from shared.identity import BlockHash
+from shared.settle import settle
 from shared.transfer.checksum import checksums_of
 from shared.transfer.grants import Grant, GrantBook, GrantRefused
 from shared.transfer.protocol import HEADER_BYTES, WITHDRAWN, Header, ProtocolError, Trailer
-from shared.transfer.settle import settle
 from shared.transfer.transport import Endpoint, TransportError
 
 log = structlog.get_logger(__name__)

@@ -22,10 +22,11 @@ import structlog
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
 from shared.device_arena import DeviceArena
-from shared.errors import Unavailable
+from shared.errors import TandemError, Unavailable
 from shared.identity import BlockHash, BlockId, Incarnation, WorkerId, join_hashes
 from shared.kv_arena import SharedArena
 from shared.rpc import open_channel, unix_target
+from shared.worker.pull_stream import PullStream
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +85,7 @@ class SidecarLink:
         self._stub = rpc.KvTransferStub(self._channel)
         self._attached = asyncio.Event()
         self._incarnation: Incarnation | None = None
+        self._pulls: PullStream | None = None
         self._unanswered: dict[int, list[BlockId]] = {}
         self._lost_one = asyncio.Event()
         self._pull_ids = itertools.count(1)
@@ -139,15 +141,21 @@ class SidecarLink:
         )
         try:
             # kv_transfer enforces the deadline itself, since only it can close the endpoint; ours is for its death.
-            reply: pb.PullReply = await self._stub.Pull(request, timeout=2 * self._pull_timeout_s + 5)
-        except grpc.aio.AioRpcError as exc:
+            async with asyncio.timeout(2 * self._pull_timeout_s + 5):
+                reply = await self._answer(request)
+        except (TandemError, TimeoutError) as exc:
             self._unanswered[request.pull_id] = list(pull.block_ids)
             self._lost_one.set()
-            raise SidecarLost(f"kv_transfer: {exc.code().name}: {exc.details()}") from exc
+            raise SidecarLost(f"kv_transfer: {exc or 'no answer'}") from exc
         if pull.holder_id and reply.bytes >= _RATE_MIN_BYTES and reply.seconds > 0:
             rate = reply.bytes / reply.seconds
             self.bytes_per_s += (rate - self.bytes_per_s) * (_RATE_SMOOTHING if self.bytes_per_s else 1.0)
         return reply
+
+    async def _answer(self, request: pb.PullRequest) -> pb.PullReply:
+        if self._pulls is None:
+            raise SidecarLost("kv_transfer is not attached")
+        return await self._pulls.pull(request)
 
     async def save(self, block_hashes: Sequence[BlockHash], block_ids: Sequence[BlockId]) -> list[bool]:
         """Offers sealed, pinned blocks to the host tier; False for each one that it did not take."""
@@ -178,11 +186,14 @@ class SidecarLink:
             self._attached.set()
             log.info("kv_transfer_attached", incarnation=incarnation, tier_blocks=attached.tier_blocks)
             self._on_change()
+            self._pulls = PullStream(self._stub)
             beside = [asyncio.create_task(work) for work in (self._publish_until_cancelled(), self._prove_ends())]
             try:
                 async for _ in call:
                     pass
             finally:
+                self._pulls.retire()  # kv_transfer may still end those that it has begun
+                self._pulls = None
                 for task in beside:
                     task.cancel()
 

@@ -19,6 +19,7 @@ from shared.identity import BlockHash, join_hashes, new_incarnation, split_hashe
 from shared.kv_arena import SharedArena
 from shared.rpc import bind_unix, new_server, open_channel, unix_target
 from shared.seal_table import SealTable, table_path
+from shared.worker.pull_stream import PullStream
 
 BLOCK_BYTES = 96 << 10
 
@@ -80,6 +81,7 @@ class Node:
         self.host = StandInHost()
         self.process = None
         self.attached = None
+        self.pulls = None
 
     def start_process(self):
         self.log = (self.directory / f"{self.worker_id}.log").open("ab")
@@ -111,6 +113,9 @@ class Node:
             wait_for_ready=True,
         )
         self.attached = await asyncio.wait_for(self.call.read(), 30)
+        if self.pulls is not None:
+            self.pulls.close()
+        self.pulls = PullStream(self.stub)
         async with open_channel(self.attached.fetch_address) as channel:
             self.status = await rpc.KvFetchStub(channel).TransferStatus(pb.TransferStatusRequest())
 
@@ -132,7 +137,7 @@ class Node:
         return {h: self.blocks[i].copy() for i, h in enumerate(hashes, first_block)}
 
     async def pull(self, holder, hashes, block_ids, timeout_s=20.0, session_id="test"):
-        return await self.stub.Pull(self.pull_request(holder, hashes, block_ids, timeout_s, session_id))
+        return await self.pulls.pull(self.pull_request(holder, hashes, block_ids, timeout_s, session_id))
 
     def pull_request(self, holder, hashes, block_ids, timeout_s=20.0, session_id="test"):
         return pb.PullRequest(
@@ -157,6 +162,7 @@ class Node:
     async def close(self):
         if self.attached is not None:
             self.call.cancel()
+            self.pulls.close()
         await self.channel.close()
         await self.host_server.stop(0)
         if self.process is not None and self.process.poll() is None:

@@ -8,7 +8,7 @@ import pytest
 
 from protos import kv_transfer_pb2 as pb
 from services.kv_transfer.open_pulls import OpenPulls
-from shared.errors import InvalidRequest
+from shared.errors import Cancelled, InvalidRequest, WorkerLost
 from shared.worker.sidecar_link import Pull, SidecarLink, SidecarLost
 
 BIG, NUM_BIG = 3 << 20, 24
@@ -68,18 +68,52 @@ async def test_a_real_transfer_cancelled_midway_writes_nothing_once_its_end_is_p
     holder, puller, hashes = big_pair
     request = puller.pull_request(holder, hashes, list(range(NUM_BIG)), timeout_s=60)
     request.pull_id = 41
-    call = puller.stub.Pull(request)
-    waiting = asyncio.ensure_future(asyncio.wait([asyncio.ensure_future(call.code())]))
+    pulling = asyncio.ensure_future(puller.pulls.pull(request))
     await until_bytes_arrive(puller)
     holder.process.send_signal(signal.SIGSTOP)
-    call.cancel()
+    pulling.cancel()
     await puller.stub.EndPulls(pb.EndPullsRequest(pull_ids=[41]), timeout=10)
     puller.blocks[:] = 0
     holder.process.send_signal(signal.SIGCONT)
     await assert_left_alone(puller)
-    await waiting
+    assert pulling.cancelled()
     await holder.attach_again_if_cut_off()
     assert all((await puller.pull(holder, hashes, list(range(NUM_BIG)))).verified)
+
+
+@pytest.mark.e2e
+async def test_a_pull_that_another_call_ends_is_answered_and_leaves_its_neighbour_alone(big_pair):
+    holder, puller, hashes = big_pair
+    request = puller.pull_request(holder, hashes[:-1], list(range(NUM_BIG - 1)), timeout_s=60)
+    request.pull_id = 42
+    ended = asyncio.ensure_future(puller.pulls.pull(request))
+    staying = asyncio.ensure_future(puller.pull(holder, hashes[-1:], [NUM_BIG - 1]))
+    await until_bytes_arrive(puller)
+    await puller.stub.EndPulls(pb.EndPullsRequest(pull_ids=[42]), timeout=10)
+    with pytest.raises(Cancelled):
+        await ended
+    assert all((await staying).verified)
+
+
+@pytest.mark.e2e
+async def test_pulls_end_with_the_stream_that_asked_for_them(big_pair):
+    """As when the worker dies."""
+    holder, puller, hashes = big_pair
+    half = NUM_BIG // 2
+    pulls = [
+        asyncio.ensure_future(puller.pull(holder, hashes[start : start + half], list(range(start, start + half))))
+        for start in (0, half)
+    ]
+    await until_bytes_arrive(puller)
+    puller.pulls.close()
+    for pull in pulls:
+        with pytest.raises(WorkerLost):
+            await pull
+    async with asyncio.timeout(30):
+        for node in (puller, holder):
+            while node.host.num_pins or (await node.transfer_status()).active_transfers:
+                await asyncio.sleep(0.01)
+    await assert_left_alone(puller)
 
 
 @pytest.mark.e2e

@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from shared.errors import WorkerLost
+
 pytestmark = [pytest.mark.timeout(120), pytest.mark.e2e]
 
 BIG = 3 << 20
@@ -97,11 +99,9 @@ async def test_a_hung_holder_is_noticed_by_keepalive_long_before_a_long_deadline
 
 async def test_a_cancelled_pull_releases_the_holders_pins_and_the_slots(big_pair):
     holder, puller, hashes = big_pair
-    call = puller.stub.Pull(puller.pull_request(holder, hashes, list(range(NUM_BIG)), timeout_s=60))
-    waiting = asyncio.ensure_future(asyncio.wait([asyncio.ensure_future(call.code())]))
+    pulling = asyncio.ensure_future(puller.pull(holder, hashes, list(range(NUM_BIG)), timeout_s=60))
     await until_bytes_arrive(puller)
-    call.cancel()
-    await waiting
+    pulling.cancel()
     await settled(puller)
     await assert_left_alone(puller)
     await settled(holder)
@@ -110,12 +110,12 @@ async def test_a_cancelled_pull_releases_the_holders_pins_and_the_slots(big_pair
 
 async def test_a_killed_puller_leaves_no_pins(big_pair):
     holder, puller, hashes = big_pair
-    call = puller.stub.Pull(puller.pull_request(holder, hashes, list(range(NUM_BIG)), timeout_s=60))
-    ended = asyncio.ensure_future(call.code())
+    pulling = asyncio.ensure_future(puller.pull(holder, hashes, list(range(NUM_BIG)), timeout_s=60))
     await until_bytes_arrive(puller)
     assert holder.host.num_pins == NUM_BIG
     puller.process.kill()
-    await asyncio.wait_for(ended, 30)
+    with pytest.raises(WorkerLost):
+        await asyncio.wait_for(pulling, 30)
     await settled(holder)
     assert holder.process.poll() is None
 

@@ -7,9 +7,10 @@ import pytest
 
 from protos import kv_transfer_pb2 as pb
 from protos import kv_transfer_pb2_grpc as rpc
-from services.kv_transfer.fetch_stream import FetchStream, ServedFetches
+from services.kv_transfer.fetch_stream import FetchStream
 from shared.errors import InternalError, InvalidRequest, Overloaded, StaleIncarnation, Unavailable, WorkerLost
 from shared.rpc import bind_tcp, error_from_rpc, new_server, open_channel
+from shared.rpc.served_calls import ServedCalls
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -26,7 +27,7 @@ class Holder(rpc.KvFetchServicer):
     async def Fetches(self, request_iterator, context):
         self.streams += 1
         await context.send_initial_metadata(())
-        await ServedFetches(self.serve, context.write, limit=LIMIT).run(request_iterator)
+        await ServedCalls(self.serve, context.write, pb.FetchAnswer, limit=LIMIT).run(request_iterator)
 
     async def serve(self, request, reply):
         name = request.session_id

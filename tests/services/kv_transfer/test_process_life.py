@@ -162,12 +162,12 @@ async def test_an_old_incarnation_is_refused_by_comparison(pair, make_hashes):
     holder.seal(hashes)
     request = puller.pull_request(holder, hashes, [0, 1])
     request.holder_incarnation = "0123456789abcdef"
-    reply = await puller.stub.Pull(request)
+    reply = await puller.pulls.pull(request)
     assert reply.error.startswith("stale_incarnation")
     request.holder_incarnation = ""  # whichever lives now
-    assert all((await puller.stub.Pull(request)).verified)
+    assert all((await puller.pulls.pull(request)).verified)
     request.holder_id = "nobody"
-    assert (await puller.stub.Pull(request)).error.startswith("worker_lost")
+    assert (await puller.pulls.pull(request)).error.startswith("worker_lost")
 
 
 async def test_workers_of_another_fingerprint_are_not_asked(cluster, make_hashes):
