@@ -54,6 +54,8 @@ class ArrivalChecks:
         if self._is_on_device:
             return
         is_last = index == len(self._blocks) - 1  # nothing else is to be done meanwhile
+        if is_last:
+            self._handed_over.put(_NO_MORE)  # the thread beside is through before anybody waits for it
         if is_last or not self._hands_over or self._handed_over.qsize() >= _MAX_HANDED_OVER:
             self._check(index)
             return
@@ -63,7 +65,10 @@ class ArrivalChecks:
 
     async def finish(self) -> list[int]:
         """The checksum of each block; to be called when all have arrived. Nothing reads them afterwards."""
-        await settle(self.stop())
+        if self._beside is not None and self._beside.done():
+            self._beside.result()
+        else:
+            await settle(self.stop())
         rest = [index for index, checksum in enumerate(self._checksums) if checksum is None]
         started_s = time.monotonic()
         found = await settle(checksums_of([self._blocks[index] for index in rest], self._executor))
