@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -29,3 +29,23 @@ async def settle(awaitable: Awaitable[T]) -> T:
             work.exception()
         raise cancelled
     return work.result()
+
+
+async def all_or_none(works: Sequence[Coroutine[None, None, None]]) -> None:
+    """Does all at the same time. If one fails, or the calling task is cancelled, the others are cancelled.
+
+    On return, in whatever way, every one has ended.
+
+    Raises:
+        Exception: That of the first one that failed.
+    """
+    if len(works) == 1:
+        await works[0]
+        return
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await settle(asyncio.wait(tasks))

@@ -24,8 +24,8 @@ from shared.seal_table import SealedSlot, SealTable
 from shared.transfer.checksum import Block
 from shared.transfer.grants import Source
 
-PIN_AFTER_S = 0.0005
-"""To call the worker takes time that the peer, who waits for the grant, does not need to wait for."""
+PIN_AFTER_S = 0.003
+"""To call the worker takes time that the peer, who waits for the grant and the first blocks, need not wait for."""
 PIN_TIMEOUT_S = 5.0
 """The worker answers a pin between two engine steps."""
 

@@ -2,9 +2,9 @@
 
 A block in host memory is checked by the thread that brought it: its bytes are in that core's cache, and to read them
 there takes half of what it takes another core. Where a core has nothing else to do a thread beside takes what it can
-all the same, and checks cost a third: with more cores than a transfer keeps busy, and with two where the sender
-rests, as in a transfer through shared memory, which is one thread's copy. Over TCP on two cores that would make
-transfers 5 % slower. Blocks in device memory are checked by the device, all at once when they have arrived.
+all the same, and checks cost a third: with more cores than transfers keep busy, which through shared memory are those
+of the receiver's lanes alone. Over TCP on two cores that would make transfers 5 % slower. Blocks in device memory are
+checked by the device, all at once when they have arrived.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 
 from shared.device_arena import DeviceBlock
@@ -33,16 +33,18 @@ class ArrivalChecks:
     Args:
         blocks: All in one kind of memory, in the order in which `arrived` will name them.
         executor: The threads beside.
-        hands_over: They take what they can of large blocks while others are brought.
+        hands_over: Whether they take what they can of large blocks, while others are brought; asked for each, by the
+            thread that brought it.
 
     Attributes:
         seconds: Spent on checksums so far, by whomever.
     """
 
-    def __init__(self, blocks: Sequence[Block], executor: Executor, *, hands_over: bool) -> None:
+    def __init__(self, blocks: Sequence[Block], executor: Executor, *, hands_over: Callable[[], bool]) -> None:
         self._blocks = blocks
         self._executor = executor
-        self._hands_over = hands_over and blocks[0].nbytes >= HANDED_OVER_BYTES
+        self._hands_over = hands_over
+        self._are_large = blocks[0].nbytes >= HANDED_OVER_BYTES
         self._is_on_device = isinstance(blocks[0], DeviceBlock)
         self._checksums: list[int | None] = [None] * len(blocks)
         self._handed_over: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -56,7 +58,8 @@ class ArrivalChecks:
         is_last = index == len(self._blocks) - 1  # nothing else is to be done meanwhile
         if is_last:
             self._handed_over.put(_NO_MORE)  # the thread beside is through before anybody waits for it
-        if is_last or not self._hands_over or self._handed_over.qsize() >= _MAX_HANDED_OVER:
+        is_full = is_last or not self._are_large or self._handed_over.qsize() >= _MAX_HANDED_OVER
+        if is_full or not self._hands_over():
             self._check(index)
             return
         self._handed_over.put(index)

@@ -38,7 +38,7 @@ class LoopbackTransport:
 
     def __init__(self, network: LoopbackNetwork) -> None:
         self.name = "loopback"
-        self.sender_rests = False
+        self.lanes = 1
         self._network = network
         self._port = 0
         self._on_endpoint: Callable[[Endpoint], None] | None = None
@@ -61,8 +61,8 @@ class LoopbackTransport:
     def admit(self, source: str) -> None:
         """Does nothing: everybody is within this process."""
 
-    async def connect(self, host: str, port: int) -> Endpoint:
-        """Makes a pair of endpoints; `host` is ignored."""
+    async def connect(self, host: str, port: int, *, lane: int = 0) -> Endpoint:
+        """Makes a pair of endpoints; `host` and `lane` are ignored."""
         here, there = _LoopbackEndpoint(self._network), _LoopbackEndpoint(self._network)
         here.peer, there.peer = there, here
         self._endpoints.append(here)

@@ -22,13 +22,14 @@ from shared.transfer.transport import Endpoint, Transport, TransportError
 
 log = structlog.get_logger(__name__)
 
-_HAS_SPARE_CORES = len(os.sched_getaffinity(0)) > 2
-"""There are more than the sender's and the receiver's threads keep busy."""
+_CORES = len(os.sched_getaffinity(0))
 
 POOL_IDLE_S = 60.0
 """Idle endpoints are let go after this long, well before the sender would."""
 MAX_POOLED = 8
-"""Idle endpoints per peer."""
+"""Idle endpoints per peer and lane."""
+
+_PoolKey = tuple[str, str, int, int]  # peer, host, port, lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Received:
 
 
 class BlockReceiver:
-    """Pulls blocks over pooled endpoints. Runs on the event loop.
+    """Pulls blocks over pooled endpoints, each transfer on the lane that has the fewest. Runs on the event loop.
 
     Args:
         executor: Where checksums are computed.
@@ -74,8 +75,14 @@ class BlockReceiver:
     def __init__(self, transport: Transport, executor: Executor) -> None:
         self._transport = transport
         self._executor = executor
-        self._idle: dict[tuple[str, str, int], collections.deque[tuple[float, Endpoint]]] = {}
+        self._idle: dict[_PoolKey, collections.deque[tuple[float, Endpoint]]] = {}
+        self._receiving = [0] * transport.lanes
         self.received_bytes = 0
+
+    @property
+    def lanes(self) -> int:
+        """Transfers that are sooner done at the same time than one after the other."""
+        return self._transport.lanes
 
     async def receive(self, offer: Offer, hashes: Sequence[BlockHash], slots: Sequence[Block]) -> Received:
         """Takes an offer up: block `hashes[i]` lands in `slots[i]`.
@@ -87,14 +94,21 @@ class BlockReceiver:
             TransportError: The connection failed or the holder refused.
             ProtocolError: The holder talks nonsense.
         """
-        pooled = self._take_idle(offer)
-        if pooled is not None:
-            try:
-                return await self._receive_on(pooled, offer, hashes, slots)
-            except TransportError as exc:
-                # It may have died while idle; the grant is still good if its header never arrived.
-                log.info("pooled_endpoint_failed", peer=offer.peer, reason=str(exc))
-        return await self._receive_on(await self._transport.connect(offer.host, offer.port), offer, hashes, slots)
+        lane = min(range(self.lanes), key=self._receiving.__getitem__)
+        pool = offer.peer, offer.host, offer.port, lane
+        self._receiving[lane] += 1
+        try:
+            pooled = self._take_idle(pool)
+            if pooled is not None:
+                try:
+                    return await self._receive_on(pooled, pool, offer, hashes, slots)
+                except TransportError as exc:
+                    # It may have died while idle; the grant is still good if its header never arrived.
+                    log.info("pooled_endpoint_failed", peer=offer.peer, reason=str(exc))
+            fresh = await self._transport.connect(offer.host, offer.port, lane=lane)
+            return await self._receive_on(fresh, pool, offer, hashes, slots)
+        finally:
+            self._receiving[lane] -= 1
 
     async def close_idle(self, *, older_than_s: float = POOL_IDLE_S) -> None:
         """Lets go of endpoints that nobody used for so long; 0 = of all. Call it now and then."""
@@ -109,11 +123,11 @@ class BlockReceiver:
             await settle(endpoint.close())
 
     async def _receive_on(
-        self, endpoint: Endpoint, offer: Offer, hashes: Sequence[BlockHash], slots: Sequence[Block]
+        self, endpoint: Endpoint, pool: _PoolKey, offer: Offer, hashes: Sequence[BlockHash], slots: Sequence[Block]
     ) -> Received:
         assert offer.claims.num_blocks == len(slots) == len(hashes)
         is_done = False
-        checks = ArrivalChecks(slots, self._executor, hands_over=self._transport.sender_rests or _HAS_SPARE_CORES)
+        checks = ArrivalChecks(slots, self._executor, hands_over=self._has_spare_core)
         try:
             header = Header.signed(offer.claims, new_tag_base(), offer.key)
             ending = await endpoint.receive_blocks(
@@ -127,7 +141,7 @@ class BlockReceiver:
             trailer = Trailer.decode(ending, offer.claims.transfer_id, offer.key)
             is_done = True
         finally:
-            if not (is_done and self._keep_idle(offer, endpoint)):
+            if not (is_done and self._keep_idle(pool, endpoint)):
                 await settle(_let_go(endpoint))
             if not is_done:
                 await settle(checks.stop())
@@ -137,14 +151,19 @@ class BlockReceiver:
         withdrawn = [name == WITHDRAWN for name, _ in trailer.blocks]
         return Received(verified, withdrawn, checks.seconds)
 
-    def _take_idle(self, offer: Offer) -> Endpoint | None:
-        idle = self._idle.get((offer.peer, offer.host, offer.port))
+    def _has_spare_core(self) -> bool:
+        """There is one that neither the busy lanes nor, where it is as busy, the sender needs."""
+        is_sender_busy = self.lanes == 1
+        return sum(map(bool, self._receiving)) + is_sender_busy < _CORES
+
+    def _take_idle(self, pool: _PoolKey) -> Endpoint | None:
+        idle = self._idle.get(pool)
         if not idle or not idle[-1][1].is_open:
             return None
         return idle.pop()[1]
 
-    def _keep_idle(self, offer: Offer, endpoint: Endpoint) -> bool:
-        idle = self._idle.setdefault((offer.peer, offer.host, offer.port), collections.deque())
+    def _keep_idle(self, pool: _PoolKey, endpoint: Endpoint) -> bool:
+        idle = self._idle.setdefault(pool, collections.deque())
         if len(idle) >= MAX_POOLED or not endpoint.is_open:
             return False
         idle.append((time.monotonic(), endpoint))

@@ -79,11 +79,12 @@ class Transport(Protocol):
     Attributes:
         name: For logs and status.
         port: Where peers connect to; 0 before `start`.
-        sender_rests: Blocks are copied by the receiver's thread alone; else the sender is as busy.
+        lanes: So many threads bring blocks, each over its own endpoints. More than one where the receiver alone copies,
+            while the sender rests, and several copies at once are sooner done.
     """
 
     name: str
-    sender_rests: bool
+    lanes: int
 
     @property
     def port(self) -> int: ...
@@ -104,8 +105,8 @@ class Transport(Protocol):
         """Lets an address connect, where not everybody may."""
         ...
 
-    async def connect(self, host: str, port: int) -> Endpoint:
-        """Opens an endpoint. It may turn out dead only at its first use.
+    async def connect(self, host: str, port: int, *, lane: int = 0) -> Endpoint:
+        """Opens an endpoint on a lane. It may turn out dead only at its first use.
 
         Raises:
             TransportError: The peer's name or address cannot be used.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -25,6 +26,9 @@ from shared.transfer.ucx_operation import Kind, Link, Operation
 log = structlog.get_logger(__name__)
 
 _JOIN_S = 10.0
+
+_SHM_LANES = 2
+"""There a transfer is one thread's copy, by which memory is not nearly busy: two take two thirds of the time."""
 
 _TCP = {"TCP_TX_SEG_SIZE": "64K", "TCP_CM_REUSEADDR": "y"}
 _PRESETS = {
@@ -180,6 +184,12 @@ class _UcxEndpoint:
         return future
 
 
+async def _probe(engine: UcxEngine) -> None:
+    future = engine.new_future()
+    engine.command(lambda: engine.resolve(future, None), future)
+    await future
+
+
 class UcxTransport:
     """The data plane over UCX; one per process.
 
@@ -191,7 +201,7 @@ class UcxTransport:
         filters: The listener drops what `interfaces` and `admits_all` do not let in; False = it drops nothing.
         admits_all: Whoever reaches an address that was chosen may connect; else those for whom `admit` was called, and
             those that this process connects to itself.
-        on_failure: Called once if the engine ends on its own. Memory given to it may then still be written: the process
+        on_failure: Called once if an engine ends on its own. Memory given to it may then still be written: the process
             must end without telling anyone that a transfer is over.
     """
 
@@ -208,7 +218,7 @@ class UcxTransport:
     ) -> None:
         devices, destinations = listen_choice(tls, host, interfaces)
         self.name = f"ucx:{tls}"
-        self.sender_rests = tls == "shm"
+        self.lanes = min(_SHM_LANES, len(os.sched_getaffinity(0))) if tls == "shm" else 1
         self._tls = tls
         self._known_peers: set[str] = set()
         self._options = ucx_options(tls, devices)
@@ -219,7 +229,7 @@ class UcxTransport:
         )
         self._requested_port = port
         self._on_failure = on_failure
-        self._engine: UcxEngine | None = None
+        self._engines: list[UcxEngine] = []  # one per lane; the first one listens
         self._port = 0
 
     @property
@@ -235,37 +245,42 @@ class UcxTransport:
         """
 
         def on_link(link: Link) -> None:
-            on_endpoint(_UcxEndpoint(engine, link))
+            on_endpoint(_UcxEndpoint(listening, link))
 
-        engine = UcxEngine(self._options, self._requested_port, on_link, self._failed, self._listen_filter)
+        listening = await self._start_engine(self._requested_port, on_link)
+        self._port = listening.ready.result()
+        for _ in range(1, self.lanes):
+            await self._start_engine(None, on_link)
+
+    async def _start_engine(self, port: int | None, on_link: Callable[[Link], None]) -> UcxEngine:
+        engine = UcxEngine(self._options, port, on_link, self._failed, self._listen_filter)
         engine.start()
-        self._port = await engine.ready
-        self._engine = engine
+        await engine.ready
+        self._engines.append(engine)
+        return engine
 
     async def probe(self) -> None:
-        """Returns when the engine thread has taken a turn.
+        """Returns when each engine's thread has taken a turn.
 
         Raises:
-            TransportError: It is not started, or stopped.
+            TransportError: They are not started, or stopped.
         """
-        engine = self._engine
-        if engine is None:
+        if not self._engines:
             raise TransportError("the data plane is not started")
-        future = engine.new_future()
-        engine.command(lambda: engine.resolve(future, None), future)
-        await future
+        for engine in self._engines:
+            await _probe(engine)
 
     def admit(self, source: str) -> None:
         """Lets an address connect, where not everybody may."""
         self._listen_filter.admit(source)
 
-    async def connect(self, host: str, port: int) -> Endpoint:
+    async def connect(self, host: str, port: int, *, lane: int = 0) -> Endpoint:
         """Opens an endpoint to a peer's listener.
 
         Raises:
             TransportError: The name does not resolve, or UCX refuses the address.
         """
-        if self._engine is None:
+        if not self._engines:
             raise TransportError("the data plane is not started")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -274,18 +289,18 @@ class UcxTransport:
         address = str(found[0][4][0])
         self.admit(address)  # the peer's side may connect back
         self._say_if_staged(address)
-        engine, future = self._engine, self._engine.new_future()
+        engine = self._engines[lane]
+        future = engine.new_future()
         engine.command(lambda: engine.connect(address, port, future), future)
         return _UcxEndpoint(engine, await future)
 
     async def stop(self) -> None:
         """Closes every endpoint and UCX itself."""
-        engine = self._engine
-        if engine is None:
-            return
-        engine.request_stop()
-        await asyncio.shield(engine.finished)
-        await asyncio.to_thread(engine.join, _JOIN_S)
+        for engine in self._engines:
+            engine.request_stop()
+        for engine in self._engines:
+            await asyncio.shield(engine.finished)
+            await asyncio.to_thread(engine.join, _JOIN_S)
 
     def _say_if_staged(self, address: str) -> None:
         """Once per peer, which also is how often it asks for this host's addresses."""
@@ -296,5 +311,5 @@ class UcxTransport:
             log.warning("blocks_staged_through_host", peer=address, reason="CUDA IPC ends at the host")
 
     def _failed(self, error: BaseException) -> None:
-        if self._engine is not None:  # before that, `start` raises
+        if len(self._engines) == self.lanes:  # before that, `start` raises
             self._on_failure(error)

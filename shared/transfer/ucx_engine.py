@@ -1,6 +1,6 @@
-"""The thread that owns UCX. With `ucx_operation` the only module that touches ucxx, whose low-level API is unstable.
+"""A thread that owns UCX. With `ucx_operation` the only module that touches ucxx, whose low-level API is unstable.
 
-The engine owns the UCX context, the worker and every endpoint. It sleeps in epoll on two descriptors: UCX's
+An engine owns a UCX context, its worker and the worker's endpoints. It sleeps in epoll on two descriptors: UCX's
 own, and an eventfd that the event loop rings when it has queued a command. UCX copies with the GIL released.
 
     event loop                               engine thread
@@ -46,17 +46,20 @@ class NotQuiescentError(RuntimeError):
 
 
 class UcxEngine(threading.Thread):
-    """The thread that owns UCX.
+    """A thread that owns a UCX context.
+
+    Args:
+        port: To listen at; 0 = any, None = peers don't connect to this one.
 
     Attributes:
-        ready: Done once the listener is up; its result is the port.
+        ready: Done once UCX is up; its result is the port, 0 without a listener.
         finished: Done once every endpoint is closed and UCX is shut down.
     """
 
     def __init__(
         self,
         options: dict[str, str],
-        port: int,
+        port: int | None,
         on_link: Callable[[Link], None],
         on_failure: Callable[[BaseException], None],
         listen_filter: ListenFilter,
@@ -190,11 +193,12 @@ class UcxEngine(threading.Thread):
         self._context = libucxx.UCXContext(self._options, _FEATURES)
         self._worker = libucxx.UCXWorker(self._context)
         self._worker.init_blocking_progress_mode()
-        self._listener = libucxx.UCXListener.create(
-            self._worker, self._requested_port, self._accept, deliver_endpoint=True
-        )
-        self._listen_filter.attach(listening_sockets().keys() - before)
-        self.resolve(self.ready, int(self._listener.port))
+        if self._requested_port is not None:
+            self._listener = libucxx.UCXListener.create(
+                self._worker, self._requested_port, self._accept, deliver_endpoint=True
+            )
+        self._listen_filter.attach(listening_sockets().keys() - before)  # UCX's worker has sockets of its own
+        self.resolve(self.ready, 0 if self._listener is None else int(self._listener.port))
         self._flush()
 
     def _turn(self) -> None:

@@ -31,7 +31,7 @@ async def test_every_block_is_checked_once_whether_its_arrival_was_told_or_not(
     executor, num_blocks, block_bytes, is_told
 ):
     blocks = random_blocks(num_blocks, block_bytes)
-    checks = ArrivalChecks(blocks, executor, hands_over=True)
+    checks = ArrivalChecks(blocks, executor, hands_over=lambda: True)
     for index in range(num_blocks if is_told else 0):
         checks.arrived(index)
     assert await checks.finish() == [block_checksum(block) for block in blocks]
@@ -52,7 +52,7 @@ def checked_by(monkeypatch):
 
 
 async def test_a_thread_beside_checks_a_block_while_the_next_one_is_brought(executor, checked_by):
-    checks = ArrivalChecks(random_blocks(3, MIB), executor, hands_over=True)
+    checks = ArrivalChecks(random_blocks(3, MIB), executor, hands_over=lambda: True)
     for index in range(3):
         checks.arrived(index)
         while len(checked_by) <= index:
@@ -67,7 +67,7 @@ async def test_who_brings_blocks_checks_them_while_the_threads_beside_have_other
     go_on = threading.Event()
     for _ in range(2):
         executor.submit(go_on.wait, 10)
-    checks = ArrivalChecks(random_blocks(8, MIB), executor, hands_over=True)
+    checks = ArrivalChecks(random_blocks(8, MIB), executor, hands_over=lambda: True)
     for index in range(8):
         checks.arrived(index)
     assert checked_by == [threading.current_thread()] * 6  # two wait
@@ -76,10 +76,10 @@ async def test_who_brings_blocks_checks_them_while_the_threads_beside_have_other
 
 
 @pytest.mark.parametrize(("block_bytes", "hands_over"), [(MIB - 1, True), (MIB, False)])
-async def test_who_brings_blocks_checks_them_where_they_are_small_or_the_sender_is_busy(
+async def test_who_brings_blocks_checks_them_where_they_are_small_or_no_core_is_free(
     executor, checked_by, block_bytes, hands_over
 ):
-    checks = ArrivalChecks(random_blocks(8, block_bytes), executor, hands_over=hands_over)
+    checks = ArrivalChecks(random_blocks(8, block_bytes), executor, hands_over=lambda: hands_over)
     for index in range(8):
         checks.arrived(index)
     assert checked_by == [threading.current_thread()] * 8
@@ -96,7 +96,7 @@ async def test_a_transfer_that_broke_off_is_not_read_after_its_checks_have_stopp
         return 0
 
     monkeypatch.setattr("shared.transfer.arrival_checks.block_checksum", slow)
-    checks = ArrivalChecks(random_blocks(8, MIB), executor, hands_over=True)
+    checks = ArrivalChecks(random_blocks(8, MIB), executor, hands_over=lambda: True)
     checks.arrived(0)
     assert await asyncio.to_thread(reading.wait, 10)
     stopping = asyncio.create_task(checks.stop())
@@ -116,7 +116,7 @@ async def test_a_check_that_was_cancelled_reads_nothing_any_more(executor, monke
         return block_checksum(block)
 
     monkeypatch.setattr("shared.transfer.checksum.block_checksum", slow)
-    finishing = asyncio.create_task(ArrivalChecks(random_blocks(8, MIB), executor, hands_over=True).finish())
+    finishing = asyncio.create_task(ArrivalChecks(random_blocks(8, MIB), executor, hands_over=lambda: True).finish())
     assert await asyncio.to_thread(reading.wait, 10)
     finishing.cancel()
     await asyncio.sleep(0.02)
@@ -132,4 +132,4 @@ async def test_a_checksum_that_cannot_be_taken_is_an_error_and_not_a_hang(execut
 
     monkeypatch.setattr("shared.transfer.checksum.block_checksum", broken)
     with pytest.raises(ZeroDivisionError):
-        await ArrivalChecks(random_blocks(8, MIB), executor, hands_over=True).finish()
+        await ArrivalChecks(random_blocks(8, MIB), executor, hands_over=lambda: True).finish()

@@ -29,8 +29,8 @@ class Pair:
         await self.client.start(lambda endpoint: None)
         await self.server.start(self.accepted.put_nowait)
 
-    async def connect(self):
-        near = await self.client.connect("127.0.0.1", self.server.port)
+    async def connect(self, lane=0):
+        near = await self.client.connect("127.0.0.1", self.server.port, lane=lane)
         await near.send(b"hello")
         far = await asyncio.wait_for(self.accepted.get(), 30)
         assert await asyncio.wait_for(far.receive(5), 30) == b"hello"
@@ -68,6 +68,21 @@ async def test_blocks_land_in_the_memory_posted_for_their_tag(pair, num_blocks, 
     await far.send_blocks([source[i] for i in order], base)
     await arriving
     assert (source == target).all()
+
+
+async def test_lanes_bring_blocks_at_the_same_time_and_do_not_mix_them(pair):
+    lanes = range(pair.client.lanes)
+    ends = [await pair.connect(lane) for lane in lanes]
+    source, targets = random_blocks(8, 2 << 20), [np.zeros((8, 2 << 20), np.uint8) for _ in lanes]
+    arriving = [
+        near.receive_blocks(list(target), lane << 16)
+        for (near, _), target, lane in zip(ends, targets, lanes, strict=True)
+    ]
+    await asyncio.gather(
+        *(far.send_blocks(list(source), lane << 16) for (_, far), lane in zip(ends, lanes, strict=True))
+    )
+    await asyncio.gather(*arriving)
+    assert all((source == target).all() for target in targets)
 
 
 async def test_a_request_finds_its_memory_in_place_and_what_follows_the_blocks_is_the_result(pair):

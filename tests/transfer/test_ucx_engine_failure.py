@@ -28,7 +28,7 @@ async def test_a_defect_in_the_engine_is_reported_before_any_waiting_operation_f
 
     waiting = asyncio.create_task(wait_for_blocks())
     await asyncio.sleep(0.05)
-    engine = transport._engine
+    (engine,) = transport._engines
 
     def defect():
         raise ZeroDivisionError
@@ -39,6 +39,21 @@ async def test_a_defect_in_the_engine_is_reported_before_any_waiting_operation_f
     with pytest.raises(TransportError):
         await endpoint.send(b"x")
     await peer.stop()
+
+
+async def test_the_failure_of_any_lane_is_the_transports():
+    failed = asyncio.Event()
+    transport = UcxTransport("shm", "127.0.0.1", 0, on_failure=lambda error: failed.set())
+    await transport.start(lambda endpoint: None)
+
+    def defect():
+        raise ZeroDivisionError
+
+    last = transport._engines[-1]
+    last.command(defect, last.new_future())
+    await asyncio.wait_for(failed.wait(), 30)
+    with pytest.raises(TransportError):
+        await transport.probe()
 
 
 async def test_an_unusable_option_is_an_error_of_start_and_nothing_else():

@@ -49,7 +49,7 @@ async def test_a_ucx_thread_that_hangs_does_not_answer_its_probe():
     await transport.start(lambda endpoint: None)
     async with asyncio.timeout(30):
         await transport.probe()
-    release, engine = threading.Event(), transport._engine
+    release, engine = threading.Event(), transport._engines[0]
     engine.command(lambda: release.wait(10), engine.new_future())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):

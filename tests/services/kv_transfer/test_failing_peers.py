@@ -19,10 +19,10 @@ async def settled(node):
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-async def big_pair(cluster, make_hashes):
-    """Two nodes with blocks big enough to be caught in mid-transfer."""
-    holder, puller = await cluster.pair(num_blocks=NUM_BIG, block_bytes=BIG)
+@pytest.fixture(params=["tcp", "shm"])
+async def big_pair(request, cluster, make_hashes):
+    """Two nodes with blocks big enough to be caught in mid-transfer; through shared memory they come in two stripes."""
+    holder, puller = await cluster.pair(num_blocks=NUM_BIG, block_bytes=BIG, ucx_tls=request.param)
     hashes = make_hashes(NUM_BIG)
     rows = holder.seal(hashes[:1])[hashes[0]]
     for i, block_hash in enumerate(hashes):
@@ -92,7 +92,7 @@ async def test_a_hung_holder_is_noticed_by_keepalive_long_before_a_long_deadline
     await until_bytes_arrive(puller)
     holder.process.send_signal(signal.SIGSTOP)
     reply = await asyncio.wait_for(pulling, 15)
-    assert "the holder ended the grant" in reply.error
+    assert reply.error.startswith("worker_lost")  # of a stripe that was granted, or of one that was not yet
     holder.process.send_signal(signal.SIGCONT)
     await assert_left_alone(puller)
 
