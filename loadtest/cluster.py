@@ -42,7 +42,7 @@ def _tandem() -> list[str]:
 
 @contextlib.contextmanager
 def cluster(
-    *, prefill: int, decode: int, options: tuple[str, ...] = (), fetches_all: bool = False
+    *, prefill: int, decode: int, options: tuple[str, ...] = (), fetches_all: bool = False, ucx_tls: str = ""
 ) -> Iterator[RunningCluster]:
     """`tandem up --detach` on a free port, in a run directory of its own; `tandem down` at the end.
 
@@ -51,8 +51,10 @@ def cluster(
         decode: Workers.
         options: More of `tandem up`.
         fetches_all: Every prompt is computed at a prefill worker, whatever that costs here.
+        ucx_tls: As TANDEM_TRANSFER_UCX_TLS; "" = as it is set, or the default.
     """
-    environment = {**os.environ, **({"TANDEM_GATEWAY_PLACEMENT": "remote"} if fetches_all else {})}
+    chosen = {"TANDEM_GATEWAY_PLACEMENT": "remote" if fetches_all else "", "TANDEM_TRANSFER_UCX_TLS": ucx_tls}
+    environment = {**os.environ, **{name: value for name, value in chosen.items() if value}}
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
         started_s = time.monotonic()
         arguments = ["up", "--detach", "--port", "0", "--run-dir", folder]

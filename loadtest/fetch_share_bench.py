@@ -10,7 +10,6 @@ queues and messages; prefill, exposed, tail and rest make up the whole.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 from typing import Any
@@ -57,10 +56,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tls", default="tcp", help="as TANDEM_TRANSFER_UCX_TLS")
     options = parser.parse_args()
-    os.environ["TANDEM_TRANSFER_UCX_TLS"] = options.tls
     rng = random.Random(options.seed)
     with cluster(
-        prefill=1, decode=1, options=("--threads", "1", "--kv-cache-bytes", "512MiB"), fetches_all=True
+        prefill=1,
+        decode=1,
+        options=("--threads", "1", "--kv-cache-bytes", "512MiB"),
+        fetches_all=True,
+        ucx_tls=options.tls,
     ) as suite:
         found: dict[int, list[dict[str, float]]] = {length: [] for length in LENGTHS}
         for number in range(options.rounds + 1):

@@ -67,10 +67,6 @@ class WorkerStatus:
         """Whether new work is welcome, and if not, why. Busy is ready; hung is not."""
         return self._readiness(self._engine.stats())
 
-    def load(self) -> WorkerLoad:
-        """For the worker's directory record."""
-        return self._load(self._engine.stats())
-
     def _readiness(self, stats: EngineStats) -> tuple[bool, str]:
         if stats.failure:
             return False, f"the engine stopped: {stats.failure}"

@@ -34,7 +34,7 @@ def test_too_many_quarantined_slots_are_a_reason_until_they_are_released():
     assert status.readiness() == (True, "")
     engine.quarantine(slots[8:])
     assert status.readiness() == (False, "9 blocks quarantined (limit 8)")
-    assert status.load().quarantined_blocks == 9
+    assert engine.stats().blocks.quarantined == 9
     engine.release_quarantined(slots)
     assert status.readiness() == (True, "")
     engine.check_integrity()
