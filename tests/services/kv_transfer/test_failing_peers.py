@@ -112,7 +112,7 @@ async def test_a_killed_puller_leaves_no_pins(big_pair):
     holder, puller, hashes = big_pair
     pulling = asyncio.ensure_future(puller.pull(holder, hashes, list(range(NUM_BIG)), timeout_s=60))
     await until_bytes_arrive(puller)
-    assert holder.host.num_pins == NUM_BIG
+    assert holder.host.num_pins >= NUM_BIG // 2  # of one stripe at least
     puller.process.kill()
     with pytest.raises(WorkerLost):
         await asyncio.wait_for(pulling, 30)
