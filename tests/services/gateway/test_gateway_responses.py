@@ -260,7 +260,7 @@ async def test_a_gateway_that_stops_leaves_no_response_in_progress(start_gateway
 
 
 async def test_a_response_of_another_gateway_can_be_cancelled(start_gateway):
-    async with start_gateway(background_alive_s=0.4) as first:
+    async with start_gateway(background_alive_s=3.0) as first:  # the second one starts on the same event loop
         first.worker.script.hold = True
         queued = await first.openai.responses.create(model="pydoc-mini", input="hi", background=True)
         async with start_gateway() as second:

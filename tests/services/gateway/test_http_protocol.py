@@ -117,10 +117,9 @@ async def test_bytes_that_trickle_give_a_head_no_more_time(running, monkeypatch)
     reader, writer = await connect(running)
     writer.write(b"GET /live HTTP/1.1\r\n")
     async with asyncio.timeout(20):
-        while not reader._buffer:
+        while b" 408 " not in reader._buffer:  # not read: bytes that come too late reset the connection
             writer.write(b"a: b\r\n")
             await asyncio.sleep(0.02)
-        assert b" 408 " in await reader.read()
     writer.close()
 
 
