@@ -7,7 +7,6 @@
 
 #include "vec.hpp"
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
 namespace tandem {
 
 inline constexpr int kAmxRows = 16;
@@ -15,6 +14,7 @@ inline constexpr int kAmxBlock = 2 * kAmxRows;  // rows, and columns, of a step
 inline constexpr int kAmxUnits = 16;            // of a step: words of bfloat16 pairs or int8 quadruples
 inline constexpr int kAmxTileWords = kAmxRows * kAmxUnits;
 
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
 // Shapes of the thread's tiles: 0 1 / 2 3 sums of the upper and lower rows by both halves of the columns, 4 / 5 rows of
 // x, 6 7 halves of the columns. Released with the object, so that an idle thread carries no tile state.
 class AmxTiles {
@@ -98,5 +98,6 @@ TANDEM_INLINE void amx_add_int8(bool both) {
   _tile_dpbsud(3, 5, 7);
 }
 
-}  // namespace tandem
 #endif
+
+}  // namespace tandem

@@ -28,7 +28,6 @@ struct KvLayer {
 
 // q = round(x * (127 / max |x|)), the scale max |x| / 127; a row of zeros has scale 0.
 TANDEM_INLINE void quantise_row(const float* from, int head_dim, uint8_t* to) {
-  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
   Vec peaks{};
   int d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) peaks = max(max(load(from + d), -load(from + d)), peaks);  // 0 of zeros, not -0
@@ -37,7 +36,7 @@ TANDEM_INLINE void quantise_row(const float* from, int head_dim, uint8_t* to) {
   const float scale = peak / 127.0f, inverse = peak > 0 ? 127.0f / peak : 0.0f;
   int8_t* codes = reinterpret_cast<int8_t*>(to);
   for (d = 0; d + kLanes <= head_dim; d += kLanes)
-    store_bytes(codes + d, (VecInt)(load(from + d) * inverse + rounder) - 0x4b400000);
+    store_bytes(codes + d, nearest(load(from + d) * inverse));
   for (; d < head_dim; d++) codes[d] = static_cast<int8_t>(std::rint(from[d] * inverse));
   std::memcpy(to + head_dim, &scale, 4);
 }

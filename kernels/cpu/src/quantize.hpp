@@ -22,7 +22,7 @@ TANDEM_INLINE void widen_row(const void* weight, Type type, int64_t at, int coun
 TANDEM_INLINE void round_codes(const float* x, int count, float scale, int most, int8_t* codes) {
   const float divisor = scale == 0 ? 1.0f : scale;
   for (int i = 0; i < count; i += kLanes) {
-    VecInt code = (VecInt)(load(x + i) / divisor + kRounder) - 0x4b400000;
+    VecInt code = nearest(load(x + i) / divisor);
     code = code > most ? VecInt{} + most : code;
     code = code < -most - 1 ? VecInt{} - most - 1 : code;
     store_bytes(codes + i, code);

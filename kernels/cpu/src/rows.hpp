@@ -1,11 +1,11 @@
 // Packs rows of the input as `formats.hpp` says; int8 codes are made here, a scale per token and group of 64 inputs.
 #pragma once
+#include "amx.hpp"
 #include "dot.hpp"
 
 namespace tandem {
 
-inline constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
-inline constexpr float kLeastPeak = 1e-30f;     // below, a group counts as zero: 127 / peak must stay finite
+inline constexpr float kLeastPeak = 1e-30f;  // below, a group counts as zero: 127 / peak must stay finite
 
 struct GroupCodes {
   float scale;
@@ -22,7 +22,7 @@ TANDEM_INLINE GroupCodes quantize_group(const float* x, int8_t* codes) {
   const float peak = largest(peaks), factor = peak > kLeastPeak ? 127.0f / peak : 0.0f;
   VecInt sums{};
   for (int i = 0; i < kGroup; i += kLanes) {
-    VecInt code = (VecInt)(load(x + i) * factor + kRounder) - 0x4b400000;
+    VecInt code = nearest(load(x + i) * factor);
     sums += code;
     store_bytes(codes + i, code);
   }
@@ -45,20 +45,23 @@ TANDEM_INLINE void quantize_to(const Geometry& shape, const float* x, int g, uin
   row[shape.units + shape.groups + g] = group_begin(shape.format, group.sums);
 }
 
+// Rows of bfloat16 lie in the matrix unit's tiles: [rows / 16][units / 16][16][16] words instead of [rows][units].
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-inline constexpr bool kTiledRows = true;  // of bfloat16: [rows / 16][units / 16][16][16] words instead of [rows][units]
+inline constexpr bool kTiledRows = true;
 #else
 inline constexpr bool kTiledRows = false;
 #endif
 
 // Rows for which `rows` packed ones need memory.
-TANDEM_INLINE size_t packed_row_places(int rows) { return kTiledRows ? (rows + 15) / 16 * 16 : rows; }
+TANDEM_INLINE size_t packed_row_places(int rows) {
+  return kTiledRows ? (rows + kAmxRows - 1) / kAmxRows * kAmxRows : rows;
+}
 
 // bfloat16 values [32], which are 16 units of row `t`, the `run`th such.
 TANDEM_INLINE void narrow_to(const Geometry& shape, const float* x, int t, int run, uint32_t* packed) {
 #if defined(__AVX512BF16__)
-  uint32_t* row = packed + static_cast<size_t>(kTiledRows ? t / 16 * 16 : t) * shape.row_words;
-  uint32_t* out = kTiledRows ? row + run * 256 + t % 16 * 16 : row + run * 16;
+  uint32_t* row = packed + static_cast<size_t>(kTiledRows ? t - t % kAmxRows : t) * shape.row_words;
+  uint32_t* out = kTiledRows ? row + run * kAmxTileWords + t % kAmxRows * kAmxUnits : row + run * kAmxUnits;
   store_pairs(out, load(x), load(x + 16));
 #else
   float* out = reinterpret_cast<float*>(packed + static_cast<size_t>(t) * shape.row_words) + run * 32;

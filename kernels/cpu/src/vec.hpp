@@ -108,6 +108,10 @@ TANDEM_INLINE Vec load_wide(const uint16_t* p) {
 #endif
 }
 
+inline constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+// The nearest integers, halves to even; of lanes below 2^22.
+TANDEM_INLINE VecInt nearest(Vec x) { return (VecInt)(x + kRounder) - 0x4b400000; }
+
 // Rounded to bfloat16.
 TANDEM_INLINE void store_bf16(uint16_t* p, Vec v) {
   typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
@@ -168,8 +172,8 @@ TANDEM_INLINE Vec exp(Vec x) {
   x = max(x, splat(-87.0f));
   x = x < splat(88.0f) ? x : splat(88.0f);
   Vec t = x * 1.44269504f;
-  Vec shifted = t + 12582912.0f;
-  Vec whole = shifted - 12582912.0f;
+  Vec shifted = t + kRounder;
+  Vec whole = shifted - kRounder;
   Vec f = fused(whole, splat(2.12194440e-4f), fused(whole, splat(-0.693359375f), x));
   Vec p = fused(f, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
   p = fused(p, f, splat(8.3334519073e-3f));

@@ -24,6 +24,14 @@ def test_stripes_cover_every_block_once(num_blocks, block_bytes, lanes, expected
     assert _stripes(num_blocks, block_bytes, lanes) == expected
 
 
+async def stay(story):
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0.05)
+        story.append("quiet")
+
+
 async def test_the_failure_of_one_is_raised_when_the_others_have_ended():
     story = []
 
@@ -31,29 +39,14 @@ async def test_the_failure_of_one_is_raised_when_the_others_have_ended():
         await asyncio.sleep(0.01)
         raise ZeroDivisionError
 
-    async def stay():
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0.05)
-            story.append("quiet")
-
     with pytest.raises(ZeroDivisionError):
-        await all_or_none([stay(), fail(), stay()])
+        await all_or_none([stay(story), fail(), stay(story)])
     assert story == ["quiet", "quiet"]
 
 
 async def test_all_end_with_the_one_who_waits_for_them():
     story = []
-
-    async def stay():
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0.05)
-            story.append("quiet")
-
-    waiting = asyncio.create_task(all_or_none([stay(), stay()]))
+    waiting = asyncio.create_task(all_or_none([stay(story), stay(story)]))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
