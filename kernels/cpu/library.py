@@ -16,7 +16,7 @@ from kernels.cpu.weight_memory import WeightMemory
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Of embeddings."""
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised when a change of the sources changes a result's bits on any instruction set: workers of two versions do not
 exchange KV then."""
 

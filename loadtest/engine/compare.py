@@ -94,6 +94,7 @@ def measure_workload(
                 count = min(one_by_one, num_requests) if how == "1" else num_requests
                 seconds = remote.run(do="workload", count=count, how=how) * share_of_tokens(num_requests, count)
                 samples.setdefault(key, []).append(seconds)
+                console.print(f"{key}: {seconds:.1f} s")
     medians = {name: statistics.median(values) for name, values in samples.items()}
     console.print("workload", {name: f"{value:.1f} s" for name, value in medians.items()})
     return medians

@@ -7,81 +7,51 @@
 #pragma once
 #include "attention_amx.hpp"
 #include "attention_plan.hpp"
+#include "online_softmax.hpp"
 
 namespace tandem {
 
-// Turns a row's scores into weights relative to the new peak and rescales what was summed so far. `visible` of the tile's
-// keys are the row's to see.
-template <KvType type>
-TANDEM_INLINE void soften(AttentionScratch& s, int row, int visible) {
-  constexpr int kVecs = kTileKeys / kLanes;
-  constexpr bool scaled = kPaired<type> && type == KvType::i8;
-  float* scores = &s.scores[static_cast<size_t>(row) * kTileKeys];
-  if (visible <= 0) {
-    std::memset(scores, 0, sizeof(float) * kTileKeys);
-    return;
-  }
-  Vec score[kVecs];
-  for (int v = 0; v < kVecs; v++) score[v] = load(scores + v * kLanes);
-  if constexpr (scaled)
-    for (int v = 0; v < kVecs; v++) score[v] *= load(&s.key_scales[v * kLanes]);
-  if (visible < kTileKeys)
-    for (int v = 0; v < kVecs; v++) score[v] = lane_numbers() < visible - v * kLanes ? score[v] : splat(-INFINITY);
-  Vec top = score[0];
-  for (int v = 1; v < kVecs; v++) top = max(top, score[v]);
-  const float before = s.peak[row], now = largest(top), peak = now > before ? now : before;
-  Vec sums{};
-  for (int v = 0; v < kVecs; v++) {
-    const Vec weight = exp(score[v] - peak);
-    score[v] = score[v] > splat(-INFINITY) ? weight : Vec{};
-    sums += score[v];
-    if constexpr (scaled) score[v] *= load(&s.value_scales[v * kLanes]);
-  }
-#if defined(__AVX512BF16__)
-  if constexpr (kPaired<type>)
-    for (int v = 0; v < kVecs; v += 2) store_pairs(scores + v * kLanes / 2, score[v], score[v + 1]);
-#endif
-  if constexpr (!kPaired<type>)
-    for (int v = 0; v < kVecs; v++) store(scores + v * kLanes, score[v]);
-  if (peak != before) {
-    const float shrink = exp(splat(before - peak))[0];
-    s.total[row] *= shrink;
-    float* out = &s.out[static_cast<size_t>(row) * s.dim];
-    for (int d = 0; d < s.dim; d += kLanes) store(out + d, load(out + d) * shrink);
-  }
-  s.peak[row] = peak;
-  s.total[row] += sum(sums);
-}
+// The rows of an item: [heads][tokens][group], a head's `pitch` behind those of the one before.
+struct ItemRows {
+  int heads, group, count, pitch;  // count: of a head
 
-// Rows [tokens][group] over keys [first_key, first_key + 512) at most; the first token sits at `position`. Fills out,
-// peak and total. The first tile is found already; while one is loaded the next one is asked for, at `end` that of `s.after`.
+  ItemRows(const AttentionItem& item, int group_in)
+      : heads(item.heads), group(group_in), count(item.tokens * group_in), pitch((count + kLanes - 1) / kLanes * kLanes) {}
+
+  // Calls `work` with (head of the item, token of the item, query head of the head's group, row).
+  void over(auto work) const {
+    for (int head = 0; head < heads; head++)
+      for (int row = 0, token = 0; row < count; token++)
+        for (int member = 0; member < group; member++, row++) work(head, token, member, head * pitch + row);
+  }
+};
+
+// Rows over keys [first_key, first_key + 512) at most; the first token sits at `position`. Fills out, peak and total. The
+// first tile is found already; while one is worked on the next one is asked for, at `end` that of `s.after`.
 template <KvType type>
-static void attend_split(const KvLayer& kv, const int32_t* table, int head, int rows, int group, int position,
+static void attend_split(const KvLayer& kv, const int32_t* table, int head, const ItemRows& rows, int position,
                          int first_key, int end, AttentionScratch& s) {
-  std::fill_n(s.out.begin(), static_cast<size_t>(rows) * s.dim, 0.0f);
-  std::fill_n(s.peak.begin(), rows, -INFINITY);
-  std::fill_n(s.total.begin(), rows, 0.0f);
-  TileProducts<kPaired<type>> products{s, rows, kv.head_dim};
+  for (int h = 0; h < rows.heads; h++)
+    std::fill_n(&s.out[static_cast<size_t>(h) * rows.pitch * s.dim], static_cast<size_t>(rows.count) * s.dim, 0.0f);
+  std::fill_n(s.peak.begin(), rows.heads * rows.pitch, -INFINITY);
+  std::fill_n(s.total.begin(), rows.heads * rows.pitch, 0.0f);
+  TileProducts<kPaired<type>> products{s, rows.count, kv.head_dim};
   for (int first = first_key; first < std::min(end, first_key + kSplitKeys); first += kTileKeys) {
-    const int next = first + kTileKeys, count = s.tiles[s.turn].count;
-    TileRows& upcoming = s.tiles[s.turn ^ 1];
-    if (next < end) upcoming.find(kv, table, head, next, std::min(end - next, kTileKeys));
-    load_tile<type>(s.tiles[s.turn], next < end ? upcoming : s.after, kv.head_dim, s);
-    products.score(count);
-    for (int row = 0; row < rows; row++) soften<type>(s, row, std::min(position + row / group + 1 - first, count));
-    products.weigh(count);
-    s.turn ^= 1;
+    const int next = first + kTileKeys;
+    const TileRows& tile = s.tiles[s.turn];
+    TileRows& upcoming = s.tiles[s.turn ^= 1];
+    if (next < end) upcoming.find(kv, table, head, rows.heads, next, std::min(end - next, kTileKeys));
+    Ahead ahead(next < end ? upcoming : s.after);
+    for (int row = 0, token = 0; row < rows.count; token++)
+      for (int member = 0; member < rows.group; member++, row++)
+        s.visible[row] = std::min(position + token + 1 - first, tile.count);
+    for (int h = 0; h < rows.heads; h++) {
+      load_tile<type>(tile, h, rows.heads, kv.head_dim, s, ahead);
+      products.score(h * rows.pitch, tile.count);
+      soften<type>(s, rows.count, h * rows.pitch);
+      products.weigh(h * rows.pitch, tile.count);
+    }
   }
-}
-
-// Folds a later split into what the earlier ones gave; one function, so that all callers round alike.
-__attribute__((noinline)) static void fold(float* all_out, float* all_peak, float* all_total, const float* out,
-                                           float peak, float total, int dim) {
-  float top = peak > *all_peak ? peak : *all_peak;
-  float keep = exp(splat(*all_peak - top))[0], add = exp(splat(peak - top))[0];
-  for (int d = 0; d < dim; d += kLanes) store(all_out + d, load(all_out + d) * keep + load(out + d) * add);
-  *all_total = *all_total * keep + total * add;
-  *all_peak = top;
 }
 
 __attribute__((noinline)) static void normalise_row(const float* from, float total, int head_dim, float* to) {
@@ -101,22 +71,24 @@ TANDEM_INLINE void load_query(const float* from, int head_dim, float scale, bool
 
 // One item; leaves rows in all_out, all_peak, all_total, over all splits or the item's own.
 template <KvType type>
-static void attend(const KvLayer& kv, const Batch& batch, const AttentionItem& item, int group, AttentionScratch& s) {
-  const int rows = item.tokens * group, position = item.position(batch);
+static void attend(const KvLayer& kv, const Batch& batch, const AttentionItem& item, const ItemRows& rows,
+                   AttentionScratch& s) {
+  const int position = item.position(batch);
   const int32_t* table = batch.tables + int64_t{item.sequence} * batch.table_width;
   const Range keys = item.keys(batch);
   for (int first = keys.begin; first < keys.end; first += kSplitKeys) {
-    attend_split<type>(kv, table, item.head, rows, group, position, first, keys.end, s);
+    attend_split<type>(kv, table, item.head, rows, position, first, keys.end, s);
     if (first == keys.begin) {
       s.all_out.swap(s.out);
       s.all_peak.swap(s.peak);
       s.all_total.swap(s.total);
       continue;
     }
-    for (int row = 0; row < rows; row++)
-      if (position + row / group >= first)
+    rows.over([&](int, int token, int, int row) {
+      if (position + token >= first)
         fold(&s.all_out[static_cast<size_t>(row) * s.dim], &s.all_peak[row], &s.all_total[row],
              &s.out[static_cast<size_t>(row) * s.dim], s.peak[row], s.total[row], s.dim);
+    });
   }
 }
 
@@ -125,7 +97,7 @@ TANDEM_INLINE void find_first(const KvLayer& kv, const Batch& batch, const Atten
   tile.count = 0;
   if (item == nullptr) return;
   const Range keys = item->keys(batch);
-  tile.find(kv, batch.tables + int64_t{item->sequence} * batch.table_width, item->head, keys.begin,
+  tile.find(kv, batch.tables + int64_t{item->sequence} * batch.table_width, item->head, item->heads, keys.begin,
             std::min(keys.end - keys.begin, kTileKeys));
 }
 
@@ -134,35 +106,38 @@ TANDEM_INLINE void find_first(const KvLayer& kv, const Batch& batch, const Atten
 static void paged_attention(const KvLayer& kv, const Batch& batch, AttentionPlan& plan, const float* query, int heads,
                             float scale, float* out, AttentionScratch& s) {
   const int group = heads / kv.kv_heads, head_dim = kv.head_dim;
-  s.reserve(AttentionPlan::run_tokens(group) * group, head_dim);
+  s.reserve(AttentionPlan::most_rows(group), head_dim);
+  scale *= kLog2E;
   const bool paired = kv.type == KvType::i8 ? kPaired<KvType::i8> : kv.type == KvType::bf16 && kPaired<KvType::bf16>;
   const AttentionItem* later;
   for (const AttentionItem* item = plan.take(); item != nullptr; item = later ? later : plan.take()) {
     later = plan.take_early();
     find_first(kv, batch, item, s.tiles[s.turn]);
     find_first(kv, batch, later, s.after);
-    const int rows = item->tokens * group, first_head = item->head * group;
-    for (int r = 0; r < rows; r++)
-      load_query(query + (int64_t{item->token + r / group} * heads + first_head + r % group) * head_dim, head_dim, scale,
-                 paired, s.dim, &s.query[static_cast<size_t>(r) * s.dim]);
+    const ItemRows rows(*item, group);
+    const auto place = [&](int head, int token, int member) {  // of a row in query and out, in heads
+      return int64_t{item->token + token} * heads + (item->head + head) * group + member;
+    };
+    rows.over([&](int head, int token, int member, int row) {
+      load_query(query + place(head, token, member) * head_dim, head_dim, scale, paired, s.dim,
+                 &s.query[static_cast<size_t>(row) * s.dim]);
+    });
     if (kv.type == KvType::f32)
-      attend<KvType::f32>(kv, batch, *item, group, s);
+      attend<KvType::f32>(kv, batch, *item, rows, s);
     else if (kv.type == KvType::bf16)
-      attend<KvType::bf16>(kv, batch, *item, group, s);
+      attend<KvType::bf16>(kv, batch, *item, rows, s);
     else
-      attend<KvType::i8>(kv, batch, *item, group, s);
-    for (int r = 0; r < rows; r++) {
-      const float* from = &s.all_out[static_cast<size_t>(r) * s.dim];
-      const int token = item->token + r / group, head = first_head + r % group;
-      if (item->split < 0) {
-        normalise_row(from, s.all_total[r], head_dim, out + (static_cast<int64_t>(token) * heads + head) * head_dim);
-        continue;
-      }
-      float* to = plan.partial(batch, item->sequence, item->split, token, head);
+      attend<KvType::i8>(kv, batch, *item, rows, s);
+    rows.over([&](int head, int token, int member, int row) {
+      const float* from = &s.all_out[static_cast<size_t>(row) * s.dim];
+      const int query_head = (item->head + head) * group + member;
+      if (item->split < 0)
+        return normalise_row(from, s.all_total[row], head_dim, out + place(head, token, member) * head_dim);
+      float* to = plan.partial(batch, item->sequence, item->split, item->token + token, query_head);
       std::memcpy(to, from, sizeof(float) * s.dim);
-      to[s.dim] = s.all_peak[r];
-      to[s.dim + 1] = s.all_total[r];
-    }
+      to[s.dim] = s.all_peak[row];
+      to[s.dim + 1] = s.all_total[row];
+    });
   }
 }
 

@@ -15,9 +15,9 @@ struct TileProducts<true> {
   int rows, head_dim;
   AmxTiles tiles = {};
 
-  void score(int count) {
+  void score(int first, int count) {
     over_blocks([&](int row, bool both) {
-      const float* query = &s.query[row * s.dim];
+      const float* query = &s.query[(first + row) * s.dim];
       for (int key = 0; key < count; key += kAmxBlock) {
         amx_zero(both);
         for (int u = 0; u < s.dim / 2; u += kAmxUnits)
@@ -27,11 +27,11 @@ struct TileProducts<true> {
     });
   }
 
-  void weigh(int count) {
+  void weigh(int first, int count) {
     over_blocks([&](int row, bool both) {
       const float* weights = &s.scores[row * kTileKeys];
       for (int d = 0; d < s.dim; d += kAmxBlock) {
-        float* out = &s.out[row * s.dim + d];
+        float* out = &s.out[(first + row) * s.dim + d];
         amx_resume(out, s.dim, both);
         for (int u = 0; u < (count + 1) / 2; u += kAmxUnits)
           step(weights + u, kTileKeys, &s.values[u * s.dim + d], s.dim, both);
@@ -51,8 +51,7 @@ struct TileProducts<true> {
   }
 
   TANDEM_INLINE void step(const float* upper, long upper_pitch, const float* columns, long pitch, bool both) {
-    amx_load(upper, upper + kAmxRows * upper_pitch, upper_pitch, columns, pitch, both);
-    amx_add_bf16(both);
+    amx_step<AmxProduct::bf16>(upper, upper + kAmxRows * upper_pitch, upper_pitch, columns, pitch, both, [](int) {});
   }
 };
 

@@ -1,9 +1,9 @@
-// What becomes of a matrix multiplication's results. An epilogue gets them a row at a time, while they are in the first
-// cache, for one group of outputs after the other:
+// What becomes of a matrix multiplication's results. An epilogue gets them a block of rows at a time, while they are in
+// the first cache, for one group of outputs after the other:
 //
-//     int groups() const                               how many there are; threads share them
-//     Spans spans(int group) const                     the outputs that a group is made of
-//     void row(int group, int t, float* first, float* second) const    row `t` of a group: the outputs of each span
+//     int groups() const                     how many there are; threads share them
+//     Spans spans(int group) const           the outputs that a group is made of
+//     void rows(int group, Range tokens, Results first, Results second) const      the outputs of each span
 #pragma once
 #include "elementwise.hpp"
 #include "kv_layer.hpp"
@@ -16,6 +16,15 @@ struct Spans {
   Range first, second;  // the second may be empty
 };
 
+// Rows of floats, `pitch` apart.
+struct Results {
+  float* first;
+  long pitch;
+
+  float* row(int i) const { return first + i * pitch; }
+  Results from(int column) const { return {first + column, pitch}; }
+};
+
 // Stores them in out [rows][outputs], or adds them, a panel at a time.
 struct StoreRows {
   int outputs;
@@ -24,12 +33,15 @@ struct StoreRows {
 
   int groups() const { return (outputs + kPanel - 1) / kPanel; }
   Spans spans(int group) const { return {{group * kPanel, std::min((group + 1) * kPanel, outputs)}, {0, 0}}; }
-  void row(int group, int t, float* values, float*) const {
+  void rows(int group, Range tokens, Results values, Results) const {
     const int width = std::min(kPanel, outputs - group * kPanel);
-    float* to = out + static_cast<size_t>(t) * outputs + group * kPanel;
-    int n = 0;
-    for (; n + kLanes <= width; n += kLanes) store(to + n, add ? load(to + n) + load(values + n) : load(values + n));
-    for (; n < width; n++) to[n] = add ? to[n] + values[n] : values[n];
+    float* to = out + static_cast<size_t>(tokens.begin) * outputs + group * kPanel;
+    for (int i = 0; i < tokens.end - tokens.begin; i++, to += outputs) {
+      const float* row = values.row(i);
+      int n = 0;
+      for (; n + kLanes <= width; n += kLanes) store(to + n, add ? load(to + n) + load(row + n) : load(row + n));
+      for (; n < width; n++) to[n] = add ? to[n] + row[n] : row[n];
+    }
   }
 };
 
@@ -44,10 +56,15 @@ struct GateRows {
     const int begin = group * kGroup, end = std::min(begin + kGroup, next.inputs);
     return {{begin, end}, {next.inputs + begin, next.inputs + end}};
   }
-  void row(int group, int t, float* gate, float* up) const {
+  void rows(int group, Range tokens, Results gates, Results ups) const {
     const int count = std::min(kGroup, next.inputs - group * kGroup);
-    silu_and_mul(gate, up, count, gate);
-    pack_group(next, gate, count, t, group, packed);
+    with_format(next.format, [&](auto format) {
+      for (int t = tokens.begin; t < tokens.end; t++) {
+        alignas(64) float gated[kGroup];
+        silu_and_mul(gates.row(t - tokens.begin), ups.row(t - tokens.begin), count, gated);
+        pack_group<format()>(next, gated, count, t, group, packed);
+      }
+    });
   }
 };
 
@@ -64,7 +81,12 @@ struct HeadRows {
 
   int groups() const { return heads + 2 * kv.kv_heads; }
   Spans spans(int group) const { return {{group * kv.head_dim, (group + 1) * kv.head_dim}, {0, 0}}; }
-  void row(int group, int t, float* values, float*) const {
+  void rows(int group, Range tokens, Results values, Results) const {
+    for (int t = tokens.begin; t < tokens.end; t++) row(group, t, values.row(t - tokens.begin));
+  }
+
+ private:
+  void row(int group, int t, float* values) const {
     const int dim = kv.head_dim, head = group - heads;
     if (head < kv.kv_heads) {
       if (const float* norm = head < 0 ? query_norm : key_norm) rms_norm(values, norm, dim, eps, values);

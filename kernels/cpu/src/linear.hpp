@@ -21,7 +21,7 @@ struct Passes {
   void run(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* panel, const Pass& pass, float* sums) {
     if constexpr (format == Format::bf16) return amx_multiply_bf16(shape, rows, x, panel, pass, tiles, sums);
     if constexpr (format == Format::int8 || format == Format::int4)
-      if (use_amx) return amx_multiply_groups<format>(shape, rows, x, panel, pass.is_first(), tiles, sums);
+      if (use_amx) return amx_multiply_groups<format>(shape, rows, x, panel, pass, tiles, sums);
     if constexpr (format != Format::bf16) multiply_panel<format>(shape, rows, x, panel, pass.is_first(), sums);
   }
   const bool use_amx;
@@ -58,12 +58,18 @@ class PanelRun {
   const int split_, count_;
 };
 
-// A row of a panel's sums, with scale and bias.
-TANDEM_INLINE void finish(const Linear& linear, int panel, const float* sums, float* out) {
+inline constexpr int kFinishedRows = 8;  // at a time, so that they are in the first cache when they are handed on
+
+// Sums of a panel [rows][32], with scale and bias.
+template <Format format>
+static void finish(const Linear& linear, int panel, int rows, const float* sums, Results out) {
   const float *scales = linear.scales() + panel * kPanel, *bias = linear.bias() + panel * kPanel;
   for (int n = 0; n < kPanel; n += kLanes) {
-    const Vec value = load(sums + n);
-    store(out + n, linear.format == Format::int8 ? value * load(scales + n) + load(bias + n) : value + load(bias + n));
+    const Vec scale = format == Format::int8 ? load(scales + n) : Vec{}, add = load(bias + n);
+    for (int m = 0; m < rows; m++) {
+      const Vec value = load(sums + m * kPanel + n);
+      store(out.row(m) + n, format == Format::int8 ? value * scale + add : value + add);
+    }
   }
 }
 
@@ -72,25 +78,28 @@ TANDEM_INLINE void finish(const Linear& linear, int panel, const float* sums, fl
 template <Format format, typename Epilogue>
 static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, int rank,
                             int size) {
-  static thread_local Lines<float> sums, row;
+  static thread_local Lines<float> memory;
   Passes<format> passes(rows);
   const int most = passes.most(), blocks = (rows + most - 1) / most;
   const Range mine = part_of(epilogue.groups() * blocks, rank, size);
   for (int item = mine.begin; item < mine.end;) {
     const int group = item / blocks;
     const PanelRun run(epilogue.spans(group));
-    sums.resize(std::max(sums.size(), static_cast<size_t>(run.count()) * most * kPanel));
-    row.resize(std::max(row.size(), static_cast<size_t>(run.count()) * kPanel));
+    const int panels = run.count(), panel_sums = most * kPanel;
+    memory.resize(std::max(memory.size(), static_cast<size_t>(panels) * kPanel * (most + kFinishedRows)));
+    float* const sums = memory.data();
+    const Results finished{sums + panels * panel_sums, panels * kPanel};
     const Range here{item % blocks, std::min(blocks, mine.end - group * blocks)};
     for (int block = here.begin; block < here.end; block++, item++) {
       const int first = block * most, count = std::min(most, rows - first);
-      for (int i = 0; i < run.count(); i++)
+      for (int i = 0; i < panels; i++)
         passes.run(linear, count, x + static_cast<size_t>(first) * linear.row_words, linear.panel(run.panel(i)),
-                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i))}, &sums[i * most * kPanel]);
-      for (int m = 0; m < count; m++) {
-        for (int i = 0; i < run.count(); i++)
-          finish(linear, run.panel(i), &sums[(i * most + m) * kPanel], &row[i * kPanel]);
-        epilogue.row(group, first + m, &row[run.first_at()], &row[run.second_at()]);
+                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i))}, sums + i * panel_sums);
+      for (int m = 0; m < count; m += kFinishedRows) {
+        const int few = std::min(kFinishedRows, count - m);
+        for (int i = 0; i < panels; i++)
+          finish<format>(linear, run.panel(i), few, sums + i * panel_sums + m * kPanel, finished.from(i * kPanel));
+        epilogue.rows(group, {first + m, first + m + few}, finished.from(run.first_at()), finished.from(run.second_at()));
       }
     }
   }
@@ -99,16 +108,8 @@ static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, c
 // This rank's part of x @ weight.T + bias; x is packed rows.
 template <typename Epilogue>
 void multiply(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, int rank, int size) {
-  switch (linear.format) {
-    case Format::f32:
-      return multiply_panels<Format::f32>(linear, x, rows, epilogue, rank, size);
-    case Format::bf16:
-      return multiply_panels<Format::bf16>(linear, x, rows, epilogue, rank, size);
-    case Format::int8:
-      return multiply_panels<Format::int8>(linear, x, rows, epilogue, rank, size);
-    case Format::int4:
-      return multiply_panels<Format::int4>(linear, x, rows, epilogue, rank, size);
-  }
+  with_format(linear.format,
+              [&](auto format) { multiply_panels<format()>(linear, x, rows, epilogue, rank, size); });
 }
 
 }  // namespace tandem

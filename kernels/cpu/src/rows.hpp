@@ -70,9 +70,10 @@ TANDEM_INLINE void narrow_to(const Geometry& shape, const float* x, int t, int r
 }
 
 // Inputs [64 g, 64 g + count) of row `t`, a whole group but at the row's end, to their place in `packed`.
-static void pack_group(const Geometry& shape, const float* x, int count, int t, int g, uint32_t* packed) {
+template <Format format>
+TANDEM_INLINE void pack_group(const Geometry& shape, const float* x, int count, int t, int g, uint32_t* packed) {
   uint32_t* row = packed + static_cast<size_t>(t) * shape.row_words;
-  if (shape.format == Format::f32) {
+  if constexpr (format == Format::f32) {
     std::memcpy(row + g * kGroup, x, sizeof(float) * count);
     return;
   }
@@ -82,15 +83,31 @@ static void pack_group(const Geometry& shape, const float* x, int count, int t, 
     std::fill(padded + count, padded + kGroup, 0.0f);
     x = padded;
   }
-  if (shape.format != Format::bf16) return quantize_to(shape, x, g, row);
+  if constexpr (format == Format::int8 || format == Format::int4) return quantize_to(shape, x, g, row);
   narrow_to(shape, x, t, 2 * g, packed);
   if (count > 32) narrow_to(shape, x + 32, t, 2 * g + 1, packed);
 }
 
+// Calls `work` with the format as a constant.
+TANDEM_INLINE void with_format(Format format, auto work) {
+  switch (format) {
+    case Format::f32:
+      return work(std::integral_constant<Format, Format::f32>{});
+    case Format::bf16:
+      return work(std::integral_constant<Format, Format::bf16>{});
+    case Format::int8:
+      return work(std::integral_constant<Format, Format::int8>{});
+    case Format::int4:
+      return work(std::integral_constant<Format, Format::int4>{});
+  }
+}
+
 // Row `t` [inputs], to its place in `packed`.
 static void pack_row(const Geometry& shape, const float* row, int t, uint32_t* packed) {
-  for (int g = 0; g < shape.groups; g++)
-    pack_group(shape, row + g * kGroup, std::min(kGroup, shape.inputs - g * kGroup), t, g, packed);
+  with_format(shape.format, [&](auto format) {
+    for (int g = 0; g < shape.groups; g++)
+      pack_group<format()>(shape, row + g * kGroup, std::min(kGroup, shape.inputs - g * kGroup), t, g, packed);
+  });
 }
 
 }  // namespace tandem

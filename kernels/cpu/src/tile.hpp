@@ -102,12 +102,9 @@ TANDEM_INLINE Vec group_weights(const uint32_t* words, int v) {
 
 // Adds a group's exact sums to the total of a row; `factor` is the scale of its activations.
 template <Format format>
-TANDEM_INLINE void add_group(float* total, VecInt exact, Vec factor, Vec weights) {
+TANDEM_INLINE Vec add_group(Vec total, VecInt exact, Vec factor, Vec weights) {
   Vec scaled = __builtin_convertvector(exact, Vec);
-  if constexpr (format == Format::int4)
-    store(total, fused(scaled * factor, weights, load(total)));
-  else
-    store(total, fused(scaled, factor, load(total)));
+  return format == Format::int4 ? fused(scaled * factor, weights, total) : fused(scaled, factor, total);
 }
 
 // The exact sums of one group.
@@ -142,8 +139,9 @@ static void multiply_groups(const Geometry& geometry, const uint32_t* x, const u
     over_tile<kRows, kVecs>(TANDEM_TILE_WORK { acc[m][v] = (VecInt)splat_bits(begin[m * row_words]); });
     multiply_group<format, kRows, kVecs, kDistance>(codes, row_words, words + at * kLanes, acc);
     over_tile<kRows, kVecs>(TANDEM_TILE_WORK {
-      add_group<format>(sums + m * kPanel + v * kLanes, whole_sum<format == Format::int4>(acc[m][v]),
-                        (Vec)splat_bits(scale[m * row_words]), group_weights<format>(words, at + v));
+      float* total = sums + m * kPanel + v * kLanes;
+      store(total, add_group<format>(load(total), whole_sum<format == Format::int4>(acc[m][v]),
+                                     (Vec)splat_bits(scale[m * row_words]), group_weights<format>(words, at + v)));
     });
   }
 }

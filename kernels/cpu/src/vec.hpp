@@ -38,7 +38,25 @@ TANDEM_INLINE Vec splat_lanes(float x, std::integer_sequence<int, I...>) {
 // Not `Vec{} + x`: a compiler that minds negative zeros adds.
 TANDEM_INLINE Vec splat(float x) { return splat_lanes(x, std::make_integer_sequence<int, kLanes>{}); }
 TANDEM_INLINE VecBits splat_bits(uint32_t x) { return VecBits{} + x; }
-TANDEM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+// a > b ? a : b, written out because GCC makes two instructions of that where `b` is a constant.
+TANDEM_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+TANDEM_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 // a * b + c, rounded once where the instruction set can. Written out, and nothing is contracted by the compiler (see
 // FLAGS in build.py): it would fuse one loop and not another, and a row's bits would depend on the batch.
 TANDEM_INLINE Vec fused(Vec a, Vec b, Vec c) {
@@ -50,6 +68,15 @@ TANDEM_INLINE Vec fused(Vec a, Vec b, Vec c) {
   return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
+#endif
+}
+// 1 / x of lanes from 1 to 1e37, to a unit in the last place.
+TANDEM_INLINE Vec inverse(Vec x) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)  // a division takes 16 cycles there
+  const Vec near = (Vec)_mm512_rcp14_ps((__m512)x);
+  return fused(near, fused(-x, near, splat(1.0f)), near);
+#else
+  return 1.0f / x;
 #endif
 }
 // sum = fused(a, b, sum), in the register where the sum is: left to itself, GCC moves sums about and spills some.
@@ -150,31 +177,32 @@ TANDEM_INLINE float largest(Vec v) {
   return over_lanes(v, [](Vec a, Vec b) __attribute__((always_inline)) { return max(a, b); })[0];
 }
 
-// e^x for x <= 88, no less than e^-87: results too small to be normal numbers cost a processor hundreds of cycles.
-// Relative error about 3e-7; exactly 1 at 0.
+// e^x for x <= 88 and 2^x for x <= 127, no less than e^-87 and 2^-125: results too small to be normal numbers cost a
+// processor hundreds of cycles. Relative error about 3e-7; exactly 1 at 0.
+inline constexpr float kLog2E = 1.44269504f;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-// 2^t, of which instructions take the integer part; what rounding t loses is kept beside it.
-TANDEM_INLINE Vec exp(Vec x) {
-  x = max(x, splat(-87.0f));
-  const Vec t = x * 1.44269504f;
-  const Vec lost = fused(x, splat(1.925963033500e-8f), fused(x, splat(1.44269504f), -t));
-  const Vec f = (Vec)_mm512_reduce_ps((__m512)t, 1) + lost;  // t - floor(t)
-  Vec p = fused(f, splat(1.8671300869e-3f), splat(9.0170302752e-3f));
-  p = fused(p, f, splat(5.5799913150e-2f));
-  p = fused(p, f, splat(2.4016445014e-1f));
-  p = fused(p, f, splat(6.9315131181e-1f));
-  p = fused(p, f, splat(1.0f));
+// 2^t, of which instructions take the integer part; `fraction` is t - floor(t).
+TANDEM_INLINE Vec scaled_exp2(Vec fraction, Vec t) {
+  Vec p = fused(fraction, splat(1.8671300869e-3f), splat(9.0170302752e-3f));
+  p = fused(p, fraction, splat(5.5799913150e-2f));
+  p = fused(p, fraction, splat(2.4016445014e-1f));
+  p = fused(p, fraction, splat(6.9315131181e-1f));
+  p = fused(p, fraction, splat(1.0f));
   return (Vec)_mm512_scalef_ps((__m512)p, (__m512)t);
 }
-#else
-// 2^n times a polynomial of the fraction.
 TANDEM_INLINE Vec exp(Vec x) {
   x = max(x, splat(-87.0f));
-  x = x < splat(88.0f) ? x : splat(88.0f);
-  Vec t = x * 1.44269504f;
-  Vec shifted = t + kRounder;
-  Vec whole = shifted - kRounder;
-  Vec f = fused(whole, splat(2.12194440e-4f), fused(whole, splat(-0.693359375f), x));
+  const Vec t = x * kLog2E;
+  const Vec lost = fused(x, splat(1.925963033500e-8f), fused(x, splat(kLog2E), -t));  // by rounding t
+  return scaled_exp2((Vec)_mm512_reduce_ps((__m512)t, 1) + lost, t);
+}
+TANDEM_INLINE Vec exp2(Vec x) {
+  x = max(x, splat(-125.0f));
+  return scaled_exp2((Vec)_mm512_reduce_ps((__m512)x, 1), x);
+}
+#else
+// e^f, of f within ln 2 / 2 of 0, times 2^n; n is in the low bits of `shifted`.
+TANDEM_INLINE Vec scaled_exp(Vec f, Vec shifted) {
   Vec p = fused(f, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
   p = fused(p, f, splat(8.3334519073e-3f));
   p = fused(p, f, splat(4.1665795894e-2f));
@@ -182,6 +210,16 @@ TANDEM_INLINE Vec exp(Vec x) {
   p = fused(p, f, splat(5.0000001201e-1f));
   p = fused(p * f, f, f) + 1.0f;
   return (Vec)((VecInt)p + ((VecInt)shifted << 23));
+}
+TANDEM_INLINE Vec exp(Vec x) {
+  x = min(max(x, splat(-87.0f)), splat(88.0f));
+  const Vec shifted = x * kLog2E + kRounder, whole = shifted - kRounder;
+  return scaled_exp(fused(whole, splat(2.12194440e-4f), fused(whole, splat(-0.693359375f), x)), shifted);
+}
+TANDEM_INLINE Vec exp2(Vec x) {
+  x = max(x, splat(-125.0f));
+  const Vec shifted = x + kRounder, whole = shifted - kRounder;
+  return scaled_exp((x - whole) * 0.693147181f, shifted);
 }
 #endif
 
@@ -191,17 +229,37 @@ TANDEM_INLINE void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
   b = __builtin_shufflevector(a, b, ((I & kSpan) ? kLanes + I : I + kSpan)...);
   a = low;
 }
-template <int kSpan>
-TANDEM_INLINE void transpose_stage(Vec* rows) {
-  for (int i = 0; i < kLanes; i++)
-    if (!(i & kSpan)) exchange<kSpan>(rows[i], rows[i + kSpan], std::make_integer_sequence<int, kLanes>{});
-}
 // A square of kLanes vectors, in place.
+template <int kSpan = 1>
 TANDEM_INLINE void transpose(Vec* rows) {
-  transpose_stage<1>(rows);
-  transpose_stage<2>(rows);
-  if constexpr (kLanes > 4) transpose_stage<(kLanes > 4 ? 4 : 1)>(rows);
-  if constexpr (kLanes > 8) transpose_stage<(kLanes > 8 ? 8 : 1)>(rows);
+  if constexpr (kSpan < kLanes) {
+    for (int i = 0; i < kLanes; i++)
+      if (!(i & kSpan)) exchange<kSpan>(rows[i], rows[i + kSpan], std::make_integer_sequence<int, kLanes>{});
+    transpose<2 * kSpan>(rows);
+  }
+}
+
+// Joins the lanes of each of kCount vectors, which are lost, as `over_lanes` does, to the bit: lane i holds the i-th's.
+template <int kCount, int kSpan = kLanes / 2, typename Join>
+TANDEM_INLINE Vec over_lanes_of(Vec* rows, Join join) {
+  constexpr auto kNumbers = std::make_integer_sequence<int, kLanes>{};
+  if constexpr (kSpan >= kCount)
+    for (int i = 0; i < kCount; i++) rows[i] = join(rows[i], swapped<kSpan>(rows[i], kNumbers));
+  else
+    for (int i = 0; i < kSpan; i++) {
+      exchange<kSpan>(rows[i], rows[i + kSpan], kNumbers);
+      rows[i] = join(rows[i], rows[i + kSpan]);
+    }
+  if constexpr (kSpan > 1) return over_lanes_of<kCount, kSpan / 2>(rows, join);
+  return rows[0];
+}
+template <int kCount>
+TANDEM_INLINE Vec sums_of(Vec* rows) {
+  return over_lanes_of<kCount>(rows, [](Vec a, Vec b) __attribute__((always_inline)) { return a + b; });
+}
+template <int kCount>
+TANDEM_INLINE Vec largest_of(Vec* rows) {
+  return over_lanes_of<kCount>(rows, [](Vec a, Vec b) __attribute__((always_inline)) { return max(a, b); });
 }
 
 }  // namespace tandem

@@ -66,40 +66,66 @@ def test_elementwise_ops_equal_reference(library, rows, width):
     assert bool((out[-1] == SENTINEL).all())
 
 
+def filled_cache(lengths, dtype, kv_heads, head_dim):
+    """Random keys and values in scattered blocks, garbage past each end; the cache of the middle one of three layers."""
+    widths = [-(-length // BLOCK) for length in lengths]
+    ids = list(range(sum(widths) + 1))
+    random.Random(0).shuffle(ids)
+    garbage, pad = (101, SCALE_BYTES) if dtype == torch.int8 else (1e4, 0)
+    cache = torch.full((len(ids), 3, 2, BLOCK, kv_heads, head_dim + pad), garbage, dtype=dtype)[:, 1]
+    tables = torch.full((len(lengths), max(widths) + 1), ids.pop(), dtype=torch.int32)
+    for row, (length, width) in enumerate(zip(lengths, widths, strict=True)):
+        tables[row, :width] = torch.tensor([ids.pop() for _ in range(width)])
+        positions = torch.arange(length)
+        keys, values = randn(2, length, kv_heads, head_dim, seed=row)
+        reference.write_kv(keys, values, cache, tables[row, positions // BLOCK].long() * BLOCK + positions % BLOCK)
+    return cache, tables
+
+
+def attend(library, query, cache, tables, starts, lengths):
+    """Attention with scale 0.3; the output has a row of sentinels more."""
+    heads, kv_heads, head_dim = query.shape[1], cache.shape[3], query.shape[2]
+    empty = torch.empty(query.shape[0], dtype=torch.int64)
+    batch = batch_of(empty, empty, tables, starts, lengths)
+    out = torch.full((query.shape[0] + 1, heads, head_dim), SENTINEL)
+    library.calls.tandem_paged_attention(
+        library.team, KV_TYPES[cache.dtype], cache.data_ptr(), cache.stride(0) * cache.element_size(), BLOCK, kv_heads,
+        head_dim, ctypes.byref(batch), query.data_ptr(), heads, 0.3, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
 @pytest.mark.parametrize("dtype", KV_DTYPES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"), [(6, 2, 64), (3, 1, 24), (4, 4, 2), (8, 1, 40), (2, 1, 130)]
 )
 def test_attention_equals_reference_and_ignores_what_lies_past_the_end(library, dtype, heads, kv_heads, head_dim):
     runs = [(1, 1), (1, 130), (17, 17), (33, 70), (1, 64), (5, 65), (1, 1030), (3, 513), (40, 530)]
-    widths = [-(-length // BLOCK) for _, length in runs]
-    ids = list(range(sum(widths) + 1))
-    random.Random(0).shuffle(ids)
-    garbage, pad = (101, SCALE_BYTES) if dtype == torch.int8 else (1e4, 0)
-    cache = torch.full((len(ids), 3, 2, BLOCK, kv_heads, head_dim + pad), garbage, dtype=dtype)[:, 1]
-    tables = torch.full((len(runs), max(widths) + 1), ids.pop(), dtype=torch.int32)
-    for row, ((_, length), width) in enumerate(zip(runs, widths, strict=True)):
-        tables[row, :width] = torch.tensor([ids.pop() for _ in range(width)])
-        for t in range(length):
-            key, value = randn(2, 1, kv_heads, head_dim, seed=t)
-            slot = torch.tensor([int(tables[row, t // BLOCK]) * BLOCK + t % BLOCK])
-            reference.write_kv(key, value, cache, slot)
+    cache, tables = filled_cache([length for _, length in runs], dtype, kv_heads, head_dim)
     starts = torch.tensor([0, *torch.tensor([q for q, _ in runs]).cumsum(0).tolist()], dtype=torch.int32)
     lengths = torch.tensor([length for _, length in runs], dtype=torch.int32)
     query = randn(int(starts[-1]), heads, head_dim)
-    empty = torch.empty(query.shape[0], dtype=torch.int64)
-    batch = batch_of(empty, empty, tables, starts, lengths)
-    out = torch.full((query.shape[0] + 1, heads, head_dim), SENTINEL)
-    library.calls.tandem_paged_attention(
-        library.team, KV_TYPES[dtype], cache.data_ptr(), cache.stride(0) * cache.element_size(), BLOCK, kv_heads,
-        head_dim, ctypes.byref(batch), query.data_ptr(), heads, 0.3, out.data_ptr(),
-    )  # fmt: skip
+    out = attend(library, query, cache, tables, starts, lengths)
     expected = reference.paged_attention(
         query, cache, tables, starts, lengths, scale=0.3, max_query_len=40, max_seq_len=1030
     )
     # The instruction sets that multiply pairs of bfloat16 round queries and weights to it.
     assert_near(out[:-1], expected, torch.float32 if dtype == torch.float32 else torch.bfloat16)
     assert bool((out[-1] == SENTINEL).all())
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (40, 20), (21, 7)])
+def test_heads_taken_together_have_the_bits_of_heads_alone(library, dtype, heads, kv_heads):
+    """Many short runs let a thread take a sequence's heads at once, as many as fit; a few do not."""
+    lengths = torch.tensor([1 + 71 * i for i in range(24)], dtype=torch.int32)
+    cache, tables = filled_cache(lengths.tolist(), dtype, kv_heads, 40)
+    query = randn(len(lengths), heads, 40)
+    out = attend(library, query, cache, tables, torch.arange(len(lengths) + 1, dtype=torch.int32), lengths)
+    for i in range(len(lengths)):
+        one = slice(i, i + 1)
+        alone = attend(library, query[one], cache, tables[one], torch.arange(2, dtype=torch.int32), lengths[one])
+        assert alone[:-1].equal(out[one])
 
 
 # hidden, heads, kv_heads, head_dim, intermediate: heads and halves of the feed-forward that are parts of a panel of 32
