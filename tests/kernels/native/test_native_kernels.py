@@ -67,7 +67,7 @@ def test_elementwise_ops_equal_reference(library, rows, width):
 
 
 def filled_cache(lengths, dtype, kv_heads, head_dim):
-    """Random keys and values in scattered blocks, garbage past each end; the cache of the middle one of three layers."""
+    """Random keys and values in scattered blocks, garbage past each end; of three layers the middle one."""
     widths = [-(-length // BLOCK) for length in lengths]
     ids = list(range(sum(widths) + 1))
     random.Random(0).shuffle(ids)
