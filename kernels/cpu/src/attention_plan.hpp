@@ -81,7 +81,7 @@ class AttentionPlan {
   }
 
   static int run_tokens(int group) { return kTileRows / group > 0 ? kTileRows / group : 1; }
-  // Rows that items take, heads of joined ones counted as kLanes.
+  // The most rows that an item takes, a head of joined ones as many as kLanes.
   static int most_rows(int group) { return std::max(kTileRows, run_tokens(group) * group); }
 
   bool is_split(int seq) const { return first_row_[seq] >= 0; }

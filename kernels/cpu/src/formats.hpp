@@ -39,6 +39,20 @@ inline constexpr int kBf16Words = 2;
 enum class Type : int { f32 = 0, bf16 = 1 };  // of the embedding
 enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
 
+// Calls `work` with the format as a constant.
+TANDEM_INLINE void with_format(Format format, auto work) {
+  switch (format) {
+    case Format::f32:
+      return work(std::integral_constant<Format, Format::f32>{});
+    case Format::bf16:
+      return work(std::integral_constant<Format, Format::bf16>{});
+    case Format::int8:
+      return work(std::integral_constant<Format, Format::int8>{});
+    case Format::int4:
+      return work(std::integral_constant<Format, Format::int4>{});
+  }
+}
+
 struct Geometry {
   Format format;
   int outputs, inputs;

@@ -88,20 +88,6 @@ TANDEM_INLINE void pack_group(const Geometry& shape, const float* x, int count, 
   if (count > 32) narrow_to(shape, x + 32, t, 2 * g + 1, packed);
 }
 
-// Calls `work` with the format as a constant.
-TANDEM_INLINE void with_format(Format format, auto work) {
-  switch (format) {
-    case Format::f32:
-      return work(std::integral_constant<Format, Format::f32>{});
-    case Format::bf16:
-      return work(std::integral_constant<Format, Format::bf16>{});
-    case Format::int8:
-      return work(std::integral_constant<Format, Format::int8>{});
-    case Format::int4:
-      return work(std::integral_constant<Format, Format::int4>{});
-  }
-}
-
 // Row `t` [inputs], to its place in `packed`.
 static void pack_row(const Geometry& shape, const float* row, int t, uint32_t* packed) {
   with_format(shape.format, [&](auto format) {
