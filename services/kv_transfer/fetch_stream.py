@@ -12,7 +12,6 @@ An open call is a grant as well: while it stands the blocks come over UCX.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -75,26 +74,9 @@ class OpenFetch(OpenCall[pb.FetchReply]):
             self._receiving.cancel()
 
 
-class FetchStream:
-    """The puller's end of one stream, opened at once; whoever made it closes it, before its channel."""
+class FetchStream(CallStream[pb.FetchRequest, pb.FetchAsk, pb.FetchAnswer, OpenFetch]):
+    """The puller's end; its calls are fetches."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(rpc.KvFetchStub(channel).Fetches(), pb.FetchAsk, OpenFetch, server="the holder")
         self.channel = channel
-        self._calls = CallStream(rpc.KvFetchStub(channel).Fetches(), pb.FetchAsk, OpenFetch, server="the holder")
-
-    @property
-    def is_over(self) -> bool:
-        """It ended; whoever wants to fetch needs another."""
-        return self._calls.is_over
-
-    def fetch(self, request: pb.FetchRequest) -> contextlib.AbstractAsyncContextManager[OpenFetch]:
-        """Asks the holder; leaving the context with an exception gives the fetch up."""
-        return self._calls.call(request)
-
-    def retire(self) -> None:
-        """No more fetches come; ends after the last one."""
-        self._calls.retire()
-
-    def close(self) -> None:
-        """Ends the stream, and every fetch on it."""
-        self._calls.close()

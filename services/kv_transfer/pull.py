@@ -166,7 +166,7 @@ class Puller:
             requester=self._worker_id,
             block_hashes=b"".join(job.block_hashes[stripe.start : stripe.stop]),
         )
-        async with self._peers.stream(holder).fetch(request) as fetch:
+        async with self._peers.stream(holder).call(request) as fetch:
             granted = await fetch.first_reply()
             available = [stripe[i] for i in _checked_indices(granted, len(stripe), attachment.block_bytes)]
             outcome.missing += len(stripe) - len(available)

@@ -75,7 +75,7 @@ async def until(condition):
 
 
 async def fetch(stream, name, receive=None):
-    async with stream.fetch(pb.FetchRequest(session_id=name)) as one:
+    async with stream.call(pb.FetchRequest(session_id=name)) as one:
         reply = await one.first_reply()
         return reply.ucx_host if receive is None else await one.while_granted(receive)
 
