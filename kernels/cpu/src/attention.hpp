@@ -18,11 +18,15 @@ struct ItemRows {
   ItemRows(const AttentionItem& item, int group_in)
       : heads(item.heads), group(group_in), count(item.tokens * group_in), pitch((count + kLanes - 1) / kLanes * kLanes) {}
 
-  // Calls `work` with (head of the item, token of the item, query head of the head's group, row).
+  // Calls `work` with (token, query head, row), tokens and query heads counted from the item's first.
   void over(auto work) const {
     for (int head = 0; head < heads; head++)
-      for (int row = 0, token = 0; row < count; token++)
-        for (int member = 0; member < group; member++, row++) work(head, token, member, head * pitch + row);
+      over_head([&](int token, int member, int row) { work(token, head * group + member, head * pitch + row); });
+  }
+  // The same for the first head.
+  void over_head(auto work) const {
+    for (int row = 0, token = 0; row < count; token++)
+      for (int member = 0; member < group; member++, row++) work(token, member, row);
   }
 };
 
@@ -42,9 +46,8 @@ static void attend_split(const KvLayer& kv, const int32_t* table, int head, cons
     TileRows& upcoming = s.tiles[s.turn ^= 1];
     if (next < end) upcoming.find(kv, table, head, rows.heads, next, std::min(end - next, kTileKeys));
     Ahead ahead(next < end ? upcoming : s.after);
-    for (int row = 0, token = 0; row < rows.count; token++)
-      for (int member = 0; member < rows.group; member++, row++)
-        s.visible[row] = std::min(position + token + 1 - first, tile.count);
+    rows.over_head(
+        [&](int token, int, int row) { s.visible[row] = std::min(position + token + 1 - first, tile.count); });
     for (int h = 0; h < rows.heads; h++) {
       load_tile<type>(tile, h, rows.heads, kv.head_dim, s, ahead);
       products.score(h * rows.pitch, tile.count);
@@ -84,7 +87,7 @@ static void attend(const KvLayer& kv, const Batch& batch, const AttentionItem& i
       s.all_total.swap(s.total);
       continue;
     }
-    rows.over([&](int, int token, int, int row) {
+    rows.over([&](int token, int, int row) {
       if (position + token >= first)
         fold(&s.all_out[static_cast<size_t>(row) * s.dim], &s.all_peak[row], &s.all_total[row],
              &s.out[static_cast<size_t>(row) * s.dim], s.peak[row], s.total[row], s.dim);
@@ -115,12 +118,12 @@ static void paged_attention(const KvLayer& kv, const Batch& batch, AttentionPlan
     find_first(kv, batch, item, s.tiles[s.turn]);
     find_first(kv, batch, later, s.after);
     const ItemRows rows(*item, group);
-    const auto place = [&](int head, int token, int member) {  // of a row in query and out, in heads
-      return int64_t{item->token + token} * heads + (item->head + head) * group + member;
+    const int first_head = item->head * group;
+    const auto place = [&](int token, int head) {  // of a row in query and out
+      return (int64_t{item->token + token} * heads + first_head + head) * head_dim;
     };
-    rows.over([&](int head, int token, int member, int row) {
-      load_query(query + place(head, token, member) * head_dim, head_dim, scale, paired, s.dim,
-                 &s.query[static_cast<size_t>(row) * s.dim]);
+    rows.over([&](int token, int head, int row) {
+      load_query(query + place(token, head), head_dim, scale, paired, s.dim, &s.query[static_cast<size_t>(row) * s.dim]);
     });
     if (kv.type == KvType::f32)
       attend<KvType::f32>(kv, batch, *item, rows, s);
@@ -128,12 +131,10 @@ static void paged_attention(const KvLayer& kv, const Batch& batch, AttentionPlan
       attend<KvType::bf16>(kv, batch, *item, rows, s);
     else
       attend<KvType::i8>(kv, batch, *item, rows, s);
-    rows.over([&](int head, int token, int member, int row) {
+    rows.over([&](int token, int head, int row) {
       const float* from = &s.all_out[static_cast<size_t>(row) * s.dim];
-      const int query_head = (item->head + head) * group + member;
-      if (item->split < 0)
-        return normalise_row(from, s.all_total[row], head_dim, out + place(head, token, member) * head_dim);
-      float* to = plan.partial(batch, item->sequence, item->split, item->token + token, query_head);
+      if (item->split < 0) return normalise_row(from, s.all_total[row], head_dim, out + place(token, head));
+      float* to = plan.partial(batch, item->sequence, item->split, item->token + token, first_head + head);
       std::memcpy(to, from, sizeof(float) * s.dim);
       to[s.dim] = s.all_peak[row];
       to[s.dim + 1] = s.all_total[row];

@@ -98,16 +98,19 @@ struct AttentionScratch {
 
 TANDEM_INLINE uint32_t* words(Lines<float>& floats) { return reinterpret_cast<uint32_t*>(floats.data()); }
 
-// A vector of a row from element `d` on, zeros past its end: float32, or words of bfloat16 pairs.
 template <KvType type>
-inline constexpr int kElements = type == KvType::bf16 ? 2 * kLanes : kLanes;  // of such a vector
+inline constexpr int kElements = type == KvType::bf16 ? 2 * kLanes : kLanes;  // of a vector of `load_words`
+// A vector of a row from element `d` on, zeros past its end: float32, or words of bfloat16 pairs.
 template <KvType type>
 TANDEM_INLINE Vec load_words(const uint8_t* row, int d, int head_dim) {
   const int rest = std::min(head_dim - d, kElements<type>);
   if constexpr (type == KvType::i8) {
     typedef int8_t Bytes __attribute__((vector_size(kLanes)));
     Bytes codes{};
-    if (rest > 0) std::memcpy(&codes, row + d, rest == kLanes ? kLanes : rest);
+    if (rest == kLanes)  // of a size that the compiler knows
+      std::memcpy(&codes, row + d, kLanes);
+    else if (rest > 0)
+      std::memcpy(&codes, row + d, rest);
     return __builtin_convertvector(__builtin_convertvector(codes, VecInt), Vec) * row_scale(row, head_dim);
   } else {
     constexpr int kBytes = sizeof(Vec) / kElements<type>;
