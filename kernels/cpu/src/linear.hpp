@@ -59,6 +59,16 @@ class PanelRun {
 };
 
 inline constexpr int kFinishedRows = 8;  // at a time, so that they are in the first cache when they are handed on
+inline constexpr int kBlocksToKeep = 4;
+
+// The rows that a rank multiplies: its own, by all outputs, where it has several blocks of them, else all. Its own are
+// those of the phases before and after, and what they leave stays in a core's caches: a prompt of 512 tokens takes 0.90 to
+// 0.94 of the time (Xeon, 2 cores, six runs), though every core reads all weights.
+inline Range rows_of(int rows, int block, int rank, int size) {
+  if (rows < kBlocksToKeep * block * size) return {0, rows};
+  const Range tiles = part_of((rows + kAmxRows - 1) / kAmxRows, rank, size);
+  return {tiles.begin * kAmxRows, std::min(tiles.end * kAmxRows, rows)};
+}
 
 // Sums of a panel [rows][32], with scale and bias.
 template <Format format>
@@ -74,31 +84,34 @@ static void finish(const Linear& linear, int panel, int rows, const float* sums,
 }
 
 // A rank's part of all groups of an epilogue for all blocks of rows: a block passes over a group's panels, and its results
-// are handed on. Blocks of one group may fall to two ranks, so that few groups burden many ranks alike.
+// are handed on. Where ranks share the rows, blocks of one group may fall to two of them, so that few groups burden many
+// ranks alike.
 template <Format format, typename Epilogue>
 static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, int rank,
                             int size) {
-  static thread_local Lines<float> memory;
+  static thread_local Lines<float> sums, results;
   Passes<format> passes(rows);
-  const int most = passes.most(), blocks = (rows + most - 1) / most;
-  const Range mine = part_of(epilogue.groups() * blocks, rank, size);
-  for (int item = mine.begin; item < mine.end;) {
-    const int group = item / blocks;
+  const int most = passes.most(), panel_sums = most * kPanel;
+  const Range own = rows_of(rows, most, rank, size);
+  const bool is_shared = own.end - own.begin == rows;
+  const int blocks = (own.end - own.begin + most - 1) / most, all = epilogue.groups() * blocks;
+  const Range mine = is_shared ? part_of(all, rank, size) : Range{0, all};
+  for (int group = mine.begin / blocks; group * blocks < mine.end; group++) {
     const PanelRun run(epilogue.spans(group));
-    const int panels = run.count(), panel_sums = most * kPanel;
-    memory.resize(std::max(memory.size(), static_cast<size_t>(panels) * kPanel * (most + kFinishedRows)));
-    float* const sums = memory.data();
-    const Results finished{sums + panels * panel_sums, panels * kPanel};
-    const Range here{item % blocks, std::min(blocks, mine.end - group * blocks)};
-    for (int block = here.begin; block < here.end; block++, item++) {
-      const int first = block * most, count = std::min(most, rows - first);
+    const int panels = run.count();
+    sums.resize(std::max(sums.size(), static_cast<size_t>(panels) * panel_sums));
+    results.resize(std::max(results.size(), static_cast<size_t>(panels) * kPanel * kFinishedRows));
+    const Results finished{results.data(), panels * kPanel};
+    const Range here{std::max(mine.begin - group * blocks, 0), std::min(mine.end - group * blocks, blocks)};
+    for (int block = here.begin; block < here.end; block++) {
+      const int first = own.begin + block * most, count = std::min(most, own.end - first);
       for (int i = 0; i < panels; i++)
         passes.run(linear, count, x + static_cast<size_t>(first) * linear.row_words, linear.panel(run.panel(i)),
-                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i))}, sums + i * panel_sums);
+                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i))}, &sums[i * panel_sums]);
       for (int m = 0; m < count; m += kFinishedRows) {
         const int few = std::min(kFinishedRows, count - m);
         for (int i = 0; i < panels; i++)
-          finish<format>(linear, run.panel(i), few, sums + i * panel_sums + m * kPanel, finished.from(i * kPanel));
+          finish<format>(linear, run.panel(i), few, &sums[i * panel_sums + m * kPanel], finished.from(i * kPanel));
         epilogue.rows(group, {first + m, first + m + few}, finished.from(run.first_at()), finished.from(run.second_at()));
       }
     }

@@ -55,6 +55,17 @@ def test_linear_equals_reference_and_a_row_does_not_depend_on_its_batch(library,
     assert bool((out[3:] == SENTINEL).all())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows_are_kept_by_their_threads_to_the_bit(library, dtype):
+    weight, x = randn(70, 129, dtype=dtype, seed=1), randn(1189, 129, seed=3)  # several blocks of rows for each of three
+    whole = native_linear(Library(library.isa, 1), Quantization.NONE, weight, None).multiply(x)
+    assert_near(whole / 129**0.5, F.linear(x.to(dtype).float(), weight.float()) / 129**0.5, dtype)
+    for num_threads in (2, 3):
+        linear = native_linear(Library(library.isa, num_threads), Quantization.NONE, weight, None)
+        for rows in (257, 770, 1189):
+            assert linear.multiply(x[:rows]).equal(whole[:rows])
+
+
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 64), (7, 100), (33, 17)])
 def test_elementwise_ops_equal_reference(library, rows, width):
     x, weight, wide = randn(rows, width), randn(width, seed=1), randn(rows, 2 * width, seed=2) * 4
