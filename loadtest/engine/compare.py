@@ -5,7 +5,7 @@
 
 Every contestant has a process of its own and sleeps while another is measured; rounds are interleaved, medians printed.
 What is in the JSON file already and is not measured anew stays, so a long comparison can be run in pieces, as
-`loadtest.engine.bench` does.
+`loadtest.engine.bench` does; a run that is cut off leaves there what it measured.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def contestants(names: tuple[str, ...], directory: Path, threads: int) -> Iterat
 
 def measure(
     remotes: list[Remote], rounds: int, tasks: list[str], context: int, console: Console
-) -> dict[str, dict[str, float]]:
-    """Median seconds by task and contestant."""
+) -> Iterator[dict[str, dict[str, float]]]:
+    """Median seconds by task and contestant; after each task, of those so far."""
     table: dict[str, dict[str, float]] = {}
     for task in tasks:
         what = TASKS[task] | ({"context": context} if TASKS[task]["do"] == "decode" else {})
@@ -76,13 +76,13 @@ def measure(
                     samples[remote.name].append(seconds)
         table[task] = {name: statistics.median(values) for name, values in samples.items()}
         console.print(task, {name: f"{1e3 * value:.1f} ms" for name, value in table[task].items()})
-    return table
+        yield table
 
 
 def measure_workload(
     remotes: list[Remote], rounds: int, ways: list[str], num_requests: int, one_by_one: int, console: Console
-) -> dict[str, float]:
-    """Median seconds of the first `num_requests` of the workload by contestant and way.
+) -> Iterator[dict[str, float]]:
+    """Median seconds of the first `num_requests` of the workload by contestant and way; after each, of those so far.
 
     One by one only the first `one_by_one` requests are run, and the rest counted like them, by tokens.
     """
@@ -95,9 +95,7 @@ def measure_workload(
                 seconds = remote.run(do="workload", count=count, how=how) * share_of_tokens(num_requests, count)
                 samples.setdefault(key, []).append(seconds)
                 console.print(f"{key}: {seconds:.1f} s")
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    console.print("workload", {name: f"{value:.1f} s" for name, value in medians.items()})
-    return medians
+                yield {name: statistics.median(values) for name, values in samples.items()}
 
 
 def share_of_tokens(num_requests: int, count: int) -> float:
@@ -136,30 +134,32 @@ def main() -> None:
         for group in options.groups:
             if group == SIXTEEN_BITS:
                 group = "bfloat16" if multiplies_bfloat16() else "wide"
-            measured[f"{shape}, {group}"] = measure_group(shape, group, options, console)
-            if options.json:
-                report.add(options.json, measured)
+            for so_far in measure_group(shape, group, options, console):
+                measured[f"{shape}, {group}"] = so_far
+                if options.json:
+                    report.add(options.json, measured)
 
 
-def measure_group(shape: str, group: str, options: argparse.Namespace, console: Console) -> dict[str, object]:
-    """What the report says of one group, printed too."""
+def measure_group(shape: str, group: str, options: argparse.Namespace, console: Console) -> Iterator[dict[str, object]]:
+    """What the report says of one group, as it grows; printed when it is whole."""
     directory = checkpoint(shape, options.cache)
     weight_bytes = (directory / "model.safetensors").stat().st_size
     names = tuple(name for name in GROUPS[group] if not {name, name.split(":")[0]} & set(options.without))
     roof = read_roof_bytes_per_s(options.threads)
+    result: dict[str, object] = {"read_roof_gb_per_s": roof / 1e9, "bfloat16_weight_bytes": weight_bytes}
+    times: dict[str, dict[str, float]] = {}
+    workload: dict[str, float] = {}
     with contestants(names, directory, options.threads) as remotes:
-        times = measure(remotes, options.rounds, options.tasks, options.context, console)
-        workload = measure_workload(
+        for times in measure(remotes, options.rounds, options.tasks, options.context, console):
+            yield (result := result | {"context": options.context, "seconds": times})
+        for workload in measure_workload(
             remotes, options.workload_rounds, options.ways, options.requests, options.one_by_one, console
-        )
+        ):
+            yield (result := result | {"workload_requests": options.requests, "workload_seconds": workload})
     print_group(console, f"{shape}, {group}", names, times, workload)
     if names[0] == "tandem:bfloat16" and "decode 1" in times:
         share = weight_bytes / roof / times["decode 1"][names[0]]
         console.print(f"read roof {roof / 1e9:.1f} GB/s; Tandem's decode 1 at {share:.2f} of it")
-    result: dict[str, object] = {"read_roof_gb_per_s": roof / 1e9, "bfloat16_weight_bytes": weight_bytes}
-    result |= {"context": options.context, "seconds": times} if times else {}
-    result |= {"workload_requests": options.requests, "workload_seconds": workload} if workload else {}
-    return result
 
 
 def print_group(

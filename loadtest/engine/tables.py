@@ -37,7 +37,7 @@ def markdown(report: Report) -> str:
 def share_of_roof(part: Report) -> float | None:
     """How near bfloat16 decoding at batch 1 comes to reading each weight once at the roof."""
     seconds = part.get("seconds", {}).get("decode 1", {}).get("tandem:bfloat16")
-    if seconds is None:
+    if seconds is None or "read_roof_gb_per_s" not in part:
         return None
     return float(part["bfloat16_weight_bytes"] / part["read_roof_gb_per_s"] / 1e9 / seconds)
 

@@ -57,7 +57,8 @@ def test_linear_equals_reference_and_a_row_does_not_depend_on_its_batch(library,
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_rows_are_kept_by_their_threads_to_the_bit(library, dtype):
-    weight, x = randn(70, 129, dtype=dtype, seed=1), randn(1189, 129, seed=3)  # several blocks of rows for each of three
+    """1,189 rows are several blocks for each of three threads."""
+    weight, x = randn(70, 129, dtype=dtype, seed=1), randn(1189, 129, seed=3)
     whole = native_linear(Library(library.isa, 1), Quantization.NONE, weight, None).multiply(x)
     assert_near(whole / 129**0.5, F.linear(x.to(dtype).float(), weight.float()) / 129**0.5, dtype)
     for num_threads in (2, 3):
