@@ -22,7 +22,7 @@ struct Passes {
     if constexpr (format == Format::bf16) return amx_multiply_bf16(shape, rows, x, panel, pass, tiles, sums);
     if constexpr (format == Format::int8 || format == Format::int4)
       if (use_amx) return amx_multiply_groups<format>(shape, rows, x, panel, pass, tiles, sums);
-    if constexpr (format != Format::bf16) multiply_panel<format>(shape, rows, x, panel, pass.is_first(), sums);
+    if constexpr (format != Format::bf16) multiply_panel<format>(shape, rows, x, panel, pass, sums);
   }
   const bool use_amx;
   AmxTiles tiles;
@@ -30,7 +30,7 @@ struct Passes {
   explicit Passes(int) {}
   static constexpr int most() { return kBlockRows; }
   void run(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* panel, const Pass& pass, float* sums) {
-    multiply_panel<format>(shape, rows, x, panel, pass.is_first(), sums);
+    multiply_panel<format>(shape, rows, x, panel, pass, sums);
   }
 #endif
 };
@@ -107,7 +107,9 @@ static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, c
       const int first = own.begin + block * most, count = std::min(most, own.end - first);
       for (int i = 0; i < panels; i++)
         passes.run(linear, count, x + static_cast<size_t>(first) * linear.row_words, linear.panel(run.panel(i)),
-                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i))}, &sums[i * panel_sums]);
+                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i)),
+                    linear.panel(i + 1 < panels ? run.panel(i + 1) : run.later(0))},
+                   &sums[i * panel_sums]);
       for (int m = 0; m < count; m += kFinishedRows) {
         const int few = std::min(kFinishedRows, count - m);
         for (int i = 0; i < panels; i++)
