@@ -48,14 +48,23 @@ TANDEM_INLINE float uniform(uint64_t key, int64_t token) {
 
 TANDEM_INLINE float gumbel(uint64_t key, int64_t token) { return -std::log(-std::log1p(-uniform(key, token))); }
 
+// The first of the largest, 0 if nothing is more than -infinity. Only the block that holds it is searched one by one.
 TANDEM_INLINE int64_t largest_index(const float* x, int64_t count) {
-  Vec top = splat(-INFINITY);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) top = max(top, load(x + i));
-  float peak = largest(top);
-  for (; i < count; i++) peak = x[i] > peak ? x[i] : peak;
-  for (i = 0; i < count && x[i] != peak; i++) continue;
-  return i < count ? i : 0;
+  constexpr int64_t kBlock = 1024;
+  float peak = -INFINITY;
+  int64_t at = 0;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t end = std::min(first + kBlock, count);
+    Vec top = splat(-INFINITY);
+    int64_t i = first;
+    for (; i + kLanes <= end; i += kLanes) top = max(top, load(x + i));
+    float highest = largest(top);
+    for (; i < end; i++) highest = x[i] > highest ? x[i] : highest;
+    if (highest > peak) peak = highest, at = first;
+  }
+  for (int64_t i = at; i < count; i++)
+    if (x[i] == peak) return i;
+  return 0;
 }
 
 struct Candidate {
