@@ -46,34 +46,41 @@ constexpr int tile_vecs(int rows) {
 inline constexpr int kBlockUnits = 128;
 inline constexpr int kBlockGroups = kBlockUnits / kGroupUnits;
 inline constexpr int kBlockRows = 96;  // share a pass over a panel
-// Up to so many rows take float32 and bfloat16 in short blocks. In AVX2 8 rows of bfloat16 take 0.88 of the time that they
-// take in long ones, 16 rows 0.96, 32 rows 1.02; in AVX-512 32 rows 1.09 (Zen 4).
+// Up to so many rows take float32 and bfloat16 in short blocks. In AVX2 8 rows of bfloat16 take 0.88 of the time that
+// they take in long ones, 16 rows 0.96, 32 rows 1.02; in AVX-512 32 rows 1.09 (Zen 4).
 #if defined(__AVX2__) && !defined(__AVX512F__)
 inline constexpr int kShortBlockRows = 24;
 #else
 inline constexpr int kShortBlockRows = 0;
 #endif
 inline constexpr int kShortBlockUnits = 32;
-// How far ahead few rows fetch. What the processor foresees by itself ends with a page of 4 KiB: on a Zen 3, asking a
-// whole page ahead reads slower than not asking (13 to 17 GB/s of one core's 17 to 21), 1 KiB ahead near the roof.
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-inline constexpr int kNearWords = 1024;
+// Words that few rows fetch ahead. What the processor foresees by itself ends with a page of 4 KiB: on a Zen 3, asking a
+// whole page ahead reads slower than not asking (13 to 17 GB/s of one core's 17 to 21), 1 KiB ahead near the roof. In
+// AVX-512 on a Zen 4 it is the same from 512 bytes to 8 KiB, but for int4's short panels: up to two rows 0.93 to 0.95 of
+// the time, eight 1.04. Processors with AMX were measured with a page only.
+template <Format format>
+constexpr int near_words(int rows) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && !defined(__AMX_INT8__)
+  return format == Format::int4 && rows <= 4 ? 256 : 1024;
+#elif defined(__AVX512F__) && defined(__AVX512BW__)
+  return 1024;
 #else
-inline constexpr int kNearWords = 256;
+  return 256;
 #endif
+}
 
-// What a pass over units asks for: nothing, what it comes to itself a little later, or the block that comes next, of which
-// other passes ask for the rest.
+// What a pass over units asks for: nothing, what it comes to itself a little later, or the block that comes next, of
+// which other passes ask for the rest.
 enum class Fetch { none, near, share };
 // Of the block that comes next: where a share begins, and the words from one turn's line to that of the next.
 struct Share {
   const uint32_t* at;
   int step;
 };
-template <Fetch kFetch, int kVecs>
+template <Fetch kFetch, int kVecs, int kNear>
 TANDEM_INLINE void prefetch_unit(const uint32_t* words, Share& share) {
   if constexpr (kFetch == Fetch::near)
-    for (int line = 0; line < kVecs * kLanes; line += 16) __builtin_prefetch(words + kNearWords + line);
+    for (int line = 0; line < kVecs * kLanes; line += 16) __builtin_prefetch(words + kNear + line);
   if constexpr (kFetch == Fetch::share) {
     __builtin_prefetch(share.at);
     share.at += share.step;
@@ -94,7 +101,7 @@ static void multiply_units(const uint32_t* x, size_t row_words, const uint32_t* 
   Vec acc[kRows][kVecs];
   over_tile<kRows, kVecs>(TANDEM_TILE_WORK { acc[m][v] = load(sums + m * kPanel + v * kLanes); });
   for (int u = 0; u < units; u++, words += kPanel, x += kUnitWords<format>) {
-    prefetch_unit<kFetch, kVecs>(words, share);
+    prefetch_unit<kFetch, kVecs, near_words<format>(kRows)>(words, share);
     multiply_part<format, 0>(x, row_words, words, acc);
     if constexpr (kUnitWords<format> == 2) multiply_part<format, 1>(x, row_words, words, acc);
   }
@@ -128,7 +135,7 @@ TANDEM_INLINE void multiply_group(const uint32_t* x, size_t row_words, const uin
                                   VecInt (&acc)[kRows][kVecs]) {
   constexpr bool is_int8 = format == Format::int8;
   for (int u = 0; u < kTurns<format>; u++, words += kPanel, x++) {
-    prefetch_unit<kFetch, kVecs>(words, share);
+    prefetch_unit<kFetch, kVecs, near_words<format>(kRows)>(words, share);
     over_tile<kRows, kVecs>(TANDEM_TILE_WORK {
       VecBits weight = load_bits(words + v * kLanes);
       dot_bytes<!is_int8>(acc[m][v], is_int8 ? weight : weight & 0x0f0f0f0fu, x[m * row_words]);
@@ -149,7 +156,8 @@ static void multiply_groups(const Geometry& geometry, const uint32_t* x, const u
   const uint32_t *codes = x + first * kGroupUnits, *scale = x + geometry.units + first, *begin = scale + geometry.groups;
   sums += at * kLanes;
   for (int g = first; g < end; g++, words += kGroupWords<format>, codes += kGroupUnits, scale++, begin++) {
-    if constexpr (format == Format::int4 && kFetch == Fetch::near) __builtin_prefetch(words + kInt4Words + kNearWords);
+    if constexpr (format == Format::int4 && kFetch == Fetch::near)
+      __builtin_prefetch(words + kInt4Words + near_words<format>(kRows));
     VecInt acc[kRows][kVecs];
     over_tile<kRows, kVecs>(TANDEM_TILE_WORK { acc[m][v] = (VecInt)splat_bits(begin[m * row_words]); });
     multiply_group<format, kRows, kVecs, kFetch>(codes, row_words, words + at * kLanes, share, acc);
@@ -163,8 +171,8 @@ static void multiply_groups(const Geometry& geometry, const uint32_t* x, const u
 
 // A block of a panel for kRows rows; its units or groups are [first, end). `share` is the tile's, of all its passes.
 template <Format format, int kRows, Fetch kFetch>
-static void multiply_tile(const Geometry& shape, const uint32_t* x, const uint32_t* words, int first, int end, Share share,
-                          float* sums) {
+static void multiply_tile(const Geometry& shape, const uint32_t* x, const uint32_t* words, int first, int end,
+                          Share share, float* sums) {
   constexpr int kVecs = tile_vecs<format>(kRows), kPasses = kPanelVecs / kVecs;
   constexpr bool is_grouped = format == Format::int8 || format == Format::int4;
   share.step = (share.step + kPasses - 1) / kPasses;
