@@ -123,6 +123,7 @@ static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, c
 // This rank's part of x @ weight.T + bias; x is packed rows.
 template <typename Epilogue>
 void multiply(const Linear& linear, const uint32_t* x, int rows, const Epilogue& epilogue, int rank, int size) {
+  if (rows == 0) return;
   with_format(linear.format,
               [&](auto format) { multiply_panels<format()>(linear, x, rows, epilogue, rank, size); });
 }

@@ -47,7 +47,7 @@ def test_linear_equals_reference_and_a_row_does_not_depend_on_its_batch(library,
     x = randn(203, inputs, seed=3).to(dtype).float()
     whole = linear.multiply(x)
     assert_near(whole, F.linear(x, weight.float(), None if bias is None else bias.float()))
-    for begin, end in [(0, 1), (1, 3), (3, 6), (2, 6), (1, 6), (5, 22), (3, 67), (100, 203)]:
+    for begin, end in [(0, 0), (0, 1), (1, 3), (3, 6), (2, 6), (1, 6), (5, 22), (3, 67), (100, 203)]:
         assert linear.multiply(x[begin:end]).equal(whole[begin:end])
     out = torch.full((5, outputs), SENTINEL)
     library.calls.tandem_multiply(library.team, linear.handle, x.data_ptr(), None, 0.0, 3, out.data_ptr())
