@@ -30,6 +30,9 @@ _TRANSPORT_ERRORS: dict[grpc.StatusCode, type[TandemError]] = {
     grpc.StatusCode.UNAVAILABLE: WorkerLost,
 }
 
+# What grpc.aio makes of the status if a message is sent while the call ends: how it ended is lost.
+_ENDED_UNDER_A_WRITE = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+
 
 async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: TandemError) -> NoReturn:
     """Ends the call with `error`; never returns."""
@@ -44,8 +47,9 @@ async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: TandemE
 def error_from_rpc(exc: grpc.aio.AioRpcError) -> TandemError:
     """The error that the servicer raised, or what a failure of the transport means.
 
-    A connection that cannot be made or broke is `WorkerLost`, a deadline `RequestTimeout`, an end by the server's
-    cancellation `Cancelled`; any other status without a code of ours is a defect: `InternalError`.
+    A connection that cannot be made or broke is `WorkerLost`, and so is a call that ended while a message was sent; a
+    deadline is `RequestTimeout`, an end by the server's cancellation `Cancelled`. Any other status without a code of
+    ours is a defect: `InternalError`.
     """
     metadata = {str(key): value for key, value in exc.trailing_metadata() or ()}
     message = exc.details() or exc.code().name
@@ -55,6 +59,8 @@ def error_from_rpc(exc: grpc.aio.AioRpcError) -> TandemError:
         param = metadata.get(PARAM_KEY)
         error.param = None if param is None else str(param)
         return error
+    if (exc.code(), exc.details()) == _ENDED_UNDER_A_WRITE:
+        return WorkerLost("the call ended while a message was sent")
     cls = _TRANSPORT_ERRORS.get(exc.code())
     return InternalError(f"{exc.code().name}: {message}") if cls is None else cls(message)
 

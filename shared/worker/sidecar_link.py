@@ -233,6 +233,8 @@ class SidecarLink:
                 )
         except grpc.aio.AioRpcError as exc:
             log.warning("publish_ended", status=exc.code().name)
+        except asyncio.InvalidStateError:
+            log.warning("publish_ended", status="before a write")
         finally:
             call.cancel()
 

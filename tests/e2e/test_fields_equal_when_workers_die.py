@@ -39,7 +39,7 @@ ALONE = {"batches": unbatched}
 """What stands for the aggregated reply where an API has none of its own: batches are run by any gateway."""
 MARKS = ("http_request_id", "grpc_request_id", "custom_id")
 SHORT = 12
-ROUNDS = 8
+ROUNDS = 30  # at most; fast processors are done before anything happens to them
 
 
 @dataclass

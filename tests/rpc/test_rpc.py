@@ -219,6 +219,13 @@ def test_a_status_without_a_code_of_ours_is_a_defect():
     assert repr(error_from_rpc(error)) == repr(InternalError("UNIMPLEMENTED: Method not found!"))
 
 
+def test_a_call_that_ends_under_a_write_is_lost():
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, (), (), "Internal error from Core", 'Failed "execute_batch"')
+    assert isinstance(error_from_rpc(error), WorkerLost)
+    defect = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, (), (), "a servicer's")
+    assert isinstance(error_from_rpc(defect), InternalError)
+
+
 PEER = textwrap.dedent("""
     import asyncio, sys, time
     from protos import worker_pb2 as pb, worker_pb2_grpc as rpc
