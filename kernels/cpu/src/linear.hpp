@@ -4,8 +4,6 @@
 // every output is one chain of fused multiply-adds over the units in order (AMX: over tiles of 16 units). int8 and int4:
 // the sum of a group is exact, and groups are added in order, scaled, in float32.
 #pragma once
-#include <optional>
-
 #include "epilogue.hpp"
 #include "memory.hpp"
 #include "tile_amx.hpp"
@@ -45,6 +43,8 @@ class PanelRun {
   int panel(int i) const { return i < split_ ? spans_.first.begin / kPanel + i : spans_.second.begin / kPanel + i - split_; }
   // What takes the place of panel `i` in the next group.
   int later(int i) const { return panel(i) + (i < split_ ? split_ : count_ - split_); }
+  // What is multiplied after panel `i`.
+  int after(int i) const { return i + 1 < count_ ? panel(i + 1) : later(0); }
   // Where the spans begin in a row of all these panels.
   int first_at() const { return spans_.first.begin % kPanel; }
   int second_at() const { return split_ * kPanel + spans_.second.begin % kPanel; }
@@ -107,8 +107,7 @@ static void multiply_panels(const Linear& linear, const uint32_t* x, int rows, c
       const int first = own.begin + block * most, count = std::min(most, own.end - first);
       for (int i = 0; i < panels; i++)
         passes.run(linear, count, x + static_cast<size_t>(first) * linear.row_words, linear.panel(run.panel(i)),
-                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i)),
-                    linear.panel(i + 1 < panels ? run.panel(i + 1) : run.later(0))},
+                   {block - here.begin, here.end - here.begin, linear.panel(run.later(i)), linear.panel(run.after(i))},
                    &sums[i * panel_sums]);
       for (int m = 0; m < count; m += kFinishedRows) {
         const int few = std::min(kFinishedRows, count - m);

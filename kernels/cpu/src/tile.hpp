@@ -110,6 +110,8 @@ static void multiply_units(const uint32_t* x, size_t row_words, const uint32_t* 
 
 template <Format format>
 inline constexpr int kGroupWords = format == Format::int8 ? kGroupUnits * kPanel : kInt4GroupWords;
+template <Format format>
+inline constexpr bool kIsGrouped = format == Format::int8 || format == Format::int4;
 // Turns of the innermost loop for a group, or for a unit of formats that have none.
 template <Format format>
 inline constexpr int kTurns = format == Format::int8 ? kGroupUnits : format == Format::int4 ? kGroupUnits / 2 : 1;
@@ -174,10 +176,9 @@ template <Format format, int kRows, Fetch kFetch>
 static void multiply_tile(const Geometry& shape, const uint32_t* x, const uint32_t* words, int first, int end,
                           Share share, float* sums) {
   constexpr int kVecs = tile_vecs<format>(kRows), kPasses = kPanelVecs / kVecs;
-  constexpr bool is_grouped = format == Format::int8 || format == Format::int4;
   share.step = (share.step + kPasses - 1) / kPasses;
   for (int v = 0; v < kPanelVecs; v += kVecs, share.at += (end - first) * kTurns<format> * share.step) {
-    if constexpr (is_grouped)
+    if constexpr (kIsGrouped<format>)
       multiply_groups<format, kRows, kVecs, kFetch>(shape, x, words, v, first, end, share, sums);
     else
       multiply_units<format, kRows, kVecs, kFetch>(x + first * kUnitWords<format>, shape.row_words, words + v * kLanes,
@@ -218,12 +219,11 @@ static void multiply_blocks(const Geometry& shape, int rows, const uint32_t* x, 
 template <Format format>
 static void multiply_panel(const Geometry& shape, int rows, const uint32_t* x, const uint32_t* words, const Pass& pass,
                            float* sums) {
-  constexpr bool is_grouped = format == Format::int8 || format == Format::int4;
-  const int count = is_grouped ? shape.groups : shape.units;
+  const int count = kIsGrouped<format> ? shape.groups : shape.units;
   for (int i = 0; i < rows * kPanel; i += kLanes) store(sums + i, Vec{});
   if (tile_vecs<format>(rows) == kPanelVecs)
     return multiply_rows<format, Fetch::near>(shape, rows, x, words, 0, count, {}, sums);
-  if constexpr (is_grouped)
+  if constexpr (kIsGrouped<format>)
     return multiply_blocks<format, kBlockGroups, kBlockGroups * kGroupWords<format>>(  //
         shape, rows, x, words, count, pass, sums);
   if constexpr (kShortBlockRows > 0)
