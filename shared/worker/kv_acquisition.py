@@ -36,6 +36,9 @@ MAX_BLOCKS_PER_PULL = 512  # so that a long prefix becomes usable piece by piece
 class AcquisitionReport:
     """Where a prompt's blocks came from and what it took; owned by the acquisition until it returns.
 
+    The counts of blocks are right at any time: choices that share the prompt may have their first token, with which the
+    client is told what was cached, before the acquisition goes on from the fetch that brought it.
+
     Attributes:
         local_blocks: Found in this worker's cache.
         held_blocks: Fetched from the own tier or from another holder's cache.
@@ -142,7 +145,7 @@ class KvAcquisition:
             if is_last_resort and not self._is_worth_fetching(holder_id, end):
                 self.report.skipped_blocks += max(0, end - self._held)
                 continue
-            self.report.held_blocks += await self._fetch(holder_id, hint.holder.incarnation, end)
+            await self._fetch(holder_id, hint.holder.incarnation, end)
 
     def _is_worth_fetching(self, holder_id: str, end: int) -> bool:
         num_blocks = end - self._held
@@ -182,9 +185,8 @@ class KvAcquisition:
                 sealed = await asyncio.wait_for(progress.beyond(self._held), self._prefill_timeout_s)
                 if sealed <= self._held:
                     break
-                fetched = await self._fetch(peer.worker_id, peer.transfer_incarnation, sealed)
-                self.report.prefilled_blocks += fetched
-                if not fetched:
+                self.report.prefill_cached_blocks = progress.cached_blocks
+                if not await self._fetch(peer.worker_id, peer.transfer_incarnation, sealed, is_prefilled=True):
                     break
         except TimeoutError:
             log.warning("prefill_timed_out", session_id=self._sequence.session_id, worker_id=peer.worker_id)
@@ -194,11 +196,10 @@ class KvAcquisition:
                 helper.cancel()
             if progress.error:
                 log.warning("prefill_failed", worker_id=peer.worker_id, error=progress.error)
-            self.report.prefill_cached_blocks = progress.cached_blocks
             self.report.prefill_s += (progress.last_s or time.monotonic()) - started_s
             self.report.prefill_worker = peer.worker_id
 
-    async def _fetch(self, holder_id: str, incarnation: str, end: int) -> int:
+    async def _fetch(self, holder_id: str, incarnation: str, end: int, *, is_prefilled: bool = False) -> int:
         """Fetches blocks `[held, end)` from one holder; returns how many were verified and committed."""
         started_s, before = time.monotonic(), self._held
         while self._held < end:
@@ -209,19 +210,24 @@ class KvAcquisition:
             self._life.apply(KvEvent.FETCH)
             pull = Pull(self._sequence.session_id, holder_id, incarnation, wanted[: len(block_ids)], block_ids)
             # Shielded: a cancelled acquisition must not forget slots that the transport still writes.
-            committed = await asyncio.shield(asyncio.ensure_future(self._pull_and_settle(pull)))
+            committed = await asyncio.shield(asyncio.ensure_future(self._pull_and_settle(pull, is_prefilled)))
             self._held += committed
             if committed < len(wanted):
                 break
         self.report.fetch_s += time.monotonic() - started_s
         return self._held - before
 
-    async def _pull_and_settle(self, pull: Pull) -> int:
-        """One pull and the fate of each of its slots: committed, freed, or quarantined."""
+    async def _pull_and_settle(self, pull: Pull, is_prefilled: bool) -> int:
+        """One pull and the fate of each of its slots: committed and counted, freed, or quarantined."""
         try:
-            return await self._pull(pull)
+            committed = await self._pull(pull)
         finally:
             self._life.apply(KvEvent.SETTLE)
+        if is_prefilled:
+            self.report.prefilled_blocks += committed
+        else:
+            self.report.held_blocks += committed
+        return committed
 
     async def _pull(self, pull: Pull) -> int:
         block_ids = list(pull.block_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 
 import pytest
@@ -96,6 +97,16 @@ class OnePeer:
         return self.peer
 
 
+class Computing(rpc.WorkerServicer):
+    """Says that it has computed everything, the first `NUM_CACHED` blocks for somebody before."""
+
+    NUM_CACHED = 2
+
+    async def Prefill(self, request, context):
+        yield pb.PrefillProgress(sealed_blocks=request.num_blocks, cached_blocks=self.NUM_CACHED)
+        await asyncio.Event().wait()
+
+
 class Hanging(rpc.WorkerServicer):
     """Takes calls and answers none."""
 
@@ -105,6 +116,18 @@ class Hanging(rpc.WorkerServicer):
 
     async def Status(self, request, context):
         await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def serving(worker):
+    """A prefill worker for `acquisition(peers=...)`."""
+    server = new_server()
+    rpc.add_WorkerServicer_to_server(worker, server)
+    address = bind_tcp(server, "127.0.0.1", 0)
+    await server.start()
+    async with open_channel(address) as channel:
+        yield OnePeer(channel)
+    await server.stop(0)
 
 
 def acquisition(engine, link, sequence, costs=None, peers=None, prefill_timeout_s=1):
@@ -211,16 +234,29 @@ async def test_what_is_cheaper_computed_is_not_fetched_unless_a_prefill_worker_w
     assert (report.held_blocks, report.skipped_blocks) == (4, 0)
 
 
+async def test_what_came_from_where_is_known_as_soon_as_a_choice_can_share_it(engine, monkeypatch):
+    """Whoever shares the prompt may have a token, and say what was cached, before the acquisition is over."""
+    commit, seen = engine.commit, []
+
+    def commit_and_look(*args):
+        commit(*args)
+        report = search.report
+        asyncio.get_running_loop().call_soon(
+            lambda: seen.append((report.held_blocks, report.prefilled_blocks, report.prefill_cached_blocks))
+        )
+
+    monkeypatch.setattr(engine, "commit", commit_and_look)
+    async with serving(Computing()) as peers, asyncio.timeout(20):
+        link = FakeLink({"peer": range(1), "prefill-0": range(PROMPT_BLOCKS)})
+        search = acquisition(engine, link, submit(engine), peers=peers, prefill_timeout_s=600)
+        await search.run([hint("peer", 1)], [pb.PeerRef(worker_id="prefill-0", incarnation="i")])
+    assert seen == [(1, 0, 0), (1, PROMPT_BLOCKS - 1, Computing.NUM_CACHED)]
+
+
 async def test_a_prefill_worker_that_answers_nothing_is_not_waited_for(engine, monkeypatch):
     monkeypatch.setattr(silence, "QUIET_S", 0.1)
     monkeypatch.setattr(silence, "ANSWER_WITHIN_S", 0.3)
-    server = new_server()
-    rpc.add_WorkerServicer_to_server(Hanging(), server)
-    address = bind_tcp(server, "127.0.0.1", 0)
-    await server.start()
-    sequence = submit(engine)
-    async with open_channel(address) as channel, asyncio.timeout(20):
-        search = acquisition(engine, FakeLink({}), sequence, peers=OnePeer(channel), prefill_timeout_s=600)
+    async with serving(Hanging()) as peers, asyncio.timeout(20):
+        search = acquisition(engine, FakeLink({}), submit(engine), peers=peers, prefill_timeout_s=600)
         report = await search.run((), [pb.PeerRef(worker_id="prefill-0", incarnation="i")])
-    await server.stop(0)
     assert (report.mode, report.prefill_worker) == ("local", "prefill-0")
