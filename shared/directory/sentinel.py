@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -9,10 +10,27 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 SENTINEL_MARK = "+sentinel"
 
 _DEFAULT_PORT = 26379
+
+
+class _OneSentinel(Redis):
+    """Given up after `limit_s` seconds, connecting included: then the next one is asked.
+
+    redis-py's own `socket_timeout` would do that for each step, and with `asyncio.wait_for`.
+    """
+
+    limit_s: float
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            async with asyncio.timeout(self.limit_s):
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except TimeoutError as exc:
+            raise RedisTimeoutError(f"no answer within {self.limit_s:g} s") from exc
 
 
 def connect_sentinel(url: str, timeout_s: float) -> Redis:
@@ -22,7 +40,8 @@ def connect_sentinel(url: str, timeout_s: float) -> Redis:
         url: `redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/database]`, or `rediss+sentinel://`
             for TLS to all of them. `?sentinel_password=` (and `sentinel_username`) is the Sentinels' own; a PEM file of
             authorities is `?ssl_ca_certs=`.
-        timeout_s: For asking one Sentinel.
+        timeout_s: Until the master must have answered; each Sentinel has its share of that, so that some which say
+            nothing are not in the way of one that does.
 
     Raises:
         ValueError: No such URL.
@@ -40,14 +59,16 @@ def connect_sentinel(url: str, timeout_s: float) -> Redis:
     asking = {
         "username": options.get("sentinel_username"),
         "password": options.get("sentinel_password"),
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         **security,
     }
     addresses = [_host_and_port(host) for host in hosts.split(",")]
-    sentinel = Sentinel(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel([])  # type: ignore[no-untyped-call]
+    for host, port in addresses:
+        one = _OneSentinel(host=host, port=port, **asking)
+        one.limit_s = timeout_s / (len(addresses) + 1)  # the master has a share as well
+        sentinel.sentinels.append(one)
     master: Redis = sentinel.master_for(
         service,
         db=int(database or 0),

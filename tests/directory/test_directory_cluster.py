@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -14,7 +15,7 @@ from shared.directory.client import Directory
 from shared.directory.records import GatewayRecord
 from shared.directory.redis_server import RedisServer
 from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
-from tests.directory.waiting import until, until_found
+from tests.directory.waiting import assert_cancelled_at_any_turn, until, until_found
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -31,13 +32,23 @@ def command(url, *arguments):
         return connection.recv(1 << 16).decode()
 
 
+def free_port():
+    """Of a node that talks to the others at its port + 10,000; below what the kernel gives to connections."""
+    while True:
+        port = random.randrange(20_000, 22_700)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
 class Cluster:
     """Masters with a third of the slots each, then as many replicas of them, in order."""
 
     def __init__(self, folder, stack, num_masters=3, num_replicas=0, **settings):
         settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", **settings}
         self.servers = [stack.enter_context(RedisServer(settings=settings)) for _ in range(num_masters + num_replicas)]
-        self.urls = [server.start(folder / str(index)) for index, server in enumerate(self.servers)]
+        self.urls = [server.start(folder / str(index), free_port()) for index, server in enumerate(self.servers)]
         for index, url in enumerate(self.urls):
             if index < num_masters:
                 first, end = (NUM_SLOTS * number // num_masters for number in (index, index + 1))
@@ -105,6 +116,10 @@ async def test_any_node_that_lives_leads_to_the_cluster(make_cluster):
     url = cluster.url(2).replace("redis+cluster://", f"redis+cluster://127.0.0.1:{dead},")
     async with Directory(url, heartbeat_s=0.3, lookup_timeout_s=0.5) as directory:
         await until(lambda: directory.healthy)
+
+
+async def test_a_question_to_a_cluster_can_be_cancelled_at_any_time(make_cluster):
+    await assert_cancelled_at_any_turn(make_cluster().url(0))
 
 
 async def test_a_map_that_takes_longer_to_read_than_a_command_may_is_read_all_the_same(make_cluster, monkeypatch):

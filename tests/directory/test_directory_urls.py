@@ -25,7 +25,7 @@ from shared.directory.redis_server import find_redis_binary
 from shared.errors import ConfigurationError
 from shared.identity import Fingerprint, extend_hashes, namespace_hash, new_incarnation
 from shared.rpc import PeerRole
-from tests.directory.waiting import until, until_found
+from tests.directory.waiting import assert_cancelled_at_any_turn, until, until_found
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -158,6 +158,18 @@ async def test_after_a_failover_the_directory_lives_on_at_the_new_master(sentine
         assert directory.gateways() == (GATEWAY,)
         await until(lambda: directory.healthy, timeout_s=30)
         await until_found(directory, HASHES, {holder.index: 6}, timeout_s=20)
+
+
+async def test_a_sentinel_that_says_nothing_is_not_in_the_way_of_the_next(sentinel_url):
+    async with await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        url = sentinel_url[0].replace("127.0.0.1:1,", f"127.0.0.1:{port},")
+        async with Directory(url, heartbeat_s=0.3) as directory:
+            await until(lambda: directory.healthy)
+
+
+async def test_a_question_to_a_sentinel_can_be_cancelled_at_any_time(sentinel_url):
+    await assert_cancelled_at_any_turn(sentinel_url[0])
 
 
 @pytest.mark.parametrize(
