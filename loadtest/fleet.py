@@ -39,6 +39,7 @@ class Fleet:
     def __init__(self, redis_url: str) -> None:
         self._directory = Directory(redis_url, heartbeat_s=0.4, watch=(WorkerRecord, TransferRecord))
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._silent: dict[str, str] = {}  # address of who did not answer: why
 
     async def __aenter__(self) -> Self:
         await self._directory.start()
@@ -118,7 +119,11 @@ class Fleet:
         deadline_s = time.perf_counter() + timeout_s
         while (ready := sum(status.ready for status in await self.statuses())) < num_workers:
             if time.perf_counter() > deadline_s:
-                raise TimeoutError(f"{ready} of {num_workers} workers are ready after {timeout_s:g} s")
+                raise TimeoutError(
+                    f"{ready} of {num_workers} workers are ready after {timeout_s:g} s; the directory "
+                    f"{'knows' if self._directory.healthy else 'is away and knew'} {self.addresses()}, "
+                    f"no answer from {self._silent}"
+                )
             await asyncio.sleep(0.05)
 
     async def _ask(self, address: str) -> pb.StatusReply | None:
@@ -128,8 +133,10 @@ class Fleet:
             reply: pb.StatusReply = await rpc.WorkerStub(self._channels[address]).Status(
                 pb.StatusRequest(), timeout=ASK_TIMEOUT_S
             )
-        except grpc.aio.AioRpcError:
+        except grpc.aio.AioRpcError as exc:
+            self._silent[address] = f"{exc.code().name}: {exc.details()}"
             return None
+        self._silent.pop(address, None)
         return reply
 
 
