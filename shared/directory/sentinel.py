@@ -20,7 +20,8 @@ _DEFAULT_PORT = 26379
 class _OneSentinel(Redis):
     """Given up after `limit_s` seconds, connecting included: then the next one is asked.
 
-    redis-py's own `socket_timeout` would do that for each step, and with `asyncio.wait_for`.
+    redis-py's own `socket_timeout` is for each step, and with `asyncio.wait_for`, which in Python 3.11 swallows a
+    cancellation that comes as what it waits for ends.
     """
 
     limit_s: float
@@ -59,6 +60,7 @@ def connect_sentinel(url: str, timeout_s: float) -> Redis:
     asking = {
         "username": options.get("sentinel_username"),
         "password": options.get("sentinel_password"),
+        "socket_timeout": None,
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         **security,
@@ -74,6 +76,7 @@ def connect_sentinel(url: str, timeout_s: float) -> Redis:
         db=int(database or 0),
         username=unquote(user) or None,
         password=unquote(password) or None,
+        socket_timeout=None,  # our own time-outs bound it
         socket_connect_timeout=timeout_s,
         protocol=2,
         retry=Retry(NoBackoff(), 0),

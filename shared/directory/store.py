@@ -16,7 +16,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError
 
-from shared.cancellation import keeping_cancellation
 from shared.directory.breaker import CircuitBreaker
 from shared.directory.lookup_connections import LookupConnections
 from shared.directory.redis_cluster import CLUSTER_MARK, ClusterMap, connect_cluster
@@ -84,9 +83,8 @@ class RedisStore:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            with keeping_cancellation():
-                async with asyncio.timeout(self._lookup_timeout_s):
-                    return await self._get_many(keys)
+            async with asyncio.timeout(self._lookup_timeout_s):
+                return await self._get_many(keys)
         except TimeoutError as exc:
             # Where this process itself was held up, the time-out says nothing about Redis.
             if loop.time() - started < self._lookup_timeout_s + _LATE_LOOP_S:
@@ -102,9 +100,8 @@ class RedisStore:
             StoreDown: Any of them failed.
         """
         try:
-            with keeping_cancellation():
-                async with asyncio.timeout(self._background_timeout_s):
-                    replies = await self._pipeline(commands)
+            async with asyncio.timeout(self._background_timeout_s):
+                replies = await self._pipeline(commands)
         except (*_FAILURES, TimeoutError) as exc:
             self._failed(exc)
             if self._map is not None and not self._map.is_being_read:

@@ -95,7 +95,9 @@ def assert_equal_streams(disturbed: dict, undisturbed: dict) -> None:
 
 def assert_first_loss(reply: dict, code: str) -> None:
     """A machine too crowded to answer a ping in time costs a further migration, and no token either."""
-    assert reply["timing"]["migrations"][0] == code
+    first, *further = reply["timing"]["migrations"]
+    assert first == code
+    assert set(further) <= {"worker_lost"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
